@@ -1,0 +1,164 @@
+"""Specs: ``name(key=value)`` on the command line is ``package/name.py``'s ``build(key=value)``.
+
+There is no table of names. A spec names a file of a package (``kd_keras.losses``) or a public function of a
+module (``kd_keras.schedules``), and its keywords are that builder's own arguments, so a new file is a new name.
+Text is parsed with `ast`, never evaluated.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kd_keras.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """A name and its keywords: literals, or further specs (a schedule, a backbone).
+
+    ``str()`` gives the canonical text, from which `parse` makes an equal spec.
+    """
+
+    name: str
+    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.name}({', '.join(f'{key}={_text(value)}' for key, value in self.kwargs.items())})"
+
+
+def _text(value: Any) -> str:
+    return str(value) if isinstance(value, Spec) else repr(value)
+
+
+def parse(text: str) -> Spec:
+    """Parses one spec.
+
+    Args:
+        text: ``"kd(weight=0.9, temperature=4.0)"``; the parentheses may be left out.
+
+    Raises:
+        InputError: the text is no spec, or holds more than one.
+    """
+    specs = parse_many(text)
+    if len(specs) != 1:
+        raise InputError(f"{text!r} names {len(specs)} specs where one is taken: give a single name(key=value)")
+    return specs[0]
+
+
+def parse_many(text: str) -> list[Spec]:
+    """Parses specs joined by ``+``; empty text (or ``none``) is an empty list.
+
+    Raises:
+        InputError: the text is not a sum of specs.
+    """
+    if text.strip() in ("", "none"):
+        return []
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError) as error:
+        raise InputError(f"{text!r} cannot be read as name(key=value) + …: check its brackets and quotes") from error
+    return [_spec(node, text) for node in _terms(tree)]
+
+
+def _terms(node: ast.expr) -> Iterator[ast.expr]:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        yield from _terms(node.left)
+        yield from _terms(node.right)
+    else:
+        yield node
+
+
+def _spec(node: ast.expr, text: str) -> Spec:
+    if isinstance(node, ast.Name):
+        return Spec(node.id)
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+        raise InputError(f"{ast.unparse(node)!r} in {text!r} is not a spec: write name(key=value)")
+    if node.args or any(keyword.arg is None for keyword in node.keywords):
+        raise InputError(f"{ast.unparse(node)!r} has a value without a key: write name(key=value)")
+    return Spec(node.func.id, {keyword.arg: _value(keyword.value, text) for keyword in node.keywords})
+
+
+def _value(node: ast.expr, text: str) -> Any:
+    if isinstance(node, (ast.Call, ast.Name)):
+        return _spec(node, text)
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError) as error:
+        message = f"{ast.unparse(node)!r} in {text!r} is neither a literal nor a spec: put text in quotes"
+        raise InputError(message) from error
+
+
+def names(package: str) -> list[str]:
+    """The names that a package or module offers, sorted; a package's files are listed without importing them.
+
+    Args:
+        package: dotted name, such as ``"kd_keras.losses"`` or ``"kd_keras.schedules"``.
+    """
+    found = importlib.util.find_spec(package)
+    if found.submodule_search_locations is None:
+        return sorted(importlib.import_module(package).__all__)
+    files = pkgutil.iter_modules(found.submodule_search_locations)
+    return sorted(file.name for file in files if not file.name.startswith("_"))
+
+
+def builder(package: str, name: str):
+    """The function that builds ``name``.
+
+    Raises:
+        InputError: the package has no such name; the message lists the known ones and the closest.
+    """
+    known = names(package)
+    if name not in known:
+        kind = package.rpartition(".")[2]
+        raise InputError(f"unknown name {name!r} in {kind}: known are {', '.join(known)}{_closest(name, known)}")
+    if importlib.util.find_spec(package).submodule_search_locations is None:
+        return getattr(importlib.import_module(package), name)
+    return importlib.import_module(f"{package}.{name}").build
+
+
+def check(package: str, spec: Spec, given: tuple[str, ...] = ()) -> None:
+    """Checks that a spec's name and keys exist, without building anything.
+
+    Args:
+        package: where the name is looked up.
+        spec: what was asked for.
+        given: keys that the caller adds itself, and that a spec must not name.
+
+    Raises:
+        InputError: unknown name, unknown key, or a required key left out.
+    """
+    parameters = inspect.signature(builder(package, spec.name)).parameters.values()
+    known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in given]
+    for key in spec.kwargs:
+        if key not in known:
+            keys = ", ".join(known) or "none"
+            raise InputError(f"{spec.name} has no key {key!r}: known keys are {keys}{_closest(key, known)}")
+    for p in parameters:
+        if p.name in known and p.default is p.empty and p.name not in spec.kwargs:
+            raise InputError(f"{spec} lacks the key {p.name!r}: write {spec.name}({p.name}=…)")
+
+
+def build(package: str, spec: Spec, **given: Any) -> Any:
+    """Builds what a spec names: ``package/name.py``'s ``build(**keys)``.
+
+    Args:
+        package: where the name is looked up.
+        spec: name and keys.
+        **given: what the caller adds (``num_classes``, ``input_shape`` …).
+
+    Raises:
+        InputError: see `check`.
+    """
+    check(package, spec, tuple(given))
+    return builder(package, spec.name)(**given, **spec.kwargs)
+
+
+def _closest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
