@@ -20,16 +20,19 @@ from kd_keras.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """A name and its keywords: literals, or further specs (a schedule, a backbone).
+    """A name and its values: literals, or further specs (a schedule, a backbone).
 
-    ``str()`` gives the canonical text, from which `parse` makes an equal spec.
+    Values without a key (``args``) stand for the builder's first keys. ``str()`` gives the canonical text, from which
+    `parse` makes an equal spec.
     """
 
     name: str
     kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    args: tuple = ()
 
     def __str__(self) -> str:
-        return f"{self.name}({', '.join(f'{key}={_text(value)}' for key, value in self.kwargs.items())})"
+        values = [*map(_text, self.args), *(f"{key}={_text(value)}" for key, value in self.kwargs.items())]
+        return f"{self.name}({', '.join(values)})"
 
 
 def _text(value: Any) -> str:
@@ -79,9 +82,10 @@ def _spec(node: ast.expr, text: str) -> Spec:
         return Spec(node.id)
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
         raise InputError(f"{ast.unparse(node)!r} in {text!r} is not a spec: write name(key=value)")
-    if node.args or any(keyword.arg is None for keyword in node.keywords):
-        raise InputError(f"{ast.unparse(node)!r} has a value without a key: write name(key=value)")
-    return Spec(node.func.id, {keyword.arg: _value(keyword.value, text) for keyword in node.keywords})
+    if any(keyword.arg is None for keyword in node.keywords):
+        raise InputError(f"{ast.unparse(node)!r} unpacks a dict: write name(key=value)")
+    kwargs = {keyword.arg: _value(keyword.value, text) for keyword in node.keywords}
+    return Spec(node.func.id, kwargs, tuple(_value(value, text) for value in node.args))
 
 
 def _value(node: ast.expr, text: str) -> Any:
@@ -122,7 +126,7 @@ def builder(package: str, name: str):
     return importlib.import_module(f"{package}.{name}").build
 
 
-def check(package: str, spec: Spec, given: tuple[str, ...] = ()) -> None:
+def check(package: str, spec: Spec, given: tuple[str, ...] = ()) -> dict[str, Any]:
     """Checks that a spec's name and keys exist, without building anything.
 
     Args:
@@ -130,18 +134,28 @@ def check(package: str, spec: Spec, given: tuple[str, ...] = ()) -> None:
         spec: what was asked for.
         given: keys that the caller adds itself, and that a spec must not name.
 
+    Returns:
+        The spec's values by key.
+
     Raises:
         InputError: unknown name, unknown key, or a required key left out.
     """
     parameters = inspect.signature(builder(package, spec.name)).parameters.values()
     known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in given]
-    for key in spec.kwargs:
+    keys = ", ".join(known) or "none"
+    if len(spec.args) > len(known):
+        raise InputError(f"{spec} has {len(spec.args)} values without a key: known keys are {keys}")
+    values = dict(zip(known, spec.args, strict=False))
+    for key, value in spec.kwargs.items():
         if key not in known:
-            keys = ", ".join(known) or "none"
             raise InputError(f"{spec.name} has no key {key!r}: known keys are {keys}{_closest(key, known)}")
+        if key in values:
+            raise InputError(f"{spec} gives {key!r} twice: once without its key, once with it")
+        values[key] = value
     for p in parameters:
-        if p.name in known and p.default is p.empty and p.name not in spec.kwargs:
+        if p.name in known and p.default is p.empty and p.name not in values:
             raise InputError(f"{spec} lacks the key {p.name!r}: write {spec.name}({p.name}=…)")
+    return values
 
 
 def build(package: str, spec: Spec, **given: Any) -> Any:
@@ -155,8 +169,8 @@ def build(package: str, spec: Spec, **given: Any) -> Any:
     Raises:
         InputError: see `check`.
     """
-    check(package, spec, tuple(given))
-    return builder(package, spec.name)(**given, **spec.kwargs)
+    values = check(package, spec, tuple(given))
+    return builder(package, spec.name)(**given, **values)
 
 
 def _closest(word: str, known: list[str]) -> str:

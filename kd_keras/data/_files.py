@@ -1,0 +1,85 @@
+"""Finding the files of published data sets: in the user's folder, in Keras' cache, or by download."""
+
+import hashlib
+import os
+import pathlib
+import socket
+
+import keras
+
+from kd_keras.errors import InputError
+
+# A host that does not answer must end in a message, not in a hanging run.
+_TIMEOUT_SECONDS = 10.0
+
+
+def existing_folder(folder: str | os.PathLike, key: str = "folder") -> pathlib.Path:
+    """The user's folder as a path.
+
+    Raises:
+        InputError: it does not exist, or is no folder.
+    """
+    if not isinstance(folder, (str, os.PathLike)):
+        raise InputError(f"{key}={folder!r} is not a path: give the folder's name in quotes")
+    path = pathlib.Path(folder).expanduser()
+    if not path.is_dir():
+        problem = "is a file" if path.exists() else "does not exist"
+        raise InputError(f"{key}={str(folder)!r} {problem}: give the folder that holds the data")
+    return path
+
+
+def cache_folder(name: str = "") -> pathlib.Path:
+    """Keras' cache of data sets (``$KERAS_HOME/datasets``, by default ``~/.keras/datasets``), or a folder in it."""
+    home = os.environ.get("KERAS_HOME") or os.path.join("~", ".keras")
+    return pathlib.Path(home).expanduser() / "datasets" / name
+
+
+def fetch(url: str, file_hash: str, instead: str, *, target: str, subdir: str = "", extract: bool = False) -> pathlib.Path:
+    """Downloads a file to Keras' cache, once.
+
+    Args:
+        url: where it lies.
+        file_hash: published MD5 or SHA-256, hexadecimal.
+        instead: what the user can do without a network, the end of the error message.
+        target: the file's name in the cache (with ``extract``: the extracted folder's).
+        subdir: folder of the cache.
+        extract: unpack the archive.
+
+    Returns:
+        The file, or the extracted folder.
+
+    Raises:
+        InputError: the download fails, or the cache holds another file under that name.
+    """
+    folder = cache_folder(subdir)
+    archive = folder / (f"{target}_archive" if extract else target)
+    # Keras deletes a file whose hash differs, though the user may have put it there: look first.
+    if archive.exists() and _digest(archive, file_hash) != file_hash:
+        raise InputError(f"{archive} is not the published file (its hash differs): move it away, or {instead}")
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_TIMEOUT_SECONDS)
+    try:
+        # Keras falls back to a temporary folder unless its home exists.
+        folder.mkdir(parents=True, exist_ok=True)
+        path = keras.utils.get_file(
+            target,
+            url,
+            file_hash=file_hash,
+            extract=extract,
+            cache_dir=str(cache_folder().parent),
+            cache_subdir=os.path.join("datasets", subdir) if subdir else "datasets",
+        )
+    except Exception as error:  # Keras raises plain Exception for a failed download
+        reason = " ".join(str(error).split())
+        raise InputError(f"could not download {url} ({reason}): {instead}") from error
+    finally:
+        socket.setdefaulttimeout(before)
+    return pathlib.Path(path)
+
+
+def _digest(path: pathlib.Path, like: str) -> str:
+    digest = hashlib.sha256() if len(like) == 64 else hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,506 @@
+"""A student model trained by a teacher: `Distiller`, and `Taps`, which reads a model's intermediates by name.
+
+TensorFlow only: `train_step` differentiates with `tf.GradientTape`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from kd_keras.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What a training batch holds.
+
+    Attributes:
+        image: (B, H, W, C).
+        label: classes (B,), or class weights (B, K); None when predicting.
+        sample_weight: (B,) or None.
+        index: number of each sample in its split (B,), or None.
+        teacher: the teacher's taps for these very views, by name; where given, the teacher is not run.
+    """
+
+    image: Any
+    label: Any = None
+    sample_weight: Any = None
+    index: Any = None
+    teacher: Any = None
+
+
+def unpack_batch(data) -> Batch:
+    """Reads a batch in any form that Keras or the pipeline gives.
+
+    Args:
+        data: ``image``, ``(image, label)``, ``(image, label, sample_weight)``, or a dict with the fields of `Batch`;
+            such a dict may also stand in the image's place, as `Distiller.fit` passes it through Keras.
+    """
+    image, label, weight = (*data, None, None)[:3] if isinstance(data, (tuple, list)) else (data, None, None)
+    if not _is_batch_dict(image):
+        return Batch(image, label, weight)
+    fields = {key: image[key] for key in ("image", "label", "sample_weight", "index", "teacher") if key in image}
+    given = {"label": label, "sample_weight": weight}
+    return Batch(**{**fields, **{key: value for key, value in given.items() if value is not None}})
+
+
+def _is_batch_dict(value) -> bool:
+    return isinstance(value, Mapping) and "image" in value
+
+
+def _through_keras(data):
+    """A data set of batch dicts as (dict, label, sample_weight), which is what Keras' own code takes apart."""
+    if not isinstance(data, tf.data.Dataset):
+        return data
+    if not (_is_batch_dict(data.element_spec) and "label" in data.element_spec):
+        return data
+
+    def split(batch):
+        rest = {key: value for key, value in batch.items() if key not in ("label", "sample_weight")}
+        weight = (batch["sample_weight"],) if "sample_weight" in batch else ()
+        return (rest, batch["label"], *weight)
+
+    return data.map(split)
+
+
+class Taps:
+    """Reads named intermediates of a model in one forward pass.
+
+    In a functional or Sequential model every layer's name is a tap, and ``logits`` is the output. A subclassed model
+    offers what its own ``taps(x, training)`` method returns (a dict with ``logits`` in it), or else logits only.
+
+    A final softmax is taken off: ``logits`` are what went into it.
+
+    Args:
+        model: a built `keras.Model` with one input and one output of shape (B, K).
+        role: how the model is called in messages.
+
+    Attributes:
+        model: the model, as it was given.
+        names: the taps on offer.
+        input_shape: (H, W, C) …
+        num_classes: K.
+
+    Raises:
+        InputError: the model is not built, has several inputs or outputs, or ends in a softmax that can't be removed.
+    """
+
+    def __init__(self, model: keras.Model, role: str = "model"):
+        self.model, self.role = model, role
+        self._functions: dict[tuple[str, ...], Callable] = {}
+        # Functional and Sequential models are graphs of operations; only those can be cut at a layer.
+        self._is_graph = bool(getattr(model, "operations", None)) or isinstance(model, keras.Sequential)
+        if not model.built:
+            raise InputError(f"the {role} is not built: call it once on a batch, or give it an Input")
+        if self._is_graph:
+            self._read_graph()
+        else:
+            self._read_subclassed()
+        self.names = list(self._shapes)
+        logits = self._shapes["logits"]
+        if len(logits) != 2 or logits[1] is None:
+            raise InputError(f"the {role}'s output has shape {logits}: a classifier's is (batch, classes)")
+        self.num_classes = logits[1]
+
+    def _read_graph(self):
+        model = self.model
+        if len(model.inputs) != 1 or len(model.outputs) != 1:
+            counts = f"{len(model.inputs)} inputs and {len(model.outputs)} outputs"
+            raise InputError(f"the {self.role} has {counts}: a classifier has one of each")
+        self.input_shape = tuple(model.inputs[0].shape[1:])
+        tensors = {}
+        for layer in model.layers:
+            if not isinstance(layer, keras.layers.InputLayer) and len(layer._inbound_nodes) == 1:
+                outputs = tf.nest.flatten(layer.output)
+                if len(outputs) == 1:
+                    tensors[layer.name] = outputs[0]
+        tensors["logits"] = self._logits(model)
+        self._tensors = tensors
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+    def _logits(self, model):
+        output = model.outputs[0]
+        last = output._keras_history.operation
+        if not _ends_in_softmax(last):
+            return output
+        if isinstance(last, (keras.layers.Softmax, keras.layers.Activation)):
+            return last.input
+        if isinstance(last, keras.layers.Dense):
+            logits = ops.matmul(last.input, last.kernel)
+            return logits if last.bias is None else ops.add(logits, last.bias)
+        raise self._softmax_error(last)
+
+    def _softmax_error(self, layer):
+        return InputError(f"the {self.role} ends in a softmax inside {layer.name!r}, which can't be taken off: "
+                          "let the model return logits")  # fmt: skip
+
+    def _read_subclassed(self):
+        model = self.model
+        config = model.get_build_config() or {}
+        shape = config.get("input_shape")
+        if not isinstance(shape, (tuple, list)) or any(size is None for size in shape[1:]):
+            raise InputError(f"the {self.role}'s input shape is not known: call it once on a batch of images")
+        if model.layers and _ends_in_softmax(model.layers[-1]):
+            raise self._softmax_error(model.layers[-1])
+        self.input_shape = tuple(shape[1:])
+        outputs = self._call_subclassed(ops.zeros((1, *self.input_shape)), training=False)
+        if "logits" not in outputs:
+            raise InputError(f"the {self.role}'s taps() returns {', '.join(outputs)}: 'logits' has to be among them")
+        self._shapes = {name: (None, *value.shape[1:]) for name, value in outputs.items()}
+
+    def _call_subclassed(self, x, training):
+        if hasattr(self.model, "taps"):
+            return self.model.taps(x, training=training)
+        return {"logits": self.model(x, training=training)}
+
+    def shapes(self, names: Sequence[str]) -> dict[str, tuple]:
+        """Shapes (None, …) of the named taps."""
+        return {name: self._shapes[name] for name in names}
+
+    def require(self, names: Sequence[str]) -> None:
+        """Raises InputError where a tap does not exist."""
+        for name in names:
+            if name not in self._shapes:
+                raise InputError(f"the {self.role} has no tap {name!r}: it has {', '.join(self.names)}")
+
+    def __call__(self, x, names: Sequence[str], training: bool) -> dict[str, Any]:
+        """The named taps for images (B, H, W, C); ``logits`` in float32. The model runs once."""
+        names = tuple(names)
+        if self._is_graph:
+            if names not in self._functions:
+                outputs = {name: self._tensors[name] for name in names}
+                self._functions[names] = keras.Model(self.model.inputs, outputs)
+            outputs = self._functions[names](x, training=training)
+        else:
+            outputs = self._call_subclassed(x, training)
+        return {name: ops.cast(outputs[name], "float32") if name == "logits" else outputs[name] for name in names}
+
+
+def _ends_in_softmax(layer) -> bool:
+    while isinstance(layer, keras.Model) and layer.layers:
+        layer = layer.layers[-1]
+    return isinstance(layer, keras.layers.Softmax) or getattr(layer, "activation", None) is keras.activations.softmax
+
+
+class _Untracked:
+    """Holds something that Keras must not find: not in weights, not in checkpoints, not in `summary`."""
+
+    def __init__(self, value=None):
+        self.value = value
+
+
+@keras.saving.register_keras_serializable(package="kd_keras")
+class Accuracy(keras.metrics.Mean):
+    """Share of samples whose largest logit is the label, for classes (B,) and for class weights (B, K) alike.
+
+    After mixup the training labels are class weights while the validation labels are classes, and a metric of Keras'
+    is settled on one form by the first batch.
+    """
+
+    def __init__(self, name="accuracy", dtype=None):
+        super().__init__(name=name, dtype=dtype)
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        right = ops.equal(hard_labels(y_true), ops.cast(ops.argmax(y_pred, axis=-1), "int32"))
+        if sample_weight is not None:
+            sample_weight = ops.reshape(sample_weight, (-1,))
+        return super().update_state(ops.cast(right, self.dtype), sample_weight)
+
+
+def hard_labels(labels):
+    """Classes (B,) int32 of labels in either form; of class weights, the largest."""
+    if len(labels.shape) == 2 and labels.shape[-1] != 1:
+        return ops.cast(ops.argmax(labels, axis=-1), "int32")
+    return ops.cast(ops.reshape(labels, (-1,)), "int32")
+
+
+def cross_entropy(labels, logits):
+    """Hard-label cross-entropy (B,) of labels in either form."""
+    if len(labels.shape) == 2 and labels.shape[-1] != 1:
+        return -ops.sum(ops.cast(labels, "float32") * ops.log_softmax(logits), axis=-1)
+    return ops.sparse_categorical_crossentropy(hard_labels(labels), logits, from_logits=True)
+
+
+class _EpochClock(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        self.model.epoch.assign(epoch)
+
+
+@keras.saving.register_keras_serializable(package="kd_keras")
+class Distiller(keras.Model):
+    """Trains a student with a teacher's help; to everything but training it *is* the student.
+
+    A step runs the teacher once without gradient (not at all where the batch brings its taps, or where no loss asks
+    for one), the student once, and sums the weighted losses and the student's own regularisation losses, averaged
+    over the global batch. `evaluate` gives the student's metrics, with ``loss`` the hard-label cross-entropy whatever
+    is trained; `predict` gives the student's logits.
+
+    The teacher is never trained, never tracked, never saved; the object that was given is left as it was. A reloaded
+    Distiller predicts and evaluates at once, and takes a teacher by `attach_teacher` before `fit`.
+
+    Args:
+        student: a built classifier. Its final softmax, if any, is taken off for training and predictions.
+        teacher: a built classifier of the same classes and input, or None where no loss asks for one.
+        losses: the terms (`kd_keras.losses`), each with its own weight.
+        teacher_dtype: ``'bfloat16'`` or ``'float16'`` runs a copy of a functional teacher in it; None leaves it.
+
+    Attributes:
+        student: the student, as it was given.
+        terms: the losses (`losses` is Keras' own name for regularisation losses).
+
+    Raises:
+        InputError: teacher and student differ in classes or input, a loss asks for a tap that does not exist, or a
+            model is no classifier.
+    """
+
+    def __init__(self, *, student, losses, teacher=None, teacher_dtype=None, **kwargs):
+        super().__init__(**{"dtype": student.dtype_policy, "autocast": False, **kwargs})
+        terms = list(losses)
+        if not terms:
+            raise InputError("a Distiller needs at least one loss, such as losses.CE()")
+        for term in terms:
+            if not hasattr(term, "taps"):
+                raise InputError(f"{term!r} is no loss term: give those of kd_keras.losses, such as losses.KD()")
+        self.student = student
+        self.terms = terms
+        self.teacher_dtype = teacher_dtype
+        self.epoch = self._counter("epoch")
+        self.step = self._counter("step")
+        for term in terms:
+            term.clock = lambda: (ops.cast(self.epoch, "float32"), ops.cast(self.step, "float32"))
+        self.term_names = _unique([term.name for term in terms])
+        self._term_trackers = [keras.metrics.Mean(name=name) for name in self.term_names]
+        self._student_taps = _Untracked(Taps(student, "student"))
+        self._teacher_taps = _Untracked()
+        self._reads = _Untracked(self._match(None))
+        if teacher is not None:
+            self.attach_teacher(teacher)
+        elif not self.needs_teacher:
+            self._build_terms(None)
+        self.built = True
+
+    def _counter(self, name):
+        return self.add_weight(
+            name=name, shape=(), dtype="int64", initializer="zeros", trainable=False, aggregation="only_first_replica"
+        )
+
+    def _match(self, teacher):
+        """Which taps the terms read: (student's names, teacher's names)."""
+        student = self._student_taps.value
+        reads = [term.taps(student.names, None if teacher is None else teacher.names) for term in self.terms]
+        student_names = _unique_sum(["logits"], *(names for names, _ in reads))
+        teacher_names = _unique_sum(*(names for _, names in reads))
+        student.require(student_names)
+        if teacher is not None:
+            teacher.require(teacher_names)
+        return student_names, teacher_names
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether some loss reads the teacher."""
+        # A term whose adapters wait for a teacher's shapes can't name its taps yet; it needs one all the same.
+        return bool(self._reads.value[1]) or any(
+            term.taps(self._student_taps.value.names, None) == ((), ()) for term in self.terms
+        )
+
+    @property
+    def teacher(self):
+        """The teacher as it was given, or None."""
+        return None if self._teacher_taps.value is None else self._teacher_taps.value.given
+
+    def attach_teacher(self, teacher: keras.Model) -> None:
+        """Gives a Distiller (a reloaded one, say) its teacher.
+
+        Raises:
+            InputError: classes, input or taps don't fit the student, the losses or the adapters trained so far.
+        """
+        student = self._student_taps.value
+        taps = Taps(teacher, "teacher")
+        if taps.num_classes != student.num_classes:
+            raise InputError(f"the teacher tells {taps.num_classes} classes apart, the student {student.num_classes}: "
+                             "they have to be the same")  # fmt: skip
+        same_rank = len(taps.input_shape) == len(student.input_shape)
+        if not same_rank or any(
+            None not in sizes and sizes[0] != sizes[1]
+            for sizes in zip(taps.input_shape, student.input_shape, strict=True)
+        ):
+            raise InputError(f"the teacher takes images of {taps.input_shape}, the student of {student.input_shape}: "
+                             "they see the same batch, so put any resizing inside a model")  # fmt: skip
+        reads = self._match(taps)
+        if self.teacher_dtype not in (None, "float32"):
+            taps = Taps(_in_dtype(teacher, self.teacher_dtype), "teacher")
+        taps.given = teacher
+        self._build_terms(taps)
+        self._reads.value, self._teacher_taps.value = reads, taps
+        self.train_function = None
+
+    def _build_terms(self, teacher):
+        student = self._student_taps.value
+        for term in self.terms:
+            names, teacher_names = term.taps(student.names, None if teacher is None else teacher.names)
+            shapes = student.shapes(names), {} if teacher is None else teacher.shapes(teacher_names)
+            if not term.built:
+                term.build(student_shape=shapes[0], teacher_shape=shapes[1])
+            elif (before := term.get_build_config()) is not None:
+                for was, now in zip(before.values(), shapes, strict=True):
+                    if any(tuple(was[name])[1:] != tuple(now[name])[1:] for name in was):
+                        raise InputError(f"{term.name}'s adapters were made for {was}, but these models have {now}: "
+                                         "attach the teacher that they were trained with")  # fmt: skip
+
+    def compile(self, optimizer="rmsprop", loss=None, metrics=None, **kwargs):
+        """As `keras.Model.compile`, without a loss: the terms are given to the constructor.
+
+        ``"accuracy"`` is taken for labels in either form (classes, or class weights after mixup).
+
+        Raises:
+            InputError: a loss is given.
+        """
+        if loss is not None:
+            raise InputError("Distiller.compile takes no loss: give the terms to Distiller(losses=[…])")
+        if isinstance(metrics, (list, tuple)):
+            metrics = [Accuracy(name=m) if m in ("accuracy", "acc") else m for m in metrics]
+        super().compile(optimizer=optimizer, metrics=metrics, **kwargs)
+
+    def call(self, inputs, training=None):
+        """The student's float32 logits (B, K) for images, or for a batch dict."""
+        image = unpack_batch(inputs).image
+        return self._student_taps.value(image, ("logits",), training=bool(training))["logits"]
+
+    def fit(self, x=None, y=None, *, callbacks=None, validation_data=None, **kwargs):
+        """As `keras.Model.fit`; batches may also be dicts with the fields of `Batch`.
+
+        Raises:
+            InputError: a loss reads the teacher, and there is none.
+        """
+        if self.needs_teacher and self.teacher is None and not _brings_teacher(x):
+            raise InputError("the losses read a teacher and there is none: call distiller.attach_teacher(model)")
+        clock = _EpochClock()
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks.append(clock)
+        else:
+            callbacks = [clock, *(callbacks if isinstance(callbacks, (list, tuple)) else [callbacks] * bool(callbacks))]
+        validation_data = _through_keras(validation_data)
+        return super().fit(_through_keras(x), y, callbacks=callbacks, validation_data=validation_data, **kwargs)
+
+    def evaluate(self, x=None, y=None, **kwargs):
+        """As `keras.Model.evaluate`, of the student alone; ``loss`` is the hard-label cross-entropy."""
+        return super().evaluate(_through_keras(x), y, **kwargs)
+
+    def train_step(self, data):
+        batch = unpack_batch(data)
+        student_names, teacher_names = self._reads.value
+        teacher = {}
+        if teacher_names:
+            teacher = batch.teacher or self._teacher_taps.value(batch.image, teacher_names, training=False)
+            teacher = {name: tf.stop_gradient(teacher[name]) for name in teacher_names}
+        replicas, local, total = self._batch_sizes(batch.image)
+        with tf.GradientTape() as tape:
+            student = self._student_taps.value(batch.image, student_names, training=True)
+            loss, reported = 0.0, 0.0
+            for term, tracker in zip(self.terms, self._term_trackers, strict=True):
+                value = term(student, teacher, batch.label, training=True)
+                weight = term.now(term.weight)
+                if len(value.shape) == 0:
+                    share, mean = value / replicas, value
+                else:
+                    if batch.sample_weight is not None:
+                        value = value * ops.cast(ops.reshape(batch.sample_weight, (-1,)), "float32")
+                    share, mean = tf.reduce_sum(value) / total, tf.math.divide_no_nan(tf.reduce_sum(value), local)
+                tracker.update_state(mean, sample_weight=local)
+                loss, reported = loss + weight * share, reported + weight * mean
+            for own in self.losses:
+                own = ops.cast(own, "float32")
+                loss, reported = loss + own / replicas, reported + own
+            scaled = self.optimizer.scale_loss(loss)
+        variables = self.trainable_variables
+        # The optimizer sums over the replicas, so each brings its share of the mean over the global batch.
+        self.optimizer.apply_gradients(zip(tape.gradient(scaled, variables), variables, strict=True))
+        self._loss_tracker.update_state(reported, sample_weight=local)
+        logs = self.compute_metrics(batch.image, batch.label, student["logits"], sample_weight=batch.sample_weight)
+        for name, term in zip(self.term_names, self.terms, strict=True):
+            for key, schedule in term.schedules.items():
+                logs[f"{name}_{key}"] = ops.cast(term.now(schedule), "float32")
+        self.step.assign_add(1)
+        return logs
+
+    def _batch_sizes(self, image):
+        """(replicas, samples on this replica, samples on all), the last two as float32 scalars."""
+        local = tf.cast(tf.shape(tf.nest.flatten(image)[0])[0], tf.float32)
+        if self.distribute_strategy.num_replicas_in_sync == 1:
+            return 1, local, local
+        # Summed rather than multiplied: the last batch of an epoch may be shared out unevenly.
+        context = tf.distribute.get_replica_context()
+        return context.num_replicas_in_sync, local, context.all_reduce(tf.distribute.ReduceOp.SUM, local)
+
+    def test_step(self, data):
+        batch = unpack_batch(data)
+        logits = self(batch.image, training=False)
+        value = cross_entropy(batch.label, logits)
+        if batch.sample_weight is not None:
+            value = value * ops.cast(ops.reshape(batch.sample_weight, (-1,)), "float32")
+        _, local, _ = self._batch_sizes(batch.image)
+        self._loss_tracker.update_state(tf.math.divide_no_nan(tf.reduce_sum(value), local), sample_weight=local)
+        logs = self.compute_metrics(batch.image, batch.label, logits, sample_weight=batch.sample_weight)
+        return {name: value for name, value in logs.items() if name not in self.term_names}
+
+    def predict_step(self, data):
+        return self(unpack_batch(data).image, training=False)
+
+    def get_config(self):
+        config = {
+            "student": keras.saving.serialize_keras_object(self.student),
+            "losses": [keras.saving.serialize_keras_object(term) for term in self.terms],
+            "teacher_dtype": self.teacher_dtype,
+            "name": self.name,
+        }
+        return config
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        config["student"] = keras.saving.deserialize_keras_object(config["student"], custom_objects=custom_objects)
+        config["losses"] = [
+            keras.saving.deserialize_keras_object(term, custom_objects=custom_objects) for term in config["losses"]
+        ]
+        return cls(**config)
+
+
+def _brings_teacher(data) -> bool:
+    spec = getattr(data, "element_spec", None)
+    return _is_batch_dict(spec) and "teacher" in spec
+
+
+def _unique(names: list[str]) -> list[str]:
+    """``['kd', 'kd']`` as ``['kd', 'kd_2']``."""
+    return [name if (n := names[:i].count(name)) == 0 else f"{name}_{n + 1}" for i, name in enumerate(names)]
+
+
+def _unique_sum(*parts) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for part in parts for name in part))
+
+
+def _in_dtype(model: keras.Model, dtype: str) -> keras.Model:
+    """A copy of a functional model that computes in ``dtype``, its last layer in float32.
+
+    Raises:
+        InputError: another dtype, or a model that can't be copied layer by layer.
+    """
+    if dtype not in ("bfloat16", "float16"):
+        raise InputError(f"teacher_dtype={dtype!r}: known are None, 'float32', 'bfloat16' and 'float16'")
+    if not getattr(model, "operations", None):
+        raise InputError("teacher_dtype needs a functional or Sequential teacher: build yours under a mixed policy")
+    last = model.layers[-1].name
+
+    def copy(layer):
+        config = layer.get_config()
+        if layer.name != last and not isinstance(layer, keras.layers.InputLayer):
+            config["dtype"] = f"mixed_{dtype}"
+        return layer.__class__.from_config(config)
+
+    clone = keras.models.clone_model(model, clone_function=copy)
+    clone.set_weights(model.get_weights())
+    return clone

@@ -1,0 +1,348 @@
+"""What a model is worth and what it costs: predictions, quality figures, multiply-accumulates, latency."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from kd_keras.errors import InputError
+
+CALIBRATION_BINS = 15
+
+
+def predict(model, dataset):
+    """Runs a classifier over a dataset, batch by batch, without touching its state.
+
+    Args:
+        model: callable as ``model(images, training=False)``, returning logits (B, K).
+        dataset: yields ``(image, label)``; images (B, H, W, C), labels integers (B,).
+
+    Returns:
+        ``(logits, labels)``: float32 (N, K) and int64 (N,), in the dataset's order.
+
+    Raises:
+        InputError: the dataset is empty, or a batch holds anything but one integer label per image.
+    """
+    import tensorflow as tf
+
+    # reduce_retracing: the uneven last batch costs one more trace, not one for each size met.
+    forward = tf.function(lambda images: tf.cast(model(images, training=False), tf.float32), reduce_retracing=True)
+    logits, labels = [], []
+    for images, targets in dataset:
+        outputs, targets = forward(images).numpy(), np.asarray(targets)
+        if targets.shape != outputs.shape[:1] or targets.dtype.kind not in "iu":
+            raise InputError(
+                f"evaluation needs one integer label per image: got labels of shape {targets.shape} and type "
+                f"{targets.dtype} for {len(outputs)} images; drop mixup or one-hot coding from this dataset"
+            )
+        logits.append(outputs)
+        labels.append(targets)
+    if not logits:
+        raise InputError("there is nothing to evaluate: the dataset yielded no batch; check the split's size")
+    return np.concatenate(logits), np.concatenate(labels).astype(np.int64)
+
+
+def metrics(logits, labels):
+    """Quality of predictions.
+
+    Precision, recall and F1 are macro averages over all K classes: a class that is neither present nor predicted
+    counts as 0, so that the figures agree with `class_report`.
+
+    Args:
+        logits: (N, K), before softmax.
+        labels: (N,) integers in [0, K).
+
+    Returns:
+        dict of floats in [0, 1]: ``accuracy``, ``precision``, ``recall``, ``f1`` and ``ece``, the expected calibration
+        error over 15 equal-width bins of the confidence (Guo et al. 2017, arXiv:1706.04599, equation 3).
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
+    predicted = logits.argmax(axis=-1)
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        labels, predicted, labels=np.arange(logits.shape[-1]), average="macro", zero_division=0
+    )
+    return {
+        "accuracy": float(np.mean(predicted == labels)),
+        "precision": float(precision),
+        "recall": float(recall),
+        "f1": float(f1),
+        "ece": _calibration_error(logits, predicted == labels),
+    }
+
+
+def _calibration_error(logits, correct):
+    from scipy.special import softmax
+
+    confidence = softmax(logits, axis=-1).max(axis=-1)
+    # The paper's bins are ((m - 1) / M, m / M]: closed on the right.
+    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]
+    bins = np.digitize(confidence, edges, right=True)
+    # Each bin's |accuracy - confidence| weighted by its share of the samples is |sum of the differences| / N.
+    gaps = np.bincount(bins, weights=correct - confidence, minlength=CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def agreement(logits_a, logits_b):
+    """Share of samples that two models give the same class.
+
+    Args:
+        logits_a: (N, K).
+        logits_b: (N, K), for the same samples in the same order.
+
+    Returns:
+        float in [0, 1].
+
+    Raises:
+        ValueError: the two do not have the same shape.
+    """
+    logits_a, logits_b = np.asarray(logits_a), np.asarray(logits_b)
+    if logits_a.shape != logits_b.shape:
+        raise ValueError(f"agreement needs logits of one shape, got {logits_a.shape} and {logits_b.shape}")
+    return float(np.mean(logits_a.argmax(axis=-1) == logits_b.argmax(axis=-1)))
+
+
+def class_report(logits, labels, class_names):
+    """Precision, recall, F1 and support of every class.
+
+    Args:
+        logits: (N, K).
+        labels: (N,) integers.
+        class_names: K names, in label order.
+
+    Returns:
+        scikit-learn's ``classification_report(..., output_dict=True)``: a dict per class name, and ``accuracy``,
+        ``macro avg``, ``weighted avg``.
+
+    Raises:
+        InputError: the number of names is not K, or a name occurs twice.
+    """
+    from sklearn.metrics import classification_report
+
+    logits, class_names = np.asarray(logits), [str(name) for name in class_names]
+    if len(class_names) != logits.shape[-1] or len(set(class_names)) != len(class_names):
+        raise InputError(
+            f"a class report needs {logits.shape[-1]} different class names, one for each output: got {class_names}"
+        )
+    return classification_report(
+        np.asarray(labels),
+        logits.argmax(axis=-1),
+        labels=np.arange(len(class_names)),
+        target_names=class_names,
+        output_dict=True,
+        zero_division=0,
+    )
+
+
+def confusion(logits, labels, num_classes):
+    """Confusion matrix.
+
+    Args:
+        logits: (N, K).
+        labels: (N,) integers.
+        num_classes: K.
+
+    Returns:
+        (K, K) integers; rows are true classes, columns predicted ones.
+    """
+    from sklearn.metrics import confusion_matrix
+
+    return confusion_matrix(np.asarray(labels), np.asarray(logits).argmax(axis=-1), labels=np.arange(num_classes))
+
+
+def parameters(model):
+    """Number of trainable parameters of a Keras model."""
+    return int(sum(np.prod(weight.shape, dtype=np.int64) for weight in model.trainable_weights))
+
+
+def macs(model):
+    """Multiply-accumulates of one forward pass at batch 1.
+
+    Read from the traced graph, so it holds for any layer and for a model loaded from file. Counted are Conv2D (1-D
+    and grouped convolutions too, which TensorFlow runs as Conv2D), DepthwiseConv2dNative, MatMul, BatchMatMul and
+    Einsum; everything element-wise is left out, as is customary. Transposed and 3-D convolutions, and the bodies of
+    loops (recurrent layers) are not counted. TensorFlow's own profiler knows neither Einsum (attention) nor
+    convolutions inside a called function (Keras' grouped convolution), which is why it is not used.
+
+    Args:
+        model: keras.Model with one input of known size (H, W, C).
+
+    Returns:
+        int.
+
+    Raises:
+        InputError: the input size, or a shape that the count needs, is not known.
+    """
+    graph = _traced(model).get_concrete_function().graph.as_graph_def(add_shapes=True)
+    functions = {function.signature.name: function for function in graph.library.function}
+    return _graph_macs(graph.node, {}, functions)
+
+
+def _graph_macs(nodes, arguments, functions):
+    shapes = dict(arguments)
+    for node in nodes:
+        outputs = node.attr["_output_shapes"].list.shape
+        shapes[node.name] = [[dim.size for dim in output.dim] for output in outputs]
+
+    def shape(reference):
+        # "node", "node:1" in a graph, "node:output_name:1" in a function's body.
+        name, *rest = reference.split(":")
+        return shapes[name][int(rest[-1]) if rest else 0]
+
+    total = 0
+    for node in nodes:
+        called = functions.get(node.attr["f"].func.name) if "PartitionedCall" in node.op else None
+        if called is not None:
+            inner = {
+                argument.name: [
+                    [dim.size for dim in output.dim] for output in called.arg_attr[i].attr["_output_shapes"].list.shape
+                ]
+                for i, argument in enumerate(called.signature.input_arg)
+            }
+            total += _graph_macs(called.node_def, inner, functions)
+        elif node.op in _FACTORS:
+            operands = [shape(reference) for reference in node.input if not reference.startswith("^")]
+            factors = _FACTORS[node.op](node, operands, shapes[node.name][0])
+            if min(factors, default=1) < 0:
+                raise InputError(
+                    f"cannot count the multiply-accumulates of {node.op} {node.name}: its shapes are not known; "
+                    "build the model with a fixed input size"
+                )
+            total += int(np.prod(factors, dtype=np.int64))
+    return total
+
+
+def _matmul_factors(node, operands, output):
+    transposed = node.attr["transpose_a"].b or node.attr["adj_x"].b
+    return [*output, operands[0][-2 if transposed else -1]]
+
+
+def _einsum_factors(node, operands, output):
+    # Every index takes part in the product once. An ellipsis stands for leading dimensions of the output.
+    terms, result = node.attr["equation"].s.decode().split("->")
+    sizes = {}
+    for term, operand in zip([*terms.split(","), result], [*operands, output], strict=True):
+        before, _, after = term.partition("...")
+        named = len(before) + len(after)
+        middle = operand[len(before) : len(operand) - len(after)]
+        sizes.update(zip(before, operand, strict=False))
+        sizes.update(zip(after, operand[len(operand) - len(after) :], strict=True))
+        if len(operand) > named:
+            sizes["..."] = int(np.prod(middle)) if min(middle) >= 0 else -1
+    return list(sizes.values())
+
+
+# Operation -> the numbers whose product is its multiply-accumulates. A Conv2D kernel is (h, w, channels / groups,
+# filters) and a depthwise one (h, w, channels, multiplier): each output value takes h * w (* channels / groups).
+_FACTORS = {
+    "Conv2D": lambda node, operands, output: [*output, *operands[1][:3]],
+    "DepthwiseConv2dNative": lambda node, operands, output: [*output, *operands[1][:2]],
+    "MatMul": _matmul_factors,
+    "BatchMatMul": _matmul_factors,
+    "BatchMatMulV2": _matmul_factors,
+    "BatchMatMulV3": _matmul_factors,
+    "Einsum": _einsum_factors,
+}
+
+
+def _traced(model):
+    """The forward pass at batch 1 as a tf.function of one fixed signature."""
+    import tensorflow as tf
+
+    shape = getattr(model, "input_shape", None)
+    if not isinstance(shape, tuple) or len(shape) < 2 or any(not isinstance(size, int) for size in shape[1:]):
+        raise InputError(f"model {model.name} must have one input of known size to be measured: its input is {shape}")
+    signature = [tf.TensorSpec((1, *shape[1:]), tf.float32, name="image")]
+    return tf.function(lambda image: model(image, training=False), input_signature=signature)
+
+
+@dataclasses.dataclass(frozen=True)
+class Latency:
+    """Time of one call.
+
+    Attributes:
+        median_ms: median, milliseconds.
+        iqr_ms: interquartile range, milliseconds.
+        runtime: what ran it, such as ``"TensorFlow 2.21.0, CPU"``.
+        threads: threads it may use.
+        runs: timed calls behind the figures.
+    """
+
+    median_ms: float
+    iqr_ms: float
+    runtime: str
+    threads: int
+    runs: int
+
+
+def latency(
+    call: Callable[[], object],
+    *,
+    runs: int = 100,
+    warmup: int = 10,
+    runtime: str,
+    threads: int,
+    max_seconds: float = 3.0,
+) -> Latency:
+    """Times a call.
+
+    Args:
+        call: takes nothing and returns when its work is done (on a GPU: when the result has been fetched).
+        runs: timed calls.
+        warmup: calls before them, not timed.
+        runtime: name to report.
+        threads: number of threads to report.
+        max_seconds: no call is started after this time, of which warming up takes a quarter at most. At least one
+            call warms up and three are timed, however long they take.
+
+    Returns:
+        Latency.
+    """
+    start = time.perf_counter()
+    for done in range(warmup):
+        if done and time.perf_counter() - start > max_seconds / 4:
+            break
+        call()
+    times = []
+    for done in range(runs):
+        begin = time.perf_counter()
+        if done >= 3 and begin - start > max_seconds:
+            break
+        call()
+        times.append(1000 * (time.perf_counter() - begin))
+    low, median, high = np.percentile(times, [25, 50, 75])
+    return Latency(float(median), float(high - low), runtime, threads, len(times))
+
+
+def keras_latency(model, **settings):
+    """Latency of a Keras model in TensorFlow at batch 1, on a random image of pixels 0..255.
+
+    Args:
+        model: keras.Model with one input of known size (H, W, C).
+        **settings: `latency`'s runs, warmup, max_seconds.
+
+    Returns:
+        Latency.
+
+    Raises:
+        InputError: the input size is not known.
+    """
+    import tensorflow as tf
+
+    forward = _traced(model)
+    shape = (1, *model.input_shape[1:])
+    image = tf.constant(np.random.default_rng(0).uniform(0, 255, shape).astype(np.float32))
+    device = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
+    # 0 is TensorFlow's way of saying "as many as there are".
+    threads = tf.config.threading.get_intra_op_parallelism_threads() or _cores()
+    return latency(
+        lambda: forward(image).numpy(), runtime=f"TensorFlow {tf.__version__}, {device}", threads=threads, **settings
+    )
+
+
+def _cores():
+    # A container or taskset may allow fewer cores than the machine has.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

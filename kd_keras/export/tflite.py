@@ -1,0 +1,258 @@
+"""Export to TFLite, and running the files with LiteRT.
+
+Every file takes one float32 image of pixels 0..255, (1, H, W, C), and gives float32 logits, (1, K): the integer
+variant too, so that all are used alike.
+"""
+
+import contextlib
+import os
+import pathlib
+import re
+import sys
+import tempfile
+
+import numpy as np
+
+from kd_keras.errors import InputError
+
+VARIANTS = ("float32", "float16", "dynamic", "int8")
+
+
+def convert(model, variant, representative=None):
+    """Converts a Keras model to a TFLite flatbuffer.
+
+    The file has the signature ``serving_default``, from ``image`` to ``logits``. A model built under a mixed policy is
+    exported in float32. While the converter works, the process's stdout and stderr are kept off the screen.
+
+    Args:
+        model: keras.Model, input (H, W, C) float32 pixels 0..255, output logits (K,).
+        variant: ``float32``; ``float16``, weights stored in half precision; ``dynamic``, weights in 8 bits; ``int8``,
+            weights and activations in 8 bits.
+        representative: (n, H, W, C) pixels 0..255, images whose activations calibrate ``int8``; a hundred will do.
+
+    Returns:
+        bytes.
+
+    Raises:
+        InputError: unknown variant, ``int8`` without images of the right shape, a model without one fixed input, or an
+            operation that TFLite cannot express.
+    """
+    import tensorflow as tf
+
+    if variant not in VARIANTS:
+        raise InputError(f"unknown TFLite variant {variant!r}; known: {', '.join(VARIANTS)}")
+    shape = model.input_shape
+    if not isinstance(shape, tuple) or any(not isinstance(size, int) for size in shape[1:]):
+        raise InputError(f"TFLite needs a model with one input of fixed size: the input of {model.name} is {shape}")
+    shape = (1, *shape[1:])
+    if variant == "int8":
+        if representative is None or len(representative) == 0 or np.shape(representative)[1:] != shape[1:]:
+            given = "none" if representative is None else f"an array of shape {np.shape(representative)}"
+            raise InputError(
+                f"TFLite int8 needs representative images of shape (n, *{shape[1:]}) to calibrate: got {given}"
+            )
+        representative = np.asarray(representative, np.float32)
+
+    with _quiet(), tempfile.TemporaryDirectory() as folder:
+        try:
+            exported = _float32(model)
+            module = tf.Module()
+            module.model = exported
+            module.serve = tf.function(
+                lambda image: {"logits": exported(image, training=False)},
+                input_signature=[tf.TensorSpec(shape, tf.float32, name="image")],
+            )
+            # By way of a saved model: from_concrete_functions gives NaN for Keras 3 models without a word.
+            tf.saved_model.save(module, folder, signatures={"serving_default": module.serve})
+            converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+            if variant != "float32":
+                converter.optimizations = [tf.lite.Optimize.DEFAULT]
+            if variant == "float16":
+                converter.target_spec.supported_types = [tf.float16]
+            if variant == "int8":
+                converter.representative_dataset = lambda: ([image[None]] for image in representative)
+                converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+            return converter.convert()
+        # The converter reports what it cannot express by a bare Exception subclass of its own and by the errors that
+        # tracing and calibration raise; all of them mean that this model cannot become this variant.
+        except Exception as error:
+            raise InputError(f"TFLite {variant} of model {model.name} failed: {_reason(error)}") from error
+
+
+def _reason(error):
+    text = str(error).strip() or type(error).__name__
+    first = text.splitlines()[0].strip()
+    operators = sorted(set(re.findall(r"'(tfl?\.\w+)' op|\b(tf\.\w+)\(tensor", text)))
+    names = sorted({name for pair in operators for name in pair if name})
+    return (f"operator {', '.join(names)}: " if names else "") + first[:300]
+
+
+def _float32(model):
+    """The model itself if it computes in float32, else a float32 copy with the same weights."""
+    import keras
+
+    layers = model._flatten_layers()
+    if all(layer.dtype_policy.name == "float32" for layer in layers):
+        return model
+    config = _without_policies(keras.saving.serialize_keras_object(model))
+    # safe_mode guards against files of strangers; this is the caller's own live object.
+    copy = keras.saving.deserialize_keras_object(config, safe_mode=False)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+def _without_policies(config):
+    if isinstance(config, dict):
+        if config.get("class_name") == "DTypePolicy":
+            return {**config, "config": {"name": "float32"}}
+        return {
+            key: "float32" if key == "dtype" and value in _LOW_PRECISION else _without_policies(value)
+            for key, value in config.items()
+        }
+    if isinstance(config, (list, tuple)):
+        return type(config)(_without_policies(value) for value in config)
+    return config
+
+
+_LOW_PRECISION = ("mixed_bfloat16", "mixed_float16", "bfloat16", "float16")
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Swallows what is written to stdout and stderr, by C++ too: hence file descriptors, not sys.stdout."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [(number, os.dup(number)) for number in (1, 2)]
+    try:
+        with open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+            for number, _ in kept:
+                os.dup2(sink.fileno(), number)
+            yield
+    finally:
+        for number, copy in kept:
+            os.dup2(copy, number)
+            os.close(copy)
+
+
+def write(path, content):
+    """Writes bytes so that a reader, or a run that is killed, never meets half a file."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class Interpreter:
+    """A TFLite classifier under LiteRT.
+
+    Attributes:
+        runtime: name and version of the runtime, for reports.
+        threads: threads it may use.
+        input_shape: (H, W, C).
+
+    Args:
+        content: the flatbuffer, bytes.
+        threads: threads to use.
+    """
+
+    def __init__(self, content, threads=1):
+        import importlib.metadata
+
+        try:
+            from ai_edge_litert.interpreter import Interpreter as LiteRT
+        except ImportError as error:
+            raise InputError("running a TFLite file needs LiteRT: pip install ai-edge-litert") from error
+
+        self.runtime = f"LiteRT {importlib.metadata.version('ai-edge-litert')}, CPU"
+        self.threads = threads
+        # The file's tensors point into this memory.
+        self._content = bytes(content)
+        self._runner = LiteRT(model_content=self._content, num_threads=threads)
+        self._runner.allocate_tensors()
+        (self._input,) = self._runner.get_input_details()
+        (self._output,) = self._runner.get_output_details()
+        self.input_shape = tuple(int(size) for size in self._input["shape"][1:])
+
+    def predict(self, images):
+        """Logits of images, one invocation each.
+
+        Args:
+            images: (N, H, W, C), pixels 0..255, uint8 or float.
+
+        Returns:
+            float32 (N, K).
+
+        Raises:
+            InputError: the images have another shape than the file takes.
+        """
+        images = np.asarray(images)
+        if images.ndim != 4 or images.shape[1:] != self.input_shape:
+            raise InputError(f"this TFLite file takes images of shape (N, *{self.input_shape}): got {images.shape}")
+        outputs = np.empty((len(images), self._output["shape"][-1]), np.float32)
+        for i in range(len(images)):
+            outputs[i] = self._invoke(_quantise(images[i : i + 1], self._input))
+        return outputs
+
+    def latency(self, image, measure):
+        """Latency of one image, with the tensors' copies in and out.
+
+        Args:
+            image: (H, W, C), pixels 0..255.
+            measure: `kd_keras.evaluate.latency`, or a partial of it with other numbers of runs.
+
+        Returns:
+            what ``measure`` returns.
+        """
+        tensor = _quantise(np.asarray(image)[None], self._input)
+        return measure(lambda: self._invoke(tensor), runtime=self.runtime, threads=self.threads)
+
+    def _invoke(self, tensor):
+        self._runner.set_tensor(self._input["index"], tensor)
+        self._runner.invoke()
+        return _dequantise(self._runner.get_tensor(self._output["index"]), self._output)[0]
+
+
+def load(source, threads=1):
+    """Opens a TFLite classifier.
+
+    Args:
+        source: a path, or the flatbuffer as bytes.
+        threads: threads to use.
+
+    Returns:
+        Interpreter.
+
+    Raises:
+        InputError: there is no such file, it is no TFLite file, or LiteRT is not installed.
+    """
+    name = "the bytes given" if isinstance(source, bytes) else str(source)
+    try:
+        content = source if isinstance(source, bytes) else pathlib.Path(source).read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read TFLite file {name}: {error.strerror}") from error
+    # LiteRT's own checks crash on some inputs that are not flatbuffers at all.
+    if content[4:8] != b"TFL3":
+        raise InputError(f"no TFLite file: {name} does not carry the mark TFL3; export the model again")
+    try:
+        return Interpreter(content, threads)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"LiteRT cannot use {name}: {str(error).splitlines()[0]}") from error
+
+
+def _quantise(values, details):
+    """Real values as the tensor stores them: q = round(x / scale) + zero point (TFLite quantisation specification)."""
+    scale, zero = details["quantization"]
+    if np.issubdtype(details["dtype"], np.integer) and scale:
+        limits = np.iinfo(details["dtype"])
+        values = np.clip(np.round(values / scale) + zero, limits.min, limits.max)
+    return np.ascontiguousarray(values, details["dtype"])
+
+
+def _dequantise(values, details):
+    scale, zero = details["quantization"]
+    values = values.astype(np.float32)
+    return (values - zero) * np.float32(scale) if scale else values

@@ -1,0 +1,45 @@
+"""Cross-entropy with the hard labels: a term like any other."""
+
+import keras
+from keras import ops
+
+from kd_keras.errors import InputError
+from kd_keras.losses import _base
+
+
+@keras.saving.register_keras_serializable(package="kd_keras", name="CE")
+class CE(_base.DistillationLoss):
+    """−Σ_k y_k log softmax(z)_k, at temperature 1.
+
+    Args:
+        label_smoothing: ε in [0, 1): y becomes (1 − ε)·y + ε / K (arXiv:1512.00567, section 7).
+        **kwargs: see `DistillationLoss`.
+
+    Returns:
+        (B,) values, at least 0.
+
+    Raises:
+        InputError: ε out of range.
+    """
+
+    def __init__(self, *, weight=1.0, label_smoothing=0.0, **kwargs):
+        super().__init__(weight=weight, **kwargs)
+        if not 0 <= label_smoothing < 1:
+            raise InputError(f"{self.name}(label_smoothing={label_smoothing}): it lies in [0, 1)")
+        self.label_smoothing = label_smoothing
+
+    def taps(self, student, teacher):
+        return ("logits",), ()
+
+    def call(self, student, teacher, labels):
+        logits = student["logits"]
+        num_classes = logits.shape[-1]
+        targets = _base.class_weights(labels, num_classes)
+        targets = targets * (1 - self.label_smoothing) + self.label_smoothing / num_classes
+        return -ops.sum(targets * ops.log_softmax(logits), axis=-1)
+
+    def get_config(self):
+        return {**super().get_config(), "label_smoothing": self.label_smoothing}
+
+
+build = CE

@@ -1,0 +1,108 @@
+"""Plain convolutional networks: blocks of convolutions, then fully-connected layers."""
+
+from collections.abc import Sequence
+
+import keras
+
+from kd_keras.errors import InputError
+from kd_keras.models import _layers
+
+_POOLS = ("max", "avg", "global")
+
+
+def build(
+    num_classes: int,
+    input_shape: tuple[int, int, int],
+    filters: Sequence[int] = (32, 64),
+    convs: int | Sequence[int] = 1,
+    dense: Sequence[int] = (256, 128),
+    batch_norm: bool = True,
+    pool: str = "max",
+    dropout: float = 0.0,
+) -> keras.Model:
+    """A plain CNN of 3x3 convolutions, one block for each member of ``filters``.
+
+    The networks of the studies in EXPERIMENTS.md:
+
+    - S4's student, two blocks of (conv, batch norm, ReLU, max pool) and three linear layers: the defaults, ``cnn()``.
+    - S0's student, 3 convolutions + 1 pooling layer + 256 units: ``cnn(filters=(32, 64, 128), dense=(256,),
+      pool='global')``.
+    - S0's teacher, 10 convolutions + 1 pooling layer + 256 units: ``cnn(filters=(64, 128, 256), convs=(3, 3, 4),
+      dense=(256,), pool='global')``.
+
+    S0 prints neither filters nor where its one pooling layer stands. One 2x2 pooling of a 32x32 image would leave
+    16x16 maps, and almost all weights of the student in the first linear layer (8.4 M behind 128 filters). So the one
+    pooling is a global average, and the maps shrink by strides instead; its teacher and student have maps of equal
+    size at each stage, which feature losses can compare.
+
+    Taps: ``stage1 … stageN``, each block after its last ReLU and before its pooling; ``stage1_pre …``, the same
+    before that ReLU; ``pooled``, the vector (B, D) that enters the fully-connected layers.
+
+    Args:
+        num_classes: K, at least 2.
+        input_shape: (H, W, C).
+        filters: filters of each block's convolutions.
+        convs: convolutions of each block, one number for all blocks or one for each.
+        dense: units of the fully-connected layers before the classifier; ``()`` for none.
+        batch_norm: whether batch normalisation follows each convolution, which then has no bias.
+        pool: ``'max'`` or ``'avg'``: 2x2 pooling after every block, then flattened. ``'global'``: one global average
+            pooling after the last block; the first convolution of every later block has stride 2.
+        dropout: share of units dropped after each fully-connected layer, in 0 <= dropout < 1.
+
+    Returns:
+        A functional model, pixels in 0..255 (B, H, W, C) -> float32 logits (B, K).
+
+    Raises:
+        InputError: a value out of its range, or more 2x2 poolings than the image has room for.
+    """
+    input_shape = _layers.check(num_classes, input_shape)
+    filters = _layers.counts("filters", filters)
+    convs = (convs,) * len(filters) if _layers.is_count(convs) else _layers.counts("convs", convs)
+    dense = _layers.counts("dense", dense, least_length=0)
+    if len(convs) != len(filters):
+        raise InputError(
+            f"convs={convs} has {len(convs)} members and filters={filters} {len(filters)}: "
+            "give one number of convolutions for each block, or one for all"
+        )
+    if not isinstance(batch_norm, bool):
+        raise InputError(f"batch_norm={batch_norm!r} is neither True nor False: write one of them")
+    if pool not in _POOLS:
+        raise InputError(f"pool={pool!r} is unknown: choose one of {', '.join(map(repr, _POOLS))}")
+    if not _layers.is_number(dropout) or not 0 <= dropout < 1:
+        raise InputError(f"dropout={dropout!r} is not in 0 <= dropout < 1: give the share of units to drop")
+    if pool != "global" and min(input_shape[:2]) < 2 ** len(filters):
+        raise InputError(
+            f"filters={filters} pools {len(filters)} times, too often for a {input_shape[0]}x{input_shape[1]} image: "
+            f"give at most {min(input_shape[:2]).bit_length() - 1} blocks, or pool='global'"
+        )
+
+    image, x = _layers.image_input(input_shape)
+    for stage, (width, depth) in enumerate(zip(filters, convs, strict=True), start=1):
+        for i in range(1, depth + 1):
+            stride = 2 if pool == "global" and stage > 1 and i == 1 else 1
+            x = _conv(x, width, stride, batch_norm, stage, i, last=i == depth)
+        if pool == "max":
+            x = keras.layers.MaxPooling2D(2, name=f"stage{stage}_pool")(x)
+        elif pool == "avg":
+            x = keras.layers.AveragePooling2D(2, name=f"stage{stage}_pool")(x)
+    if pool == "global":
+        x = keras.layers.GlobalAveragePooling2D(name="pooled")(x)
+    else:
+        x = keras.layers.Flatten(name="pooled")(x)
+    for i, units in enumerate(dense, start=1):
+        x = keras.layers.Dense(units, activation="relu", kernel_initializer="he_normal", name=f"dense{i}")(x)
+        if dropout:
+            x = keras.layers.Dropout(dropout, name=f"dropout{i}")(x)
+    return keras.Model(image, _layers.logits(x, num_classes), name="cnn")
+
+
+def _conv(x, filters, stride, batch_norm, stage, i, last):
+    """Convolution, batch norm where wanted, ReLU; the last of a block carries the names of the taps."""
+    name = f"stage{stage}_conv{i}"
+    before, after = (f"stage{stage}_pre", f"stage{stage}") if last else (f"stage{stage}_bn{i}", f"stage{stage}_relu{i}")
+    if batch_norm:
+        x = _layers.conv(x, filters, 3, stride=stride, name=name)
+        x = _layers.batch_norm(x, name=before)
+    else:
+        x = _layers.conv(x, filters, 3, stride=stride, use_bias=True, name=before if last else name)
+    return _layers.relu(x, name=after)

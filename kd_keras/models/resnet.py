@@ -1,0 +1,150 @@
+"""Residual networks: the ImageNet family, the CIFAR family, squeeze-and-excitation."""
+
+import dataclasses
+
+import keras
+
+from kd_keras.errors import InputError
+from kd_keras.models import _layers
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """One depth: filters of the stem and of each stage, blocks of each stage, and the kind of block."""
+
+    stem: int
+    filters: tuple[int, ...]
+    blocks: tuple[int, ...]
+    bottleneck: bool = False
+
+
+def _imagenet(*blocks: int, bottleneck: bool = False) -> _Plan:
+    return _Plan(64, (64, 128, 256, 512), blocks, bottleneck)
+
+
+def _cifar(depth: int, stem: int = 16, filters: tuple[int, ...] = (16, 32, 64)) -> _Plan:
+    return _Plan(stem, filters, ((depth - 2) // 6,) * 3)
+
+
+_PLANS = {
+    18: _imagenet(2, 2, 2, 2),
+    34: _imagenet(3, 4, 6, 3),
+    50: _imagenet(3, 4, 6, 3, bottleneck=True),
+    101: _imagenet(3, 4, 23, 3, bottleneck=True),
+    152: _imagenet(3, 8, 36, 3, bottleneck=True),
+    **{depth: _cifar(depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
+    "8x4": _cifar(8, 32, (64, 128, 256)),
+    "32x4": _cifar(32, 32, (64, 128, 256)),
+}
+_STEMS = ("cifar", "imagenet")
+_EXPANSION = 4  # a bottleneck's last convolution has four times the filters of its others (1512.03385, table 1)
+
+
+def build(
+    num_classes: int,
+    input_shape: tuple[int, int, int],
+    depth: int | str = 18,
+    stem: str | None = None,
+    se_ratio: int | None = None,
+    width: float = 1.0,
+) -> keras.Model:
+    """A residual network (He et al., 1512.03385), with squeeze-and-excitation (Hu et al., 1709.01507) if wanted.
+
+    - ``depth`` 18, 34 (basic blocks), 50, 101, 152 (bottlenecks): section 4.1, table 1. A bottleneck's stride is on
+      its 3x3 convolution, as today's published networks have it ("v1.5"), not on the first 1x1 as printed.
+    - ``depth`` 8, 14, 20, 32, 44, 56, 110: the 6n+2 family of section 4.2, three stages of 16, 32, 64 filters. Where
+      a stage changes the shape the shortcut is a 1x1 convolution (option B), as in the public distillation
+      benchmarks RepDistiller and mdistiller; the paper pads with zeros there (option A) and so has a few weights less.
+    - ``depth`` '8x4', '32x4': the same benchmarks' wide ones, a stem of 32 filters, stages of 64, 128, 256.
+
+    Taps: ``stage1 … stageN`` (four stages in the ImageNet family, three in the CIFAR family), each stage's last block
+    after its ReLU; ``stage1_pre …``, the sum before that ReLU; ``pooled``, the global average (B, D).
+
+    Args:
+        num_classes: K, at least 2.
+        input_shape: (H, W, C).
+        depth: one of the above.
+        stem: ``'imagenet'``: 7x7 convolution with stride 2, then 3x3 max pooling with stride 2. ``'cifar'``: 3x3
+            convolution, no stride. Default: ``'cifar'`` where the smaller side is below 64 pixels.
+        se_ratio: reduction r of squeeze-and-excitation in every block (the paper's r is 16); None for none.
+        width: factor on the number of filters of every convolution.
+
+    Returns:
+        A functional model, pixels in 0..255 (B, H, W, C) -> float32 logits (B, K).
+
+    Raises:
+        InputError: an unknown depth or stem, or a value out of its range.
+    """
+    input_shape = _layers.check(num_classes, input_shape)
+    # Only int and str are looked up: 18.0 would be found as 18, and a list cannot be looked up at all.
+    if not isinstance(depth, (int, str)) or depth not in _PLANS:
+        raise InputError(f"depth={depth!r} is unknown: choose one of {', '.join(map(repr, _PLANS))}")
+    if stem is not None and stem not in _STEMS:
+        raise InputError(f"stem={stem!r} is unknown: choose one of {', '.join(map(repr, _STEMS))}, or None")
+    if se_ratio is not None and not _layers.is_count(se_ratio):
+        raise InputError(f"se_ratio={se_ratio!r} is not a positive whole number: give one, such as 16, or None")
+    if not _layers.is_number(width) or width <= 0:
+        raise InputError(f"width={width!r} is not a positive number: give the factor on the filters, such as 0.5")
+    plan = _PLANS[depth]
+    stem = stem or ("cifar" if min(input_shape[:2]) < 64 else "imagenet")
+
+    image, x = _layers.image_input(input_shape)
+    x = _stem(x, _scaled(plan.stem, width), stem)
+    for stage, (filters, blocks) in enumerate(zip(plan.filters, plan.blocks, strict=True), start=1):
+        for i in range(1, blocks + 1):
+            stride = 2 if stage > 1 and i == 1 else 1
+            x = _block(x, _scaled(filters, width), stride, plan.bottleneck, se_ratio, stage, i, last=i == blocks)
+    x = keras.layers.GlobalAveragePooling2D(name="pooled")(x)
+    name = f"{'se_' if se_ratio else ''}resnet{depth}"
+    return keras.Model(image, _layers.logits(x, num_classes), name=name)
+
+
+def _scaled(filters: int, width: float) -> int:
+    return max(1, round(filters * width))
+
+
+def _stem(x, filters, kind):
+    if kind == "cifar":
+        x = _layers.conv(x, filters, 3, name="stem_conv")
+    else:
+        x = _layers.conv(x, filters, 7, stride=2, name="stem_conv")
+    x = _layers.batch_norm(x, name="stem_bn")
+    x = _layers.relu(x, name="stem_relu")
+    if kind == "imagenet":
+        x = keras.layers.MaxPooling2D(3, strides=2, padding="same", name="stem_pool")(x)
+    return x
+
+
+def _block(x, filters, stride, bottleneck, se_ratio, stage, i, last):
+    """One residual block; the last of a stage carries the names of the taps."""
+    name = f"stage{stage}_block{i}"
+    if bottleneck:
+        convs = ((filters, 1, 1), (filters, 3, stride), (filters * _EXPANSION, 1, 1))
+    else:
+        convs = ((filters, 3, stride), (filters, 3, 1))
+    out = convs[-1][0]
+
+    y = x
+    for j, (width, size, step) in enumerate(convs, start=1):
+        y = _layers.conv(y, width, size, stride=step, name=f"{name}_conv{j}")
+        y = _layers.batch_norm(y, name=f"{name}_bn{j}")
+        if j < len(convs):
+            y = _layers.relu(y, name=f"{name}_relu{j}")
+    if se_ratio is not None:
+        y = _squeeze_excite(y, max(1, out // se_ratio), name=f"{name}_se")
+    if stride != 1 or x.shape[-1] != out:
+        x = _layers.conv(x, out, 1, stride=stride, name=f"{name}_shortcut_conv")
+        x = _layers.batch_norm(x, name=f"{name}_shortcut_bn")
+    x = keras.layers.Add(name=f"stage{stage}_pre" if last else f"{name}_add")([x, y])
+    return _layers.relu(x, name=f"stage{stage}" if last else f"{name}_relu")
+
+
+def _squeeze_excite(x, hidden, name):
+    """Scales each channel by a gate read from all of them (1709.01507, section 3)."""
+    # The two fully-connected layers are written as 1x1 convolutions: the same sums, and no reshape in the TFLite file.
+    gate = keras.layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_squeeze")(x)
+    gate = _layers.conv(gate, hidden, 1, use_bias=True, name=f"{name}_reduce")
+    gate = _layers.relu(gate, name=f"{name}_relu")
+    gate = _layers.conv(gate, x.shape[-1], 1, use_bias=True, name=f"{name}_expand")
+    gate = keras.layers.Activation("sigmoid", name=f"{name}_gate")(gate)
+    return keras.layers.Multiply(name=f"{name}_scale")([x, gate])

@@ -1,0 +1,405 @@
+"""What a run reports: one table for every experiment, curves, confusion matrices, per-class figures."""
+
+import csv
+import io
+import json
+import math
+import os
+import pathlib
+
+import numpy as np
+
+COLUMNS = (
+    "role",
+    "architecture",
+    "train_accuracy",
+    "val_accuracy",
+    "test_accuracy",
+    "precision",
+    "recall",
+    "f1",
+    "ece",
+    "teacher_agreement",
+    "float_agreement",
+    "parameters",
+    "macs",
+    "bytes",
+    "latency_ms_median",
+    "latency_ms_iqr",
+)
+# A pipe or a file has no width of its own.
+_PIPED_WIDTH = 120
+_TEXT_WIDTH = 12
+
+
+def row(role, architecture, **figures):
+    """One line of the table.
+
+    Args:
+        role: teacher, student without KD, student distilled, a TFLite variant.
+        architecture: the model's spec.
+        **figures: others of `COLUMNS`: accuracies, precision, recall, f1, ece and agreements in [0, 1], counts,
+            bytes, milliseconds.
+
+    Returns:
+        dict with every one of `COLUMNS`; None where no figure was given.
+
+    Raises:
+        ValueError: a figure is no column of the table.
+    """
+    unknown = sorted(set(figures) - set(COLUMNS))
+    if unknown:
+        raise ValueError(f"no column {', '.join(unknown)}; known: {', '.join(COLUMNS)}")
+    return {**dict.fromkeys(COLUMNS), "role": role, "architecture": architecture, **figures}
+
+
+def write_table(rows, folder, runtime_note=None):
+    """Writes the table as results.csv, results.json and, for people, results.txt.
+
+    Args:
+        rows: from `row`.
+        folder: made where it is missing.
+        runtime_note: what the latencies were measured with; goes below results.txt.
+    """
+    folder = pathlib.Path(folder)
+    rows = _plain([{name: one[name] for name in COLUMNS} for one in rows])
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    _replace(folder / "results.csv", text.getvalue().encode())
+    write_json(rows, folder / "results.json")
+
+    from rich.console import Console
+
+    page = io.StringIO()
+    print_table(rows, Console(file=page, width=200, color_system=None), caption=runtime_note)
+    _replace(folder / "results.txt", page.getvalue().encode())
+
+
+def write_json(obj, path):
+    """Writes JSON so that a reader never meets half a file.
+
+    Args:
+        obj: dicts, lists, NumPy values; a number that is not finite becomes null, as JSON has no NaN.
+        path: file; its folder is made where it is missing.
+    """
+    _replace(path, (json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def _plain(obj):
+    """The object in JSON's own types."""
+    if isinstance(obj, dict):
+        return {str(key): _plain(value) for key, value in obj.items()}
+    if isinstance(obj, (list, tuple)):
+        return [_plain(value) for value in obj]
+    if isinstance(obj, np.ndarray):
+        return _plain(obj.tolist())
+    if isinstance(obj, np.generic):
+        obj = obj.item()
+    if isinstance(obj, float) and not math.isfinite(obj):
+        return None
+    return obj
+
+
+def _replace(path, content):
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+# ---- the table on a screen ----
+
+
+def print_table(rows, console=None, title=None, caption=None):
+    """Prints the table.
+
+    Columns that hold nothing are left out. Where the console is too narrow for the rest, the table is printed in
+    parts, each with role and architecture, so that no number is ever cut.
+
+    Args:
+        rows: from `row`.
+        console: rich.console.Console; one of its own if None.
+        title: line above.
+        caption: line below, such as the runtime of the latencies.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    if console is None:
+        console = Console()
+        if not console.is_terminal and "COLUMNS" not in os.environ:
+            console = Console(width=_PIPED_WIDTH)
+    texts = [_column(rows, *column) for column in _TEXTS]
+    quality = [_column(rows, *column) for column in _QUALITY if _filled(rows, column)]
+    cost = [_column(rows, *column) for column in _COST if _filled(rows, column)]
+    room = console.width - sum(min(_width(column), _TEXT_WIDTH) + 2 for column in texts)
+    parts = _pack(quality + cost, room)
+    if len(parts) > 1:
+        # A table that must be parted is parted by meaning first.
+        parts = [part for group in (quality, cost) if group for part in _pack(group, room)]
+    if title:
+        console.print(Text(title, style="bold"))
+    for i, part in enumerate(parts or [[]]):
+        if i:
+            console.print()
+        console.print(_table(texts, part))
+    if caption:
+        console.print(Text(caption, style="dim"))
+
+
+def _table(texts, numbers):
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    # No rules and little air between columns: what `_pack` reckons with.
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1), collapse_padding=True, pad_edge=False)
+    for heading, _ in texts:
+        table.add_column(Text(heading), overflow="fold", vertical="top")
+    for heading, _ in numbers:
+        table.add_column(Text(heading, justify="right"), justify="right", no_wrap=True)
+    for cells in zip(*(cells for _, cells in texts + numbers), strict=True):
+        # Text, as a string would be read as markup: "[int8]" would vanish.
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def _pack(columns, room):
+    """Parts the columns, in order, so that each part is as wide as there is room."""
+    parts, used = [], 0
+    for column in columns:
+        # One for the cell's padding, one for the divider that rich keeps between columns.
+        width = _width(column) + 2
+        if not parts or used + width > room:
+            parts.append([])
+            used = 0
+        parts[-1].append(column)
+        used += width
+    return parts
+
+
+def _width(column):
+    heading, cells = column
+    return max(len(line) for text in (heading, *cells) for line in text.split("\n"))
+
+
+def _column(rows, heading, form, *names):
+    return heading, [_cell(form, *(one[name] for name in names)) for one in rows]
+
+
+def _filled(rows, column):
+    return any(_number(one[column[2]]) is not None for one in rows)
+
+
+def _cell(form, *values):
+    if form is str:
+        return str(values[0])
+    values = [_number(value) for value in values]
+    return "–" if values[0] is None else form(*values)
+
+
+def _number(value):
+    return None if value is None or not math.isfinite(value) else value
+
+
+def _percent(value):
+    return f"{100 * value:.2f}"
+
+
+def _count(value):
+    for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        # 999 950 would print as 1000.0 k.
+        if value >= 0.9995 * unit:
+            scaled = value / unit
+            return f"{scaled:.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f} {name}"
+    return f"{value:.0f}"
+
+
+def _size(value):
+    text = _count(value)
+    return f"{text}B" if " " in text else f"{text} B"
+
+
+def _milliseconds(median, spread):
+    digits = 3 if median < 1 else 2 if median < 100 else 1
+    return f"{median:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
+
+
+# heading, how a value is written, column(s)
+_TEXTS = (("role", str, "role"), ("architecture", str, "architecture"))
+_QUALITY = (
+    ("train\nacc %", _percent, "train_accuracy"),
+    ("val\nacc %", _percent, "val_accuracy"),
+    ("test\nacc %", _percent, "test_accuracy"),
+    ("prec.\n%", _percent, "precision"),
+    ("recall\n%", _percent, "recall"),
+    ("F1\n%", _percent, "f1"),
+    ("ECE\n%", _percent, "ece"),
+    ("agree %\nteacher", _percent, "teacher_agreement"),
+    ("agree %\nfloat", _percent, "float_agreement"),
+)
+_COST = (
+    ("params", _count, "parameters"),
+    ("MACs", _count, "macs"),
+    ("size", _size, "bytes"),
+    ("latency ms\nmedian ± IQR", _milliseconds, "latency_ms_median", "latency_ms_iqr"),
+)
+
+
+# ---- figures ----
+
+
+def _figure(width, height):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    # No pyplot: it keeps every figure alive and picks a screen.
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure, path):
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    _replace(path, content.getvalue())
+
+
+def curves(histories, path):
+    """Draws loss and accuracy over the epochs, training dashed and validation solid.
+
+    What a distilled student minimises is a weighted sum of terms that no other model has; where a history holds ``ce``,
+    its hard-label term, that is drawn for training in place of ``loss``.
+
+    Args:
+        histories: model name to Keras history: ``loss`` or ``ce``, ``val_loss``, ``accuracy``, ``val_accuracy``, each
+            one value an epoch. Any may be missing.
+        path: PNG file.
+    """
+    import matplotlib
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+
+    palette = matplotlib.colormaps["tab10" if len(histories) <= 10 else "turbo"]
+    if len(histories) <= 10:
+        colours = [palette(i) for i in range(len(histories))]
+    else:
+        colours = [palette(x) for x in np.linspace(0, 1, len(histories))]
+    figure = _figure(10, 4.2 + 0.22 * math.ceil((len(histories) + 2) / 3))
+    panels = figure.subplots(1, 2)
+    for (_, history), colour in zip(histories.items(), colours, strict=True):
+        train_loss = "ce" if len(history.get("ce", ())) else "loss"
+        for panel, train, val in ((panels[0], train_loss, "val_loss"), (panels[1], "accuracy", "val_accuracy")):
+            for name, style in ((train, "--"), (val, "-")):
+                values = np.array([np.nan if value is None else value for value in history.get(name, ())], float)
+                # A line of one point is invisible.
+                marker = "o" if np.isfinite(values).sum() == 1 else None
+                epochs = np.arange(1, len(values) + 1)
+                if len(values):
+                    panel.plot(epochs, values, style, color=colour, marker=marker, linewidth=1.6)
+    for panel, label in zip(panels, ("cross-entropy on hard labels", "accuracy"), strict=True):
+        panel.set_xlabel("epoch")
+        panel.set_ylabel(label)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.grid(alpha=0.3)
+    panels[0].set_title("Loss (hard-label term alone)")
+    panels[1].set_title("Accuracy")
+    keys = [
+        Line2D([], [], color=colour, linewidth=2, label=name) for name, colour in zip(histories, colours, strict=True)
+    ]
+    keys += [
+        Line2D([], [], color="black", linestyle=style, label=name)
+        for style, name in (("--", "train"), ("-", "validation"))
+    ]
+    figure.legend(handles=keys, loc="outside lower center", ncols=min(3, len(keys)), frameon=False)
+    _save(figure, path)
+
+
+def confusion_figure(matrix, class_names, path, title):
+    """Draws a confusion matrix, coloured by the share of each true class.
+
+    Up to 20 classes the counts are written in the cells; beyond 40 the classes are not named.
+
+    Args:
+        matrix: (K, K) counts; rows are true classes.
+        class_names: K names.
+        path: PNG file.
+        title: line above.
+    """
+    matrix = np.asarray(matrix)
+    count = len(matrix)
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    names = [_short(name, 18) for name in class_names]
+    side = float(np.clip(2.6 + 0.42 * count, 4.5, 11))
+    figure = _figure(side + 0.9, side)
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="share of the true class", fraction=0.046, pad=0.03)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    # To the figure's width, not the axes': a long title would be cut by the edge.
+    figure.suptitle(title, fontsize=12, wrap=True)
+    if count <= 40:
+        size = 9 if count <= 20 else 7
+        axes.set_xticks(range(count), names, rotation=0 if max(map(len, names)) <= 3 else 90, fontsize=size)
+        axes.set_yticks(range(count), names, fontsize=size)
+    if count <= 20:
+        longest = len(str(matrix.max()))
+        size = 9 if longest <= 3 else 36 / longest
+        for (i, j), value in np.ndenumerate(matrix):
+            axes.text(
+                j, i, value, ha="center", va="center", fontsize=size, color="white" if shares[i, j] > 0.5 else "black"
+            )
+    _save(figure, path)
+
+
+def class_report_figure(report, class_names, path, title):
+    """Draws precision, recall, F1 and support of every class as a coloured table.
+
+    Beyond 100 classes, the 100 with the lowest F1 are shown.
+
+    Args:
+        report: from `kd_keras.evaluate.class_report`.
+        class_names: K names, in the order to show them.
+        path: PNG file.
+        title: line above.
+    """
+    names = [str(name) for name in class_names]
+    if len(names) > 100:
+        title = f"{title}: the 100 of {len(names)} classes with the lowest F1"
+        names = sorted(names, key=lambda name: report[name]["f1-score"])[:100]
+    names += [name for name in ("macro avg", "weighted avg") if name in report]
+    blocks = math.ceil(len(names) / 36)
+    per_block = math.ceil(len(names) / blocks)
+    figure = _figure(max(5.5, 4.6 * blocks), 1.3 + 0.24 * per_block)
+    all_axes = figure.subplots(1, blocks, squeeze=False)[0]
+    measures = ("precision", "recall", "f1-score")
+    for block, axes in enumerate(all_axes):
+        shown = names[block * per_block : (block + 1) * per_block]
+        values = np.array([[report[name][measure] for measure in measures] for name in shown])
+        # The support has no share to be coloured by; rows that the last block lacks stay blank.
+        colours = np.full((per_block, 4), np.nan)
+        colours[: len(shown), :3] = values
+        axes.imshow(colours, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto", alpha=0.75)
+        for i, name in enumerate(shown):
+            for j in range(3):
+                axes.text(j, i, f"{values[i, j]:.3f}", ha="center", va="center", fontsize=8)
+            axes.text(3, i, f"{report[name]['support']:.0f}", ha="center", va="center", fontsize=8)
+        axes.set_xticks(range(4), ["precision", "recall", "F1", "support"], fontsize=8)
+        axes.set_yticks(range(len(shown)), [_short(name, 22) for name in shown], fontsize=8)
+        axes.xaxis.tick_top()
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+    figure.suptitle(title, fontsize=12, wrap=True)
+    _save(figure, path)
+
+
+def _short(name, length):
+    name = str(name)
+    return name if len(name) <= length else name[: length - 1] + "…"

@@ -1,0 +1,185 @@
+"""What holds for every model family. A new file of kd_keras/models is tested here on arrival, at its defaults."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kd_keras import spec
+from kd_keras.errors import InputError
+from kd_keras.models import cnn
+
+PACKAGE = "kd_keras.models"
+CLASSES = 7
+# Beside its defaults, each family's small and unusual sides.
+CASES = [
+    *spec.names(PACKAGE),
+    "cnn(filters=(8, 12, 16), convs=(1, 2, 1), dense=(), batch_norm=False, pool='global')",
+    "cnn(filters=(8,), dense=(16,), pool='avg', dropout=0.25)",
+    "resnet(depth=8, width=0.5)",
+    "resnet(depth=8, stem='imagenet', se_ratio=4)",
+]
+SHAPES = [(8, 8, 1), (28, 28, 1), (32, 32, 3)]
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Builds a case; ``saved`` reads a file that is written for it."""
+
+    def build(case: str, input_shape=(32, 32, 3), seed=1):
+        keras.utils.set_random_seed(seed)
+        parsed = spec.parse(case)
+        if parsed.name == "saved":
+            path = tmp_path / "model.keras"
+            if not path.exists():
+                cnn.build(CLASSES, input_shape, filters=(8,), dense=(16,)).save(path)
+            parsed = spec.Spec("saved", {"path": str(path)})
+        return spec.build(PACKAGE, parsed, num_classes=CLASSES, input_shape=input_shape)
+
+    return build
+
+
+@pytest.fixture
+def policy(request):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(request.param)
+    yield request.param
+    keras.config.set_dtype_policy(before)
+
+
+def pixels(input_shape=(32, 32, 3), n=4) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (n, *input_shape)).astype("float32")
+
+
+def stages(model: keras.Model, suffix: str = "") -> list[keras.layers.Layer]:
+    names = [f"stage{i}{suffix}" for i in range(1, len(model.layers))]
+    present = {layer.name: layer for layer in model.layers}
+    return [present[name] for name in names if name in present]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gives_finite_float32_logits(make, case, shape):
+    try:
+        model = make(case, shape)
+    except InputError:  # a family may refuse small images, in words
+        assert shape != (32, 32, 3)
+        pytest.skip(f"{case} refuses {shape}")
+    assert isinstance(model, keras.Model)
+    assert model.input_shape == (None, *shape)
+    logits = model(pixels(shape))
+    assert logits.shape == (4, CLASSES)
+    assert logits.dtype == tf.float32
+    assert np.isfinite(logits).all()
+    assert not np.allclose(np.sum(logits, axis=-1), 1), "the outputs look like a softmax"
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"], indirect=True)
+def test_logits_are_float32_under_mixed_precision(make, case, policy):
+    model = make(case)
+    assert model.get_layer("logits").compute_dtype == "float32"
+    if spec.parse(case).name != "saved":  # a file keeps the precision that it was saved with
+        assert model.get_layer("stage1").compute_dtype == policy.removeprefix("mixed_")
+    logits = model(pixels())
+    assert logits.dtype == tf.float32
+    assert np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_first_layer_scales_pixels(make, case):
+    first = make(case).layers[1]
+    assert isinstance(first, keras.layers.Rescaling)
+    assert first.name == "rescale"
+    np.testing.assert_allclose(first(np.array([0.0, 127.5, 255.0], "float32")), [-1, 0, 1], atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_taps(make, case):
+    model = make(case)
+    after, before = stages(model), stages(model, "_pre")
+    assert after, "no tap stage1"
+    assert [layer.name for layer in after] == [f"stage{i + 1}" for i in range(len(after))]
+    assert len(before) in (0, len(after)), "some stages have a map before the activation, some have none"
+    names = [layer.name for layer in (*after, *before)] + ["pooled", "logits"]
+    maps = dict(zip(names, keras.Model(model.input, [model.get_layer(n).output for n in names])(pixels()), strict=True))
+    assert len(maps["pooled"].shape) == 2
+    sizes = [maps[layer.name].shape[1:-1] for layer in after]
+    assert all(b <= a for one, two in itertools.pairwise(sizes) for a, b in zip(one, two, strict=True))
+    for layer in before:  # the tap after the activation is what the activation makes of the tap before it
+        name = layer.name.removesuffix("_pre")
+        np.testing.assert_allclose(maps[name], model.get_layer(name)(maps[layer.name]), rtol=1e-5)
+        assert np.min(maps[layer.name]) < np.min(maps[name])
+    np.testing.assert_allclose(maps["logits"], model(pixels()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_layers_are_stock_and_named_alike_every_time(make, case):
+    one, two = make(case), make(case)
+    names = [layer.name for layer in one.layers]
+    assert len(set(names)) == len(names)
+    # Keras numbers what is not named, and counts on: such a name would differ in the second model.
+    assert names == [layer.name for layer in two.layers]
+    assert one.name == two.name
+    for layer in one.layers:
+        assert type(layer).__module__.startswith("keras."), f"{layer.name} is not of Keras"
+        assert not isinstance(layer, keras.layers.Lambda)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_same_seed_same_weights(make, case):
+    one, two = make(case, seed=3), make(case, seed=3)
+    for a, b in zip(one.weights, two.weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+    if spec.parse(case).name != "saved":
+        other = make(case, seed=4).trainable_weights
+        assert any(not np.array_equal(a, b) for a, b in zip(one.trainable_weights, other, strict=True))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_round_trip_through_a_file(make, case, tmp_path):
+    model = make(case)
+    model(pixels(), training=True)  # moves the batch norm statistics away from their start
+    model.save(tmp_path / "round.keras")
+    again = keras.models.load_model(tmp_path / "round.keras", safe_mode=True, compile=False)
+    np.testing.assert_array_equal(model(pixels()), again(pixels()))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_predict_on_tf_data_equals_the_call(make, case):
+    model = make(case)
+    data = tf.data.Dataset.from_tensor_slices(pixels(n=5)).batch(2)
+    np.testing.assert_allclose(model.predict(data, verbose=0), model(pixels(n=5)), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_weight_gets_a_gradient(make, case):
+    model = make(case)
+    with tf.GradientTape() as tape:
+        logits = model(pixels(n=8), training=True)
+        loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(np.arange(8) % CLASSES, logits, True))
+    gradients = tape.gradient(loss, model.trainable_variables)
+    for weight, gradient in zip(model.trainable_variables, gradients, strict=True):
+        assert gradient is not None, weight.path
+        assert np.isfinite(gradient).all() and np.any(gradient), weight.path
+
+
+@pytest.mark.parametrize("name", [name for name in spec.names(PACKAGE) if name != "saved"])
+@pytest.mark.parametrize(
+    ("num_classes", "input_shape", "message"),
+    [
+        (1, (32, 32, 3), "num_classes=1 "),
+        (True, (32, 32, 3), "num_classes=True "),
+        (10.0, (32, 32, 3), "num_classes=10.0 "),
+        (10, (32, 32), r"input_shape=\(32, 32\) "),
+        (10, (None, None, 3), r"input_shape=\(None, None, 3\) "),
+        (10, (0, 32, 3), r"input_shape=\(0, 32, 3\) "),
+        (10, 32, "input_shape=32 "),
+    ],
+)
+def test_refuses_wrong_classes_and_shapes(name, num_classes, input_shape, message):
+    with pytest.raises(InputError, match=message) as error:
+        spec.build(PACKAGE, spec.Spec(name), num_classes=num_classes, input_shape=input_shape)
+    assert "\n" not in str(error.value)
