@@ -365,6 +365,11 @@ class Distiller(keras.Model):
             metrics = [Accuracy(name=m) if m in ("accuracy", "acc") else m for m in metrics]
         super().compile(optimizer=optimizer, metrics=metrics, **kwargs)
 
+    def compile_from_config(self, config):
+        # Keras leaves models with a compile of their own to compile themselves after loading.
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
     def call(self, inputs, training=None):
         """The student's float32 logits (B, K) for images, or for a batch dict."""
         image = unpack_batch(inputs).image
@@ -451,13 +456,12 @@ class Distiller(keras.Model):
         return self(unpack_batch(data).image, training=False)
 
     def get_config(self):
-        config = {
+        return {
             "student": keras.saving.serialize_keras_object(self.student),
             "losses": [keras.saving.serialize_keras_object(term) for term in self.terms],
             "teacher_dtype": self.teacher_dtype,
             "name": self.name,
         }
-        return config
 
     @classmethod
     def from_config(cls, config, custom_objects=None):

@@ -267,7 +267,8 @@ def _figure(width, height):
 
 def _save(figure, path):
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
+    # Tight: beside axes of fixed aspect the layout leaves too little room for long class names.
+    figure.savefig(content, format="png", dpi=120, bbox_inches="tight", pad_inches=0.12)
     _replace(path, content.getvalue())
 
 
@@ -303,10 +304,12 @@ def curves(histories, path):
                 epochs = np.arange(1, len(values) + 1)
                 if len(values):
                     panel.plot(epochs, values, style, color=colour, marker=marker, linewidth=1.6)
+    longest = max((len(values) for history in histories.values() for values in history.values()), default=0)
     for panel, label in zip(panels, ("cross-entropy on hard labels", "accuracy"), strict=True):
         panel.set_xlabel("epoch")
         panel.set_ylabel(label)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.set_xlim(*((0, 2) if longest <= 1 else (None, None)))
         panel.grid(alpha=0.3)
     panels[0].set_title("Loss (hard-label term alone)")
     panels[1].set_title("Accuracy")
@@ -385,7 +388,7 @@ def class_report_figure(report, class_names, path, title):
         # The support has no share to be coloured by; rows that the last block lacks stay blank.
         colours = np.full((per_block, 4), np.nan)
         colours[: len(shown), :3] = values
-        axes.imshow(colours, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto", alpha=0.75)
+        axes.imshow(colours, cmap="RdYlBu", vmin=0, vmax=1, aspect="auto", alpha=0.6)
         for i, name in enumerate(shown):
             for j in range(3):
                 axes.text(j, i, f"{values[i, j]:.3f}", ha="center", va="center", fontsize=8)

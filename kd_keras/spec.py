@@ -119,8 +119,7 @@ def builder(package: str, name: str):
     """
     known = names(package)
     if name not in known:
-        kind = package.rpartition(".")[2]
-        raise InputError(f"unknown name {name!r} in {kind}: known are {', '.join(known)}{_closest(name, known)}")
+        raise InputError(unknown(name, package.rpartition(".")[2], known))
     if importlib.util.find_spec(package).submodule_search_locations is None:
         return getattr(importlib.import_module(package), name)
     return importlib.import_module(f"{package}.{name}").build
@@ -171,6 +170,11 @@ def build(package: str, spec: Spec, **given: Any) -> Any:
     """
     values = check(package, spec, tuple(given))
     return builder(package, spec.name)(**given, **values)
+
+
+def unknown(name: str, kind: str, known: list[str]) -> str:
+    """What to say of a name that is not among the known ones of its kind."""
+    return f"unknown name {name!r} in {kind}: known are {', '.join(known)}{_closest(name, known)}"
 
 
 def _closest(word: str, known: list[str]) -> str:

@@ -34,12 +34,14 @@ def cache_folder(name: str = "") -> pathlib.Path:
     return pathlib.Path(home).expanduser() / "datasets" / name
 
 
-def fetch(url: str, file_hash: str, instead: str, *, target: str, subdir: str = "", extract: bool = False) -> pathlib.Path:
+def fetch(
+    url: str, file_hash: str | None, instead: str, *, target: str, subdir: str = "", extract: bool = False
+) -> pathlib.Path:
     """Downloads a file to Keras' cache, once.
 
     Args:
         url: where it lies.
-        file_hash: published MD5 or SHA-256, hexadecimal.
+        file_hash: published SHA-256, hexadecimal; None where the file's own reader checks it.
         instead: what the user can do without a network, the end of the error message.
         target: the file's name in the cache (with ``extract``: the extracted folder's).
         subdir: folder of the cache.
@@ -54,7 +56,7 @@ def fetch(url: str, file_hash: str, instead: str, *, target: str, subdir: str = 
     folder = cache_folder(subdir)
     archive = folder / (f"{target}_archive" if extract else target)
     # Keras deletes a file whose hash differs, though the user may have put it there: look first.
-    if archive.exists() and _digest(archive, file_hash) != file_hash:
+    if file_hash and archive.exists() and _sha256(archive) != file_hash:
         raise InputError(f"{archive} is not the published file (its hash differs): move it away, or {instead}")
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_TIMEOUT_SECONDS)
@@ -77,8 +79,8 @@ def fetch(url: str, file_hash: str, instead: str, *, target: str, subdir: str = 
     return pathlib.Path(path)
 
 
-def _digest(path: pathlib.Path, like: str) -> str:
-    digest = hashlib.sha256() if len(like) == 64 else hashlib.md5(usedforsecurity=False)
+def _sha256(path: pathlib.Path) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)

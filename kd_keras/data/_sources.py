@@ -124,7 +124,9 @@ class _Subset(Source):
     def __init__(self, source: Source, indices: Any):
         rows = np.asarray(indices, np.int64)
         if rows.ndim != 1 or (len(rows) and not 0 <= rows.min() <= rows.max() < len(source)):
-            raise InputError(f"subset of {len(source)} samples takes indices (M,) from 0 to {len(source) - 1}: check them")
+            raise InputError(
+                f"subset of {len(source)} samples takes indices (M,) from 0 to {len(source) - 1}: check them"
+            )
         self._source = source
         self.labels = source.labels[rows]
         self.image_shape = source.image_shape
@@ -260,7 +262,9 @@ def carve_three(labels: Any, val_fraction: float, test_fraction: float, seed: in
     labels = np.asarray(labels)
     rest, test = carve(labels, test_fraction, seed)
     if not isinstance(val_fraction, (int, float)) or not 0 < val_fraction < 1 - test_fraction:
-        raise InputError(f"val_fraction={val_fraction!r} and test_fraction={test_fraction!r} leave no train: sum below 1")
+        raise InputError(
+            f"val_fraction={val_fraction!r} and test_fraction={test_fraction!r} leave no train: sum below 1"
+        )
     train, val = carve(labels[rest], val_fraction / (1 - test_fraction), seed)
     return rest[train], rest[val], test
 
@@ -283,12 +287,12 @@ def take(source: Source, n: int, seed: int) -> Source:
     classes, counts = np.unique(source.labels, return_counts=True)
     if n < len(classes):
         raise InputError(f"{n} examples cannot hold {len(classes)} classes: ask for at least {len(classes)}")
-    # Largest remainder, each class at least once: exact for any n, where a plain stratified split may drop a class.
-    share = np.maximum(counts * n / len(source), 1.0)
-    quota = np.floor(share).astype(int)
+    # Largest remainder, but no class left out: a plain stratified draw drops rare classes when n is small.
+    share = counts * n / len(source)
+    quota = np.maximum(share.astype(int), 1)
     while quota.sum() > n:
-        quota[np.argmax(quota - share + (quota > 1) * len(source))] -= 1
-    remainder = np.where(quota < counts, share - quota, -1.0)
+        quota[quota.argmax()] -= 1
+    remainder = np.where(quota < counts, share - quota, -np.inf)
     quota[np.argsort(-remainder, kind="stable")[: n - quota.sum()]] += 1
     rng = np.random.default_rng(seed)
     chosen = [

@@ -16,9 +16,9 @@ TRAINED = True
 def build(num_classes: int, input_shape: tuple[int, int, int], path: str | os.PathLike[str]) -> keras.Model:
     """The model of a ``.keras`` file, its weights as saved.
 
-    The file is read in Keras' safe mode, so that it cannot run code of its own; a Lambda layer is refused. Taps are
-    what the file's layers are called: a model that kd_keras built and saved has all of them. A model whose output is
-    not logits (softmax) is given back as it is.
+    The file is read in Keras' safe mode, so that it cannot run code of its own; a Lambda layer that holds a Python
+    lambda is refused. Taps are what the file's layers are called: a model that kd_keras built and saved has all of
+    them. A model whose output is not logits (softmax) is given back as it is.
 
     Args:
         num_classes: K, which the model's output must have.
@@ -34,7 +34,7 @@ def build(num_classes: int, input_shape: tuple[int, int, int], path: str | os.Pa
     input_shape = _layers.check(num_classes, input_shape)
     if not isinstance(path, (str, os.PathLike)):
         raise InputError(f"path={path!r} is not text: write saved(path='teacher.keras')")
-    file = pathlib.Path(path).expanduser()
+    file = pathlib.Path(os.path.expanduser(path))
     if file.suffix != ".keras":
         raise InputError(f"{str(file)!r} does not end in .keras: give a file written by model.save('name.keras')")
     if not file.is_file():

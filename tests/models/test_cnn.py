@@ -71,6 +71,8 @@ def test_without_batch_norm_the_convolutions_have_a_bias():
     convs = [x for x in model.layers if isinstance(x, keras.layers.Conv2D)]
     assert count(model, keras.layers.BatchNormalization) == 0
     assert all(x.use_bias for x in convs)
+    assert model.get_layer("stage2_pre") is convs[1]
+    assert isinstance(build("cnn()").get_layer("stage2_pre"), keras.layers.BatchNormalization)
     assert not any(x.use_bias for x in build("cnn()").layers if isinstance(x, keras.layers.Conv2D))
 
 
@@ -104,7 +106,7 @@ def test_as_many_poolings_as_fit():
         ({"dropout": 1.0}, "dropout=1.0 .*give"),
         ({"dropout": -0.1}, "dropout=-0.1 .*give"),
         ({"dropout": float("nan")}, "dropout=nan .*give"),
-        ({"dropout": True}, "dropout=True .*give"),
+        ({"dropout": "0.5"}, "dropout='0.5' .*give"),
         ({"filters": (8, 8, 8, 8)}, "pools 4 times, too often for a 8x9 image: give at most 3 blocks"),
     ],
 )

@@ -1,0 +1,276 @@
+"""Every flag of the command line, every check across flags, and the frozen `Config` that they resolve to.
+
+Flags come from absl, so ``--flagfile=experiments/digits.flags`` works, and what follows it replaces what it says.
+No TensorFlow is imported here: ``--help`` has to answer at once.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+
+from absl import flags
+
+from kd_keras import schedules, spec
+from kd_keras.errors import InputError
+from kd_keras.spec import Spec
+
+# Flags of our own, so that those of other packages are neither shown nor taken.
+FLAGS = flags.FlagValues()
+PACKAGES = {"data": "data", "teacher": "models", "student": "models", "loss": "losses", "scheme": "schemes"}
+VARIANTS = ("float32", "float16", "dynamic", "int8")
+#: Fields that change neither what is trained nor what is measured.
+_BESIDE = ("workdir", "tracking", "tracking_uri", "experiment", "progress", "flagfile")
+
+
+def _define(kind, name, default, text, **kwargs):
+    getattr(flags, f"DEFINE_{kind}")(name, default, help=text, flag_values=FLAGS, **kwargs)
+
+
+_define("string", "data", "digits()", "Data set: a spec such as cifar10(folder='…') or folder(path='…').")
+_define("string", "teacher", "none", "Teacher model: a spec such as resnet(depth=50) or saved(path='…').")
+_define("string", "student", "cnn()", "Student model: a spec such as resnet(depth=18).")
+_define("string", "loss", "ce(weight=0.1) + kd(weight=0.9, temperature=4.0)", "The student's losses, joined by +.")
+_define("string", "teacher_loss", "ce()", "The teacher's losses.")
+_define("string", "baseline_loss", "ce()", "The losses of the student trained without a teacher.")
+_define("string", "scheme", "offline()", "Which models are trained in which order.")
+_define("bool", "baseline", True, "Whether to train the same student without a teacher, for comparison.")
+_define("integer", "epochs", 10, "Epochs of student and baseline.", lower_bound=1)
+_define("integer", "teacher_epochs", None, "Epochs of the teacher; by default as --epochs, or 0 for a saved model.",
+        lower_bound=0)  # fmt: skip
+_define("integer", "batch_size", 64, "Global batch size, whatever the number of replicas.", lower_bound=1)
+_define("string", "optimizer", "adam()", "A Keras optimizer: sgd(momentum=0.9, nesterov=True, weight_decay=5e-4).")
+_define("string", "teacher_optimizer", None, "The teacher's; by default as --optimizer.")
+_define("string", "learning_rate", "0.001", "A number or a schedule: warmup(to=cosine(start=0.1), over=5).")
+_define("string", "teacher_learning_rate", None, "The teacher's; by default as --learning_rate.")
+_define("string", "augment", "none", "Augmentation of the training split: pad_crop(4) + flip() + mixup(0.2) …")
+_define("integer", "seed", 0, "Seed of initial weights, order, augmentation and dropout.", lower_bound=0)
+_define("integer", "train_examples", None, "Train on so many images only, drawn evenly over the classes.",
+        lower_bound=1)  # fmt: skip
+_define("float", "val_fraction", None, "Share of the training split to validate on, where the data set has none.")
+_define("string", "image_size", None, "Side of the images in pixels, or height,width; for data sets of photographs.")
+_define("bool", "skip_bad_images", False, "Leave out images that can't be read, naming them, instead of stopping.")
+_define("enum", "precision", "float32", "Keras' dtype policy.", enum_values=["float32", "mixed_float16", "mixed_bfloat16"])
+_define("enum", "teacher_dtype", None, "What the teacher computes in; by "
+        "default as it was built.", enum_values=["float32", "bfloat16", "float16"])  # fmt: skip
+_define("enum", "strategy", "auto", "One device, or one replica on each local one; auto "
+        "mirrors where there are several GPUs.", enum_values=["auto", "one", "mirrored"])  # fmt: skip
+_define("bool", "deterministic", False, "Make GPU operations repeat to the bit as well (slower; CPUs do anyway).")
+_define("integer", "steps_per_execution", 1, "Steps in one compiled call.", lower_bound=1)
+_define("string", "export", ",".join(VARIANTS), f"TFLite files of the student, of {', '.join(VARIANTS)}; or none.")
+_define("string", "workdir", None, "Where everything goes; by default runs/<flagfile's name>-<hash of the flags>.")
+_define("enum", "tracking", "mlflow", "Where metrics and artefacts are logged.", enum_values=["mlflow", "none"])
+_define("string", "tracking_uri", None, "An MLflow server or store; by default sqlite under --workdir.")
+_define("string", "experiment", "kd_keras", "MLflow experiment.")
+_define("enum", "progress", "auto", "Live progress; auto shows it on a terminal.", enum_values=["auto", "none"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The resolved flags: specs are parsed, and what the teacher shares with the student is filled in.
+
+    See `FLAGS` (``--help``) for what each field means.
+    """
+
+    data: Spec
+    teacher: Spec | None
+    student: Spec
+    loss: tuple[Spec, ...]
+    teacher_loss: tuple[Spec, ...]
+    baseline_loss: tuple[Spec, ...]
+    scheme: Spec
+    baseline: bool
+    epochs: int
+    teacher_epochs: int | None
+    batch_size: int
+    optimizer: Spec
+    teacher_optimizer: Spec
+    learning_rate: schedules.Schedule
+    teacher_learning_rate: schedules.Schedule
+    augment: tuple[Spec, ...]
+    seed: int
+    train_examples: int | None
+    precision: str
+    teacher_dtype: str | None
+    strategy: str
+    deterministic: bool
+    steps_per_execution: int
+    export: tuple[str, ...]
+    workdir: pathlib.Path
+    tracking: str
+    tracking_uri: str | None
+    experiment: str
+    progress: str
+    flagfile: str | None
+
+    def resolved(self) -> dict[str, str]:
+        """Every field as text, such as a flag would take it."""
+        return {field.name: _text(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+    def identity(self) -> dict[str, str]:
+        """The fields that the results depend on."""
+        return {key: value for key, value in self.resolved().items() if key not in _BESIDE}
+
+
+def _text(value) -> str:
+    if isinstance(value, tuple):
+        return (" + " if value and isinstance(value[0], Spec) else ",").join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def help_text() -> str:
+    """What ``--help`` prints: every flag, and the known losses, models, data sets and schemes."""
+    lines = ["Trains a teacher, a student and the same student without a teacher; measures, exports and tracks them.",
+             "", "  python -m kd_keras.run --flagfile=experiments/digits.flags [--flag=value …]", "", "Flags:"]  # fmt: skip
+    for name in FLAGS:
+        flag = FLAGS[name]
+        default = "" if flag.default is None else f" [{flag.default}]"
+        lines.append(f"  --{name}{default}\n      {flag.help}")
+    lines.append("")
+    for title, package in (("Losses", "losses"), ("Models", "models"), ("Data sets", "data"), ("Schemes", "schemes"),
+                           ("Schedules", "schedules")):  # fmt: skip
+        lines.append(f"{title}: {', '.join(spec.names(f'kd_keras.{package}'))}")
+    return "\n".join(lines)
+
+
+def read(argv: list[str]) -> Config:
+    """Reads the command line.
+
+    Args:
+        argv: as `sys.argv`, the program's name first.
+
+    Raises:
+        InputError: an unknown flag, a value that can't be, a file that is not there, an unknown name.
+    """
+    FLAGS.unparse_flags()
+    for name in FLAGS:
+        FLAGS[name].unparse()
+    try:
+        rest = FLAGS(argv)
+    except flags.Error as error:
+        raise InputError(" ".join(str(error).split())) from error
+    if len(rest) > 1:
+        raise InputError(f"unexpected argument {rest[1]!r}: every setting is a flag, --name=value")
+    return _resolve(FLAGS.flag_values_dict(), _flagfile(argv))
+
+
+def _flagfile(argv):
+    files = [arg.partition("=")[2] or following for arg, following in zip(argv, [*argv[1:], ""], strict=True)
+             if arg.lstrip("-").partition("=")[0] == "flagfile"]  # fmt: skip
+    return files[-1] if files else None
+
+
+def _resolve(values: dict, flagfile: str | None) -> Config:
+    known = {}
+    for name in ("data", "student", "scheme"):
+        known[name] = _one(name, values[name])
+    known["teacher"] = None if values["teacher"].strip() in ("", "none") else _one("teacher", values["teacher"])
+    for name in ("loss", "teacher_loss", "baseline_loss"):
+        known[name] = tuple(spec.parse_many(values[name]))
+        if not known[name]:
+            raise InputError(f"--{name} is empty: give at least one loss, such as ce()")
+        for one in known[name]:
+            _known("losses", one)
+    known["data"] = _data_options(known["data"], values)
+    known["augment"] = tuple(spec.parse_many(values["augment"]))
+    for name in ("optimizer", "learning_rate"):
+        text = values[name]
+        parse = spec.parse if name == "optimizer" else _learning_rate
+        known[name] = parse(text)
+        own = values[f"teacher_{name}"]
+        known[f"teacher_{name}"] = known[name] if own is None else parse(own)
+    known["export"] = _variants(values["export"])
+    if known["teacher"] is None and values["teacher_epochs"]:
+        raise InputError(f"--teacher_epochs={values['teacher_epochs']} but --teacher=none: name a teacher to train")
+    same = {f.name: values[f.name] for f in dataclasses.fields(Config) if f.name in values and f.name not in known}
+    config = Config(**known, **{**same, "workdir": None}, flagfile=flagfile)
+    return dataclasses.replace(config, workdir=_workdir(values["workdir"], config))
+
+
+def _one(flag: str, text: str) -> Spec:
+    try:
+        found = spec.parse(text)
+    except InputError as error:
+        raise InputError(f"--{flag}: {error}") from error
+    _known(PACKAGES[flag], found)
+    return found
+
+
+def _known(package: str, one: Spec) -> None:
+    names = spec.names(f"kd_keras.{package}")
+    if one.name not in names:
+        raise InputError(spec.unknown(one.name, package, names))
+
+
+def _data_options(data: Spec, values: dict) -> Spec:
+    """The data set's spec with the options that have a flag of their own."""
+    extra = {}
+    if values["val_fraction"] is not None:
+        extra["val_fraction"] = values["val_fraction"]
+    if values["skip_bad_images"]:
+        extra["skip_bad_images"] = True
+    if values["image_size"] is not None:
+        try:
+            size = tuple(int(part) for part in values["image_size"].split(","))
+        except ValueError as error:
+            raise InputError(f"--image_size={values['image_size']!r}: give pixels, 64 or height,width") from error
+        extra["image_size"] = size[0] if len(size) == 1 else size
+    return dataclasses.replace(data, kwargs={**data.kwargs, **extra})
+
+
+def _learning_rate(text: str) -> schedules.Schedule:
+    try:
+        value = float(text)
+    except ValueError:
+        value = text
+    return schedules.get(value)
+
+
+def _variants(text: str) -> tuple[str, ...]:
+    if text.strip() in ("", "none"):
+        return ()
+    variants = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    for variant in variants:
+        if variant not in VARIANTS:
+            raise InputError(spec.unknown(variant, "export", list(VARIANTS)))
+    return variants
+
+
+def _workdir(text: str | None, config: Config) -> pathlib.Path:
+    if text is not None:
+        return pathlib.Path(text).absolute()
+    digest = hashlib.sha256(json.dumps(config.identity(), sort_keys=True).encode()).hexdigest()[:8]
+    stem = pathlib.Path(config.flagfile).stem if config.flagfile else "run"
+    return pathlib.Path("runs", f"{stem}-{digest}").absolute()
+
+
+def claim_workdir(config: Config) -> None:
+    """Makes the workdir this experiment's own, or finds that it is.
+
+    Raises:
+        InputError: it holds another experiment, or files of somebody else, or can't be written.
+    """
+    record = config.workdir / "config.json"
+    try:
+        if record.exists():
+            _compare(json.loads(record.read_text(encoding="utf-8")), config)
+            return
+        if config.workdir.exists() and any(config.workdir.iterdir()):
+            raise InputError(f"--workdir={config.workdir} is not empty and holds no experiment: name another folder")
+        config.workdir.mkdir(parents=True, exist_ok=True)
+        partial = record.with_name("config.json.partial")
+        partial.write_text(json.dumps(config.identity(), indent=2) + "\n", encoding="utf-8")
+        partial.replace(record)
+    except OSError as error:
+        raise InputError(f"--workdir={config.workdir} can't be used: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{record} can't be read: name another --workdir") from error
+
+
+def _compare(before: dict[str, str], config: Config) -> None:
+    now = config.identity()
+    changed = [f"{k} was {before.get(k)}, is {now.get(k)}" for k in {**before, **now} if before.get(k) != now.get(k)]
+    if changed:
+        raise InputError(
+            f"--workdir={config.workdir} holds another experiment ({'; '.join(changed)}): name another --workdir"
+        )

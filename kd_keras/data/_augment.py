@@ -1,0 +1,353 @@
+"""Augmentation, named in ``--augment='pad_crop(pixels=4) + flip() + mixup(alpha=0.2)'``.
+
+Each name makes an operation of one of two kinds, which the pipeline hands its random numbers, so that what an
+operation does is a function of (seed, epoch, index) alone:
+
+- per sample (``mixes_labels`` False): ``op(images, noise)``, noise uniform in [0, 1), ``op.columns`` numbers a sample;
+- per batch (``mixes_labels`` True): ``op(images, labels, seed)``, which also mixes the labels.
+
+Images are uint8 or float32 (B, H, W, C) in 0…255, and stay uint8 where they can: four times less to move.
+"""
+
+import dataclasses
+import inspect
+import re
+from typing import Any
+
+import tensorflow as tf
+from absl import logging
+
+from kd_keras import spec
+from kd_keras.errors import InputError
+
+__all__ = ["colour", "cutmix", "cutout", "flip", "keras_cv", "mixup", "pad_crop"]
+
+
+class SampleOp:
+    """An operation on each image by itself.
+
+    Attributes:
+        columns: how many random numbers a sample takes.
+        stateless: whether the result follows from the arguments alone.
+    """
+
+    columns = 0
+    mixes_labels = False
+    stateless = True
+
+    def __call__(self, images: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
+        """Augments.
+
+        Args:
+            images: uint8 or float32 (B, H, W, C), 0…255.
+            noise: float32 (B, columns), uniform in [0, 1).
+
+        Returns:
+            Images (B, H, W, C), 0…255.
+        """
+        raise NotImplementedError
+
+
+class BatchOp:
+    """An operation that mixes images, and their labels, within a batch."""
+
+    columns = 0
+    mixes_labels = True
+    stateless = True
+
+    def __call__(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Augments.
+
+        Args:
+            images: uint8 or float32 (B, H, W, C), 0…255.
+            labels: float32 class weights (B, K).
+            seed: integers (2,).
+
+        Returns:
+            Images (B, H, W, C), and class weights float32 (B, K) of the same sum.
+        """
+        raise NotImplementedError
+
+
+def _number(op: str, key: str, value: Any, low: float, high: float = float("inf"), whole: bool = False) -> None:
+    kinds = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+        kind = "a whole number" if whole else "a number"
+        bounds = f"of at least {low}" if high == float("inf") else f"from {low} to {high}"
+        raise InputError(f"{op}({key}={value!r}): give {kind} {bounds}")
+
+
+def pad_crop(pixels: int = 4, mode: str = "reflect") -> SampleOp:
+    """Pads each side and crops to the old size at a random place: a shift of up to ``pixels``.
+
+    Args:
+        pixels: padding of each side.
+        mode: what the padding holds, ``'reflect'`` (the image, mirrored at its edge) or ``'zero'``.
+
+    Raises:
+        InputError: a value is out of range.
+
+    Reference: He et al., "Deep Residual Learning", arXiv:1512.03385, section 4.2.
+    """
+    _number("pad_crop", "pixels", pixels, 0, whole=True)
+    if mode not in ("reflect", "zero"):
+        raise InputError(f"pad_crop(mode={mode!r}): give 'reflect' or 'zero'")
+    return _PadCrop(pixels, mode)
+
+
+@dataclasses.dataclass(frozen=True)
+class _PadCrop(SampleOp):
+    pixels: int
+    mode: str
+
+    columns = 2
+
+    def __call__(self, images, noise):
+        batch, height, width, channels = _shape(images)
+        if self.mode == "reflect" and isinstance(height, int) and isinstance(width, int):
+            _number("pad_crop", "pixels", self.pixels, 0, min(height, width) - 1, whole=True)
+        shift = tf.cast(noise * (2 * self.pixels + 1), tf.int32) - self.pixels
+        rows = shift[:, :1] + tf.range(height)
+        columns = shift[:, 1:] + tf.range(width)
+        if self.mode == "reflect":
+            rows_in, columns_in = _reflect(rows, height), _reflect(columns, width)
+        else:
+            rows_in, columns_in = tf.clip_by_value(rows, 0, height - 1), tf.clip_by_value(columns, 0, width - 1)
+        # One gather of pixels by flat place, with no padded copy: three times as fast as padding and slicing.
+        first = tf.range(batch)[:, None] * height
+        places = (first + rows_in)[:, :, None] * width + columns_in[:, None, :]
+        cropped = tf.gather(tf.reshape(images, (-1, channels)), places)
+        if self.mode == "zero":
+            inside = tf.equal(rows, rows_in)[:, :, None] & tf.equal(columns, columns_in)[:, None, :]
+            cropped *= tf.cast(inside[..., None], cropped.dtype)
+        return tf.ensure_shape(cropped, images.shape)
+
+
+def _shape(images):
+    """The four sizes, as Python numbers where they are known."""
+    dynamic = tf.shape(images)
+    return [dynamic[axis] if size is None else size for axis, size in enumerate(images.shape)]
+
+
+def _reflect(index, size):
+    return size - 1 - tf.abs(size - 1 - tf.abs(index))
+
+
+def flip() -> SampleOp:
+    """Mirrors every second image, on average, left to right."""
+    return _Flip()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Flip(SampleOp):
+    columns = 1
+
+    def __call__(self, images, noise):
+        return tf.where(noise[:, :, None, None] < 0.5, tf.reverse(images, [2]), images)
+
+
+def colour(brightness: float = 0.2, contrast: float = 0.2, saturation: float = 0.2) -> SampleOp:
+    """Multiplies brightness, contrast (about the image's mean) and saturation (about each pixel's mean).
+
+    Args:
+        brightness: the factor is uniform in 1 ± this.
+        contrast: likewise.
+        saturation: likewise; grey images have none.
+
+    Raises:
+        InputError: a value is not in 0…1.
+
+    Reference: Howard, "Some Improvements on Deep CNN Based Image Classification", arXiv:1312.5402, section 2.1.
+    """
+    for key, value in (("brightness", brightness), ("contrast", contrast), ("saturation", saturation)):
+        _number("colour", key, value, 0, 1)
+    return _Colour(brightness, contrast, saturation)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Colour(SampleOp):
+    brightness: float
+    contrast: float
+    saturation: float
+
+    columns = 3
+
+    def __call__(self, images, noise):
+        factors = 1.0 + (2.0 * noise - 1.0) * (self.brightness, self.contrast, self.saturation)
+        brightness, contrast, saturation = (factors[:, at, None, None, None] for at in range(3))
+        images = tf.cast(images, tf.float32) * brightness
+        mean = tf.reduce_mean(images, axis=(1, 2, 3), keepdims=True)
+        images = mean + (images - mean) * contrast
+        grey = tf.reduce_mean(images, axis=-1, keepdims=True)
+        return tf.clip_by_value(grey + (images - grey) * saturation, 0.0, 255.0)
+
+
+def cutout(size: int = 8) -> SampleOp:
+    """Blackens a square whose centre is anywhere in the image; at an edge less of it falls inside.
+
+    Args:
+        size: its side, in pixels.
+
+    Raises:
+        InputError: the size is no whole number of at least 1.
+
+    Reference: DeVries & Taylor, "Improved Regularization … with Cutout", arXiv:1708.04552, section 3.2.
+    """
+    _number("cutout", "size", size, 1, whole=True)
+    return _Cutout(size)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cutout(SampleOp):
+    size: int
+
+    columns = 2
+
+    def __call__(self, images, noise):
+        _, height, width, _ = _shape(images)
+        centre = tf.cast(noise * tf.cast([height, width], tf.float32), tf.int32)
+        hole = _box(centre - self.size // 2, centre - self.size // 2 + self.size, height, width)
+        return images * tf.cast(~hole[..., None], images.dtype)
+
+
+def _box(low, high, height, width):
+    """Whether each pixel lies in the box from low to high (B, 2), high excluded: bool (B, H, W)."""
+    rows, columns = tf.range(height), tf.range(width)
+    in_rows = (rows >= low[:, :1]) & (rows < high[:, :1])
+    in_columns = (columns >= low[:, 1:]) & (columns < high[:, 1:])
+    return in_rows[:, :, None] & in_columns[:, None, :]
+
+
+def mixup(alpha: float = 0.2) -> BatchOp:
+    """Mixes each image, and its label, with another one of the batch.
+
+    Args:
+        alpha: the share follows Beta(alpha, alpha), drawn for each image.
+
+    Raises:
+        InputError: alpha is not positive.
+
+    Reference: Zhang et al., "mixup", arXiv:1710.09412, section 2.
+    """
+    _check_alpha("mixup", alpha)
+    return _Mixup(alpha)
+
+
+def cutmix(alpha: float = 1.0) -> BatchOp:
+    """Replaces a box of each image by another image's, and the label in proportion to the pixels.
+
+    Args:
+        alpha: the part that is kept follows Beta(alpha, alpha), drawn for each image; less falls away at the edges.
+
+    Raises:
+        InputError: alpha is not positive.
+
+    Reference: Yun et al., "CutMix", arXiv:1905.04899, section 3.1, equations 1 and 2.
+    """
+    _check_alpha("cutmix", alpha)
+    return _Cutmix(alpha)
+
+
+def _check_alpha(op, alpha):
+    _number(op, "alpha", alpha, 0)
+    if alpha == 0:
+        raise InputError(f"{op}(alpha=0): give a positive number, or leave {op} out")
+
+
+def _draw(alpha, count, seed):
+    """Partners, a permutation (B,) of the batch, and shares (B,) from Beta(alpha, alpha)."""
+    seeds = tf.random.split(seed, 3)
+    partners = tf.random.experimental.stateless_shuffle(tf.range(count), seeds[0])
+    one, other = (tf.random.stateless_gamma([count], seeds[at], alpha) for at in (1, 2))
+    # For a tiny alpha both gammas may underflow to zero: then the image is its partner's, a share that Beta allows.
+    return partners, tf.math.divide_no_nan(one, one + other)
+
+
+def _mix_labels(labels, partners, share):
+    return share[:, None] * labels + (1.0 - share[:, None]) * tf.gather(labels, partners)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Mixup(BatchOp):
+    alpha: float
+
+    def __call__(self, images, labels, seed):
+        partners, share = _draw(self.alpha, tf.shape(images)[0], seed)
+        images = tf.cast(images, tf.float32)
+        weight = share[:, None, None, None]
+        return weight * images + (1.0 - weight) * tf.gather(images, partners), _mix_labels(labels, partners, share)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cutmix(BatchOp):
+    alpha: float
+
+    def __call__(self, images, labels, seed):
+        count, height, width, _ = _shape(images)
+        seeds = tf.random.split(seed, 2)
+        partners, share = _draw(self.alpha, count, seeds[0])
+        sides = tf.cast([height, width], tf.float32)
+        centre = tf.random.stateless_uniform((count, 2), seeds[1]) * sides
+        half = tf.sqrt(1.0 - share)[:, None] * sides / 2.0
+        box = _box(
+            tf.cast(tf.round(centre - half), tf.int32), tf.cast(tf.round(centre + half), tf.int32), height, width
+        )
+        # The share is counted anew, since the box may stick out of the image.
+        kept = 1.0 - tf.reduce_mean(tf.cast(box, tf.float32), axis=(1, 2))
+        return tf.where(box[..., None], tf.gather(images, partners), images), _mix_labels(labels, partners, kept)
+
+
+def keras_cv(layer: str | spec.Spec = "RandAugment") -> SampleOp:
+    """A preprocessing layer of KerasCV: strong, but with random numbers of its own.
+
+    So a teacher cache and an exact resume do not hold with it; a warning says so.
+
+    Args:
+        layer: the layer's class and its arguments, ``'GridMask'`` or ``RandAugment(magnitude=0.3)``; a
+            ``value_range`` that it takes is (0, 255) unless given.
+
+    Raises:
+        InputError: KerasCV is not installed, or has no such layer, or the layer refuses its arguments.
+    """
+    wanted = spec.parse(layer) if isinstance(layer, str) else layer
+    try:
+        import keras_cv as package
+    except ImportError as error:
+        raise InputError("keras_cv(…) takes KerasCV, which is not installed: pip install keras-cv") from error
+    if not isinstance(wanted, spec.Spec):
+        raise InputError(f"keras_cv(layer={layer!r}): give a layer of KerasCV, such as 'RandAugment'")
+    kind = getattr(package.layers, wanted.name, None)
+    # These change labels too, or the image's size; the pipeline's own mix labels from its own random numbers.
+    if wanted.name in ("MixUp", "CutMix", "FourierMix", "Mosaic"):
+        raise InputError(f"keras_cv(layer={wanted.name!r}) mixes labels: take mixup(alpha=0.2) or cutmix(alpha=1.0)")
+    bases = (package.layers.BaseImageAugmentationLayer, package.layers.VectorizedBaseImageAugmentationLayer)
+    if not inspect.isclass(kind) or not issubclass(kind, bases):
+        raise InputError(
+            f"keras_cv(layer={wanted.name!r}): KerasCV has no such preprocessing layer, e.g. 'RandAugment'"
+        )
+    kwargs = dict(wanted.kwargs)
+    if "value_range" in inspect.signature(kind.__init__).parameters:
+        kwargs.setdefault("value_range", (0, 255))
+    try:
+        # Under a mixed policy the layer would hand out float16.
+        made = kind(dtype="float32", **kwargs)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"keras_cv: {wanted} cannot be made ({re.sub(chr(10), ' ', str(error))})") from error
+    logging.log_first_n(
+        logging.WARNING,
+        "keras_cv(…) draws random numbers of its own: a teacher cache and an exact resume do not hold with it",
+        1,
+    )
+    return _KerasCV(made)
+
+
+@dataclasses.dataclass(frozen=True)
+class _KerasCV(SampleOp):
+    layer: Any
+
+    stateless = False
+
+    def __call__(self, images, noise):
+        del noise  # the layer has its own
+        augmented = self.layer(tf.cast(images, tf.float32), training=True)
+        return tf.ensure_shape(tf.cast(augmented, tf.float32), images.shape)

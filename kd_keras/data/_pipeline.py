@@ -1,0 +1,144 @@
+"""The one tf.data pipeline that every data set goes through.
+
+Order and augmentation are pure functions of (seed, epoch, index). So teacher and student see the same view, runs
+repeat, a resumed run continues as if it had not stopped, and a teacher's outputs can be cached by view.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from kd_keras.data._sources import Source
+from kd_keras.errors import InputError
+
+# Told apart so that order, views and mixing do not share random numbers.
+_VIEW, _MIX = 1, 2
+
+
+def steps_per_epoch(n: int, batch_size: int, drop_remainder: bool = False) -> int:
+    """How many batches an epoch has.
+
+    Args:
+        n: samples.
+        batch_size: samples a batch, on all devices together.
+        drop_remainder: whether a smaller last batch is left out.
+    """
+    return n // batch_size if drop_remainder else -(-n // batch_size)
+
+
+def batches(
+    source: Source,
+    batch_size: int,
+    *,
+    training: bool = False,
+    seed: int = 0,
+    epochs: int = 1,
+    initial_epoch: int = 0,
+    augment: Sequence[Any] = (),
+    num_classes: int | None = None,
+    views: int | None = None,
+    with_index: bool = False,
+    drop_remainder: bool = False,
+) -> tf.data.Dataset:
+    """Batches of a source.
+
+    Without ``training``: one pass, in order. With it: the batches of the epochs ``initial_epoch`` to ``epochs`` - 1
+    one after another, each epoch in an order of its own; whatever ``initial_epoch``, an epoch's batches are the same.
+
+    Args:
+        source: what is read.
+        batch_size: samples a batch.
+        training: shuffle, augment and go through several epochs.
+        seed: of order and augmentation.
+        epochs: where training ends.
+        initial_epoch: where it starts (again).
+        augment: operations of `kd_keras.data._augment`, applied in their order.
+        num_classes: K; needed where an operation mixes labels.
+        views: with a teacher cache: the augmented view of a sample is that of epoch modulo ``views``.
+        with_index: give dictionaries ``{image, label, index}``, the index being the sample's place in the source.
+        drop_remainder: leave out a smaller last batch (of each epoch).
+
+    Returns:
+        A dataset of (image, label): float32 (B, H, W, C) in 0…255, and int32 (B,) or, where an operation mixes
+        labels, float32 class weights (B, K).
+
+    Raises:
+        InputError: a value is out of range, or ``views`` meets an operation that does not repeat.
+    """
+    for name, value, low in (("batch_size", batch_size, 1), ("epochs", epochs, 0), ("initial_epoch", initial_epoch, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise InputError(f"{name}={value!r}: give a whole number of at least {low}")
+    if augment and not training:
+        raise InputError("augmentation was asked of a pass in order: augment only with training=True")
+    if views is not None and (isinstance(views, bool) or not isinstance(views, int) or views < 1):
+        raise InputError(f"views={views!r}: give a whole number of at least 1")
+    for op in augment:
+        if views is not None and (op.mixes_labels or not op.stateless):
+            raise InputError(f"views={views} cannot hold with {_name(op)}, whose results do not repeat: leave one out")
+        if op.mixes_labels and num_classes is None:
+            raise InputError(f"{_name(op)} mixes labels, which takes the number of classes: give num_classes")
+    steps = steps_per_epoch(len(source), batch_size, drop_remainder)
+    if steps == 0:
+        raise InputError(f"{len(source)} samples make no batch of {batch_size}: lower the batch size or add samples")
+
+    if training:
+        dataset = _epochs(len(source), batch_size, seed, epochs, initial_epoch, augment, views, drop_remainder)
+        count = max(epochs - initial_epoch, 0) * steps
+    else:
+        order = tf.data.Dataset.range(len(source)).batch(batch_size, drop_remainder)
+        dataset = order.map(lambda index: (index, tf.zeros((tf.size(index), 0)), tf.zeros((2,), tf.int64)))
+        count = steps
+
+    def load(index, noise, mix_seed):
+        image, label = source.read(index)
+        image, label = _augmented(image, label, noise, mix_seed, augment, num_classes)
+        image = tf.cast(image, tf.float32)
+        return {"image": image, "label": label, "index": index} if with_index else (image, label)
+
+    dataset = dataset.map(load, num_parallel_calls=os.cpu_count() or 1, deterministic=True)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(count)).prefetch(2)
+    options = tf.data.Options()
+    # Its thread sleeps for doubling periods and a dropped iterator waits for it: seconds at the end of each fit.
+    options.autotune.enabled = False
+    options.deterministic = True
+    return dataset.with_options(options)
+
+
+def _name(op) -> str:
+    return type(op).__name__.lstrip("_").lower()
+
+
+def _epochs(n, batch_size, seed, epochs, initial_epoch, augment, views, drop_remainder):
+    """Batches of (index, noise, seed for mixing), epoch after epoch."""
+    columns = sum(op.columns for op in augment)
+    seed = tf.constant([seed, 0], tf.int64)
+
+    def epoch_batches(epoch):
+        order = tf.random.experimental.stateless_shuffle(tf.range(n, dtype=tf.int64), _fold(seed, epoch))
+        # Row i belongs to sample i, wherever the order puts it, so that a view can be asked for by index.
+        view = epoch if views is None else epoch % views
+        table = tf.random.stateless_uniform((n, columns), _fold(_fold(seed, _VIEW), view))
+        mixing = _fold(_fold(seed, _MIX), epoch)
+        dataset = tf.data.Dataset.from_tensor_slices(order).batch(batch_size, drop_remainder).enumerate()
+        return dataset.map(lambda step, index: (index, tf.gather(table, index), _fold(mixing, step)))
+
+    return tf.data.Dataset.range(initial_epoch, max(epochs, initial_epoch)).flat_map(epoch_batches)
+
+
+def _fold(seed, number):
+    return tf.random.fold_in(seed, tf.cast(number, tf.int64))
+
+
+def _augmented(image, label, noise, mix_seed, augment, num_classes):
+    if any(op.mixes_labels for op in augment):
+        label = tf.one_hot(label, num_classes)
+    column = 0
+    for number, op in enumerate(augment):
+        if op.mixes_labels:
+            image, label = op(image, label, _fold(mix_seed, number))
+        else:
+            image = op(image, noise[:, column : column + op.columns])
+            column += op.columns
+    return image, label

@@ -1,0 +1,198 @@
+"""One model's training, which can be killed at any moment and goes on as if it had not been.
+
+A checkpoint is one file, replaced atomically at the end of an epoch: every variable of the Distiller (the states of
+dropout's generators among them), the optimizer's, the best student so far and the history. Order and augmentation are
+functions of (seed, epoch, index), so nothing else is needed to go on exactly.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import time
+import zipfile
+
+import keras
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kd_keras.distiller import Distiller
+from kd_keras.errors import InputError
+
+
+@dataclasses.dataclass
+class History:
+    """What a training left: the series of every logged figure, an entry an epoch, and the best epoch (from 0)."""
+
+    series: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    best_epoch: int | None = None
+    best_score: tuple[float, float] = (-math.inf, -math.inf)
+    seconds: float = 0.0
+
+    @property
+    def epochs(self) -> int:
+        return len(self.series.get("loss", ()))
+
+    def add(self, logs: dict[str, float]) -> bool:
+        """Adds an epoch; tells whether it is the best so far by validation accuracy, then by validation loss."""
+        for name, value in logs.items():
+            self.series.setdefault(name, []).append(float(value))
+        score = (float(logs["val_accuracy"]), -float(logs["val_loss"]))
+        if score <= self.best_score:
+            return False
+        self.best_score, self.best_epoch = score, self.epochs - 1
+        return True
+
+
+def fit(distiller: Distiller, train, val, *, epochs, steps_per_epoch, checkpoint, callbacks=(), progress=None):
+    """Trains to the end, from the checkpoint if there is one, and leaves the best epoch's weights in the student.
+
+    Args:
+        distiller: compiled.
+        train: ``train(initial_epoch)`` gives the stream of batches from that epoch to the last.
+        val: data set of the validation split.
+        epochs: epochs in all.
+        steps_per_epoch: batches an epoch.
+        checkpoint: path of the checkpoint's file.
+        callbacks: further Keras callbacks.
+        progress: title of the live line; None for none.
+
+    Returns:
+        The `History`.
+
+    Raises:
+        InputError: the loss is no longer finite, or the checkpoint is of another model.
+    """
+    distiller.optimizer.build(distiller.trainable_variables)
+    keeper = _Keeper(pathlib.Path(checkpoint), time.perf_counter())
+    keeper.restore(distiller)
+    done = keeper.history.epochs
+    if done < epochs:
+        distiller.fit(
+            train(done),
+            validation_data=val,
+            epochs=epochs,
+            initial_epoch=done,
+            steps_per_epoch=steps_per_epoch,
+            verbose=0,
+            # The guard comes before the keeper: an epoch that ends in NaN is not kept.
+            callbacks=[StopAtNaN(), *callbacks, keeper, *([LiveLine(progress, epochs)] if progress else [])],
+        )
+    keeper.restore_best(distiller)
+    return keeper.history
+
+
+class _Keeper(keras.callbacks.Callback):
+    """Writes the checkpoint at the end of each epoch."""
+
+    def __init__(self, path, start):
+        super().__init__()
+        self.path, self.start = path, start
+        self.history, self.best = History(), None
+
+    @staticmethod
+    def _variables(distiller):
+        return [*distiller.variables, *distiller.optimizer.variables]
+
+    def restore(self, distiller):
+        if not self.path.exists():
+            return
+        try:
+            with np.load(self.path) as file:
+                stored = json.loads(str(file["history"]))
+                state = [file[f"state{i}"] for i in range(stored.pop("states"))]
+                self.best = [file[f"best{i}"] for i in range(stored.pop("bests"))]
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise InputError(f"{self.path} can't be read ({error}): remove it to train this model anew") from error
+        variables = self._variables(distiller)
+        if [v.shape for v in variables] != [value.shape for value in state]:
+            raise InputError(f"{self.path} is the checkpoint of another model: remove it to train this one anew")
+        for variable, value in zip(variables, state, strict=True):
+            variable.assign(value)
+        self.history = History(**{**stored, "best_score": tuple(stored["best_score"])})
+
+    def on_epoch_end(self, epoch, logs=None):
+        rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        if self.history.add({**logs, "learning_rate": rate}):
+            self.best = [keras.ops.convert_to_numpy(v) for v in self.model.student.weights]
+        now = time.perf_counter()
+        self.history.seconds, self.start = self.history.seconds + now - self.start, now
+        state = [keras.ops.convert_to_numpy(v) for v in self._variables(self.model)]
+        stored = {**dataclasses.asdict(self.history), "states": len(state), "bests": len(self.best)}
+        arrays = {f"state{i}": value for i, value in enumerate(state)}
+        arrays |= {f"best{i}": value for i, value in enumerate(self.best)}
+        write_atomically(self.path, lambda file: np.savez(file, history=np.array(json.dumps(stored)), **arrays))
+
+    def restore_best(self, distiller):
+        if self.best is not None:
+            for variable, value in zip(distiller.student.weights, self.best, strict=True):
+                variable.assign(value)
+
+
+def write_atomically(path: pathlib.Path, write) -> None:
+    """Calls ``write(file)`` on a partial file beside ``path`` and moves it there once it is safely on disk."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+class StopAtNaN(keras.callbacks.Callback):
+    """Stops at the first loss that is not finite, with an `InputError` that names step, learning rate and term."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        if math.isfinite(float(logs["loss"])):
+            return
+        model = self.model
+        bad = [name for name in model.term_names if not math.isfinite(float(logs[name]))]
+        step = int(keras.ops.convert_to_numpy(model.step))
+        rate = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
+        raise InputError(
+            f"the loss is no longer finite at step {step} (epoch {int(model.epoch) + 1}), learning rate {rate:g}, "
+            f"in {', '.join(bad) or 'the regularisation losses'}: lower --learning_rate or clip gradients, "
+            "--optimizer='adam(global_clipnorm=1.0)'; the last epoch's checkpoint is kept"
+        )
+
+
+class LiveLine(keras.callbacks.Callback):
+    """One live line on the terminal: epoch, steps a second, loss, accuracy, time left. Silent elsewhere."""
+
+    def __init__(self, title: str, epochs: int, console: Console | None = None):
+        super().__init__()
+        self.title, self.epochs = title, epochs
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=console or Console(stderr=True),
+            transient=True,
+        )
+        self.progress.disable = not self.progress.console.is_terminal
+
+    def on_train_begin(self, logs=None):
+        self.progress.start()
+        self.task = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        steps = self.params["steps"]
+        if self.task is None:
+            total = None if steps is None else steps * self.epochs
+            self.task = self.progress.add_task(self.title, total=total, completed=(steps or 0) * epoch, figures="")
+        self.epoch, self.begun, self.steps = epoch, time.perf_counter(), 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        done = batch + 1 - self.steps
+        self.steps += done
+        rate = self.steps / (time.perf_counter() - self.begun)
+        figures = f"epoch {self.epoch + 1}/{self.epochs}  {rate:.1f} steps/s  loss {float(logs['loss']):.3f}"
+        if "accuracy" in logs:
+            figures += f"  accuracy {float(logs['accuracy']):.3f}"
+        self.progress.update(self.task, advance=done, figures=figures)
+
+    def on_train_end(self, logs=None):
+        self.progress.stop()
