@@ -19,6 +19,7 @@ from kd_keras.spec import Spec
 FLAGS = flags.FlagValues()
 PACKAGES = {"data": "data", "teacher": "models", "student": "models", "loss": "losses", "scheme": "schemes"}
 VARIANTS = ("float32", "float16", "dynamic", "int8")
+_RECORD = "config.json"
 #: Fields that change neither what is trained nor what is measured.
 _BESIDE = ("workdir", "tracking", "tracking_uri", "experiment", "progress", "flagfile")
 
@@ -244,27 +245,35 @@ def _workdir(text: str | None, config: Config) -> pathlib.Path:
     return pathlib.Path("runs", f"{stem}-{digest}").absolute()
 
 
-def claim_workdir(config: Config) -> None:
-    """Makes the workdir this experiment's own, or finds that it is.
+def check_workdir(config: Config) -> None:
+    """Finds out, without writing, whether the workdir is free or holds this very experiment.
 
     Raises:
-        InputError: it holds another experiment, or files of somebody else, or can't be written.
+        InputError: it holds another experiment, or other files, or can't be read.
     """
-    record = config.workdir / "config.json"
+    record = config.workdir / _RECORD
     try:
         if record.exists():
             _compare(json.loads(record.read_text(encoding="utf-8")), config)
-            return
-        if config.workdir.exists() and any(config.workdir.iterdir()):
+        elif config.workdir.exists() and any(config.workdir.iterdir()):
             raise InputError(f"--workdir={config.workdir} is not empty and holds no experiment: name another folder")
-        config.workdir.mkdir(parents=True, exist_ok=True)
-        partial = record.with_name("config.json.partial")
-        partial.write_text(json.dumps(config.identity(), indent=2) + "\n", encoding="utf-8")
-        partial.replace(record)
     except OSError as error:
         raise InputError(f"--workdir={config.workdir} can't be used: {error.strerror}") from error
     except json.JSONDecodeError as error:
         raise InputError(f"{record} can't be read: name another --workdir") from error
+
+
+def claim_workdir(config: Config) -> None:
+    """Makes the workdir this experiment's own; see `check_workdir`."""
+    check_workdir(config)
+    record = config.workdir / _RECORD
+    try:
+        config.workdir.mkdir(parents=True, exist_ok=True)
+        partial = record.with_name(f"{_RECORD}.partial")
+        partial.write_text(json.dumps(config.identity(), indent=2) + "\n", encoding="utf-8")
+        partial.replace(record)
+    except OSError as error:
+        raise InputError(f"--workdir={config.workdir} can't be written: {error.strerror}") from error
 
 
 def _compare(before: dict[str, str], config: Config) -> None:

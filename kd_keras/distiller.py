@@ -167,6 +167,12 @@ class Taps:
             if name not in self._shapes:
                 raise InputError(f"the {self.role} has no tap {name!r}: it has {', '.join(self.names)}")
 
+    def logits_model(self) -> keras.Model:
+        """The model, or where it ends in a softmax, one that gives the logits with the same weights."""
+        if not self._is_graph or self._tensors["logits"] is self.model.outputs[0]:
+            return self.model
+        return keras.Model(self.model.inputs, self._tensors["logits"], name=self.model.name)
+
     def __call__(self, x, names: Sequence[str], training: bool) -> dict[str, Any]:
         """The named taps for images (B, H, W, C); ``logits`` in float32. The model runs once."""
         names = tuple(names)
@@ -307,6 +313,11 @@ class Distiller(keras.Model):
             term.taps(self._student_taps.value.names, None) == ((), ()) for term in self.terms
         )
 
+    def require_teacher(self) -> None:
+        """Raises InputError where a loss reads the teacher and there is none."""
+        if self.needs_teacher and self.teacher is None:
+            raise InputError("the losses read a teacher and there is none: call distiller.attach_teacher(model)")
+
     @property
     def teacher(self):
         """The teacher as it was given, or None."""
@@ -381,8 +392,8 @@ class Distiller(keras.Model):
         Raises:
             InputError: a loss reads the teacher, and there is none.
         """
-        if self.needs_teacher and self.teacher is None and not _brings_teacher(x):
-            raise InputError("the losses read a teacher and there is none: call distiller.attach_teacher(model)")
+        if not _brings_teacher(x):
+            self.require_teacher()
         clock = _EpochClock()
         if isinstance(callbacks, keras.callbacks.CallbackList):
             callbacks.append(clock)

@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from kd_keras.errors import InputError
@@ -139,7 +139,12 @@ def check(package: str, spec: Spec, given: tuple[str, ...] = ()) -> dict[str, An
     Raises:
         InputError: unknown name, unknown key, or a required key left out.
     """
-    parameters = inspect.signature(builder(package, spec.name)).parameters.values()
+    return bind(builder(package, spec.name), spec, given)
+
+
+def bind(function: Callable, spec: Spec, given: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A spec's values by the keys of the function that takes them; see `check`."""
+    parameters = inspect.signature(function).parameters.values()
     known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD and p.name not in given]
     keys = ", ".join(known) or "none"
     if len(spec.args) > len(known):

@@ -18,8 +18,29 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from kd_keras import schedules, spec
 from kd_keras.distiller import Distiller
 from kd_keras.errors import InputError
+
+
+def optimizer(one: spec.Spec, learning_rate: schedules.Schedule, *, epochs: int, steps_per_epoch: int):
+    """A Keras optimizer by its class name in any case, such as ``sgd(momentum=0.9, nesterov=True)``.
+
+    Raises:
+        InputError: an unknown optimizer or key, or a value that Keras refuses.
+    """
+    base = keras.optimizers.Optimizer
+    known = {name.lower(): value for name, value in vars(keras.optimizers).items()
+             if isinstance(value, type) and issubclass(value, base) and value is not base}  # fmt: skip
+    if one.name.lower() not in known:
+        raise InputError(spec.unknown(one.name, "optimizers", sorted(known)))
+    made = known[one.name.lower()]
+    values = spec.bind(made, one, ("learning_rate", "name"))
+    rate = schedules.to_keras(learning_rate, epochs=max(epochs, 1), steps_per_epoch=steps_per_epoch)
+    try:
+        return made(learning_rate=rate, **values)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{one}: {' '.join(str(error).split())}") from error
 
 
 @dataclasses.dataclass

@@ -31,7 +31,7 @@ def test_predict_keeps_order_takes_an_uneven_last_batch_and_moves_no_state():
     images = np.random.default_rng(0).normal(5, 2, (10, 4, 4, 1)).astype("float32")
     labels = np.arange(10) % 3
     before = [weight.copy() for weight in model.get_weights()]
-    states = [np.array(variable) for variable in model.non_trainable_variables]
+    states = [variable.numpy().copy() for variable in model.non_trainable_variables]
     logits, seen = evaluate.predict(model, tf.data.Dataset.from_tensor_slices((images, labels)).batch(4))
     # By hand: at evaluation dropout is nothing and fresh batch norm divides by sqrt(1 + 1e-3).
     kernel, bias = before[-2:] if before[-1].shape == (3,) else model.layers[-1].get_weights()
@@ -42,7 +42,7 @@ def test_predict_keeps_order_takes_an_uneven_last_batch_and_moves_no_state():
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
     for old, new in zip(states, model.non_trainable_variables, strict=True):
-        np.testing.assert_array_equal(old, np.array(new))
+        np.testing.assert_array_equal(old, new.numpy())
 
 
 def test_predict_gives_float32_for_a_half_precision_model():

@@ -9,10 +9,11 @@ _HOME = {
     "ArraySource": "_sources",
     "FileSource": "_sources",
     "Splits": "_sources",
+    "take": "_sources",
     "batches": "_pipeline",
     "steps_per_epoch": "_pipeline",
 }
-__all__ = ["ArraySource", "FileSource", "Splits", "batches", "steps_per_epoch"]
+__all__ = ["ArraySource", "FileSource", "Splits", "batches", "steps_per_epoch", "take"]
 
 
 def __getattr__(name: str):

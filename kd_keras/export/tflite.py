@@ -37,6 +37,7 @@ def convert(model, variant, representative=None):
         InputError: unknown variant, ``int8`` without images of the right shape, a model without one fixed input, or an
             operation that TFLite cannot express.
     """
+    import keras
     import tensorflow as tf
 
     if variant not in VARIANTS:
@@ -56,14 +57,16 @@ def convert(model, variant, representative=None):
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         try:
             exported = _float32(model)
-            module = tf.Module()
-            module.model = exported
-            module.serve = tf.function(
+            # Keras' own archive tracks Keras' variables. from_concrete_functions and tf.saved_model.save of a plain
+            # module do not: the converted model then gives NaN without a word.
+            archive = keras.export.ExportArchive()
+            archive.track(exported)
+            archive.add_endpoint(
+                "serving_default",
                 lambda image: {"logits": exported(image, training=False)},
                 input_signature=[tf.TensorSpec(shape, tf.float32, name="image")],
             )
-            # By way of a saved model: from_concrete_functions gives NaN for Keras 3 models without a word.
-            tf.saved_model.save(module, folder, signatures={"serving_default": module.serve})
+            archive.write_out(folder, verbose=False)
             converter = tf.lite.TFLiteConverter.from_saved_model(folder)
             if variant != "float32":
                 converter.optimizations = [tf.lite.Optimize.DEFAULT]

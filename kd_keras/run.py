@@ -1,0 +1,65 @@
+"""The command line: ``python -m kd_keras.run --flagfile=experiments/digits.flags``.
+
+Exit codes: 0 done, 2 bad input (one line says what), 130 interrupted; anything else is a bug.
+"""
+
+import os
+import sys
+
+from kd_keras import config as configuration
+from kd_keras import spec
+from kd_keras.errors import InputError
+
+_HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort", "-?"}
+
+
+def main(argv: list[str]) -> int:
+    """Runs an experiment.
+
+    Args:
+        argv: as `sys.argv`.
+
+    Returns:
+        The exit code.
+    """
+    if _HELP & set(argv[1:]):
+        print(configuration.help_text())
+        return 0
+    try:
+        config = configuration.read(argv)
+        configuration.check_workdir(config)
+        _run(config)
+    except InputError as error:
+        print(f"kd_keras: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("kd_keras: stopped; the same command goes on from the last epoch", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(config) -> None:
+    # TensorFlow tells of every instruction set it was not built for.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from kd_keras import report
+    from kd_keras.experiment import Experiment
+
+    experiment = Experiment(config)
+    if not experiment.finished:
+        scheme = spec.build("kd_keras.schemes", config.scheme)
+        scheme.check(experiment)
+        configuration.claim_workdir(config)
+        experiment.begin()
+        try:
+            experiment.measure(*scheme.run(experiment))
+        except BaseException:
+            experiment.tracker.close("FAILED")
+            raise
+        experiment.tracker.close()
+    rows, notes = experiment.results()
+    report.print_table(rows, experiment.console, caption="\n".join(notes))
+    experiment.print_places()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
