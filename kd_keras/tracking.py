@@ -275,9 +275,9 @@ class _Link:
     def _fail(self, error):
         self.alive = False
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        logging.warning(
-            "MLflow at %s failed, nothing more is tracked in this run: %s", _public(self._uri), reason[:200]
-        )
+        # MLflow quotes the address in its messages, password and all.
+        uri, reason = _public(self._uri), _public(reason)[:200]
+        logging.warning("MLflow at %s failed, nothing more is tracked in this run: %s", uri, reason)
 
 
 def _open_sqlite(uri):

@@ -98,6 +98,7 @@ def fit(distiller: Distiller, train, val, *, epochs, steps_per_epoch, checkpoint
             initial_epoch=done,
             steps_per_epoch=steps_per_epoch,
             verbose=0,
+            shuffle=False,
             # The guard comes before the keeper: an epoch that ends in NaN is not kept.
             callbacks=[StopAtNaN(), *callbacks, keeper, *([LiveLine(progress, epochs)] if progress else [])],
         )

@@ -87,6 +87,12 @@ def test_calibration_error_nets_differences_within_a_bin_only():
     assert evaluate.metrics(logits, [0, 1])["ece"] == pytest.approx(0.66 / 2)
 
 
+def test_calibration_bins_are_closed_on_the_right():
+    # A confidence of exactly 5/15 belongs with 0.3, in (4/15, 5/15].
+    logits = hand_logits([[1 / 3, 1 / 3, 1 / 3, 1e-300, 1e-300], [0.3, 0.2, 0.2, 0.2, 0.1]])
+    assert evaluate.metrics(logits, [0, 1])["ece"] == pytest.approx((2 / 3 - 0.3) / 2)
+
+
 def test_calibration_error_against_a_direct_loop_over_bins():
     rng = np.random.default_rng(1)
     logits, labels = rng.normal(0, 3, (500, 7)), rng.integers(0, 7, 500)

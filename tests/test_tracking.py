@@ -4,6 +4,7 @@ import os
 import pathlib
 import socket
 import subprocess
+import sys
 import time
 
 import mlflow
@@ -245,8 +246,6 @@ def test_a_new_store_prints_nothing(tmp_path):
         "assert writer.run_id\n"
     )
     # In a process of its own: MLflow sets up its logging once.
-    import sys
-
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db"]

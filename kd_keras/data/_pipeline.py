@@ -14,7 +14,7 @@ from kd_keras.data._sources import Source
 from kd_keras.errors import InputError
 
 # Told apart so that order, views and mixing do not share random numbers.
-_VIEW, _MIX = 1, 2
+_ORDER, _VIEW, _MIX = range(3)
 
 
 def steps_per_epoch(n: int, batch_size: int, drop_remainder: bool = False) -> int:
@@ -116,7 +116,7 @@ def _epochs(n, batch_size, seed, epochs, initial_epoch, augment, views, drop_rem
     seed = tf.constant([seed, 0], tf.int64)
 
     def epoch_batches(epoch):
-        order = tf.random.experimental.stateless_shuffle(tf.range(n, dtype=tf.int64), _fold(seed, epoch))
+        order = tf.random.experimental.stateless_shuffle(tf.range(n, dtype=tf.int64), _fold(_fold(seed, _ORDER), epoch))
         # Row i belongs to sample i, wherever the order puts it, so that a view can be asked for by index.
         view = epoch if views is None else epoch % views
         table = tf.random.stateless_uniform((n, columns), _fold(_fold(seed, _VIEW), view))

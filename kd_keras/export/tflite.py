@@ -27,7 +27,8 @@ def convert(model, variant, representative=None):
     Args:
         model: keras.Model, input (H, W, C) float32 pixels 0..255, output logits (K,).
         variant: ``float32``; ``float16``, weights stored in half precision; ``dynamic``, weights in 8 bits; ``int8``,
-            weights and activations in 8 bits.
+            weights and activations in 8 bits. The converter leaves an operation without an integer kernel (Sin, Floor)
+            in float32 between a dequantise and a quantise, and says nothing.
         representative: (n, H, W, C) pixels 0..255, images whose activations calibrate ``int8``; a hundred will do.
 
     Returns:
@@ -84,7 +85,8 @@ def convert(model, variant, representative=None):
 
 def _reason(error):
     text = str(error).strip() or type(error).__name__
-    first = text.splitlines()[0].strip()
+    # What follows is the operator's place in the graph, which is longer than a screen.
+    first = text.splitlines()[0].partition("<unknown>")[0].strip()
     operators = sorted(set(re.findall(r"'(tfl?\.\w+)' op|\b(tf\.\w+)\(tensor", text)))
     names = sorted({name for pair in operators for name in pair if name})
     return (f"operator {', '.join(names)}: " if names else "") + first[:300]
