@@ -11,7 +11,7 @@ import pathlib
 
 from absl import flags
 
-from kd_keras import schedules, spec
+from kd_keras import files, schedules, spec
 from kd_keras.errors import InputError
 from kd_keras.spec import Spec
 
@@ -37,8 +37,13 @@ _define("string", "baseline_loss", "ce()", "The losses of the student trained wi
 _define("string", "scheme", "offline()", "Which models are trained in which order.")
 _define("bool", "baseline", True, "Whether to train the same student without a teacher, for comparison.")
 _define("integer", "epochs", 10, "Epochs of student and baseline.", lower_bound=1)
-_define("integer", "teacher_epochs", None, "Epochs of the teacher; by default as --epochs, or 0 for a saved model.",
-        lower_bound=0)  # fmt: skip
+_define(
+    "integer",
+    "teacher_epochs",
+    None,
+    "Epochs of the teacher; by default as --epochs, or 0 for a saved model.",
+    lower_bound=0,
+)
 _define("integer", "batch_size", 64, "Global batch size, whatever the number of replicas.", lower_bound=1)
 _define("string", "optimizer", "adam()", "A Keras optimizer: sgd(momentum=0.9, nesterov=True, weight_decay=5e-4).")
 _define("string", "teacher_optimizer", None, "The teacher's; by default as --optimizer.")
@@ -46,16 +51,29 @@ _define("string", "learning_rate", "0.001", "A number or a schedule: warmup(to=c
 _define("string", "teacher_learning_rate", None, "The teacher's; by default as --learning_rate.")
 _define("string", "augment", "none", "Augmentation of the training split: pad_crop(4) + flip() + mixup(0.2) …")
 _define("integer", "seed", 0, "Seed of initial weights, order, augmentation and dropout.", lower_bound=0)
-_define("integer", "train_examples", None, "Train on so many images only, drawn evenly over the classes.",
-        lower_bound=1)  # fmt: skip
+_define(
+    "integer", "train_examples", None, "Train on so many images only, drawn evenly over the classes.", lower_bound=1
+)
 _define("float", "val_fraction", None, "Share of the training split to validate on, where the data set has none.")
 _define("string", "image_size", None, "Side of the images in pixels, or height,width; for data sets of photographs.")
 _define("bool", "skip_bad_images", False, "Leave out images that can't be read, naming them, instead of stopping.")
-_define("enum", "precision", "float32", "Keras' dtype policy.", enum_values=["float32", "mixed_float16", "mixed_bfloat16"])
-_define("enum", "teacher_dtype", None, "What the teacher computes in; by "
-        "default as it was built.", enum_values=["float32", "bfloat16", "float16"])  # fmt: skip
-_define("enum", "strategy", "auto", "One device, or one replica on each local one; auto "
-        "mirrors where there are several GPUs.", enum_values=["auto", "one", "mirrored"])  # fmt: skip
+_define(
+    "enum", "precision", "float32", "Keras' dtype policy.", enum_values=["float32", "mixed_float16", "mixed_bfloat16"]
+)
+_define(
+    "enum",
+    "teacher_dtype",
+    None,
+    "What the teacher computes in; by default as it was built.",
+    enum_values=["float32", "bfloat16", "float16"],
+)
+_define(
+    "enum",
+    "strategy",
+    "auto",
+    "One device, or one replica on each local one; auto mirrors where there are several GPUs.",
+    enum_values=["auto", "one", "mirrored"],
+)
 _define("bool", "deterministic", False, "Make GPU operations repeat to the bit as well (slower; CPUs do anyway).")
 _define("integer", "steps_per_execution", 1, "Steps in one compiled call.", lower_bound=1)
 _define("string", "export", ",".join(VARIANTS), f"TFLite files of the student, of {', '.join(VARIANTS)}; or none.")
@@ -121,15 +139,25 @@ def _text(value) -> str:
 
 def help_text() -> str:
     """What ``--help`` prints: every flag, and the known losses, models, data sets and schemes."""
-    lines = ["Trains a teacher, a student and the same student without a teacher; measures, exports and tracks them.",
-             "", "  python -m kd_keras.run --flagfile=experiments/digits.flags [--flag=value …]", "", "Flags:"]  # fmt: skip
+    lines = [
+        "Trains a teacher, a student and the same student without a teacher; measures, exports and tracks them.",
+        "",
+        "  python -m kd_keras.run --flagfile=experiments/digits.flags [--flag=value …]",
+        "",
+        "Flags:",
+    ]
     for name in FLAGS:
         flag = FLAGS[name]
         default = "" if flag.default is None else f" [{flag.default}]"
         lines.append(f"  --{name}{default}\n      {flag.help}")
     lines.append("")
-    for title, package in (("Losses", "losses"), ("Models", "models"), ("Data sets", "data"), ("Schemes", "schemes"),
-                           ("Schedules", "schedules")):  # fmt: skip
+    for title, package in (
+        ("Losses", "losses"),
+        ("Models", "models"),
+        ("Data sets", "data"),
+        ("Schemes", "schemes"),
+        ("Schedules", "schedules"),
+    ):
         lines.append(f"{title}: {', '.join(spec.names(f'kd_keras.{package}'))}")
     return "\n".join(lines)
 
@@ -156,8 +184,11 @@ def read(argv: list[str]) -> Config:
 
 
 def _flagfile(argv):
-    files = [arg.partition("=")[2] or following for arg, following in zip(argv, [*argv[1:], ""], strict=True)
-             if arg.lstrip("-").partition("=")[0] == "flagfile"]  # fmt: skip
+    files = [
+        arg.partition("=")[2] or following
+        for arg, following in zip(argv, [*argv[1:], ""], strict=True)
+        if arg.lstrip("-").partition("=")[0] == "flagfile"
+    ]
     return files[-1] if files else None
 
 
@@ -268,10 +299,7 @@ def claim_workdir(config: Config) -> None:
     check_workdir(config)
     record = config.workdir / _RECORD
     try:
-        config.workdir.mkdir(parents=True, exist_ok=True)
-        partial = record.with_name(f"{_RECORD}.partial")
-        partial.write_text(json.dumps(config.identity(), indent=2) + "\n", encoding="utf-8")
-        partial.replace(record)
+        files.write(record, json.dumps(config.identity(), indent=2) + "\n")
     except OSError as error:
         raise InputError(f"--workdir={config.workdir} can't be written: {error.strerror}") from error
 

@@ -135,8 +135,10 @@ class Taps:
         raise self._softmax_error(last)
 
     def _softmax_error(self, layer):
-        return InputError(f"the {self.role} ends in a softmax inside {layer.name!r}, which can't be taken off: "
-                          "let the model return logits")  # fmt: skip
+        return InputError(
+            f"the {self.role} ends in a softmax inside {layer.name!r}, which can't be taken off: "
+            "let the model return logits"
+        )
 
     def _read_subclassed(self):
         model = self.model
@@ -332,15 +334,19 @@ class Distiller(keras.Model):
         student = self._student_taps.value
         taps = Taps(teacher, "teacher")
         if taps.num_classes != student.num_classes:
-            raise InputError(f"the teacher tells {taps.num_classes} classes apart, the student {student.num_classes}: "
-                             "they have to be the same")  # fmt: skip
+            raise InputError(
+                f"the teacher tells {taps.num_classes} classes apart, the student {student.num_classes}: "
+                "they have to be the same"
+            )
         same_rank = len(taps.input_shape) == len(student.input_shape)
         if not same_rank or any(
             None not in sizes and sizes[0] != sizes[1]
             for sizes in zip(taps.input_shape, student.input_shape, strict=True)
         ):
-            raise InputError(f"the teacher takes images of {taps.input_shape}, the student of {student.input_shape}: "
-                             "they see the same batch, so put any resizing inside a model")  # fmt: skip
+            raise InputError(
+                f"the teacher takes images of {taps.input_shape}, the student of {student.input_shape}: "
+                "they see the same batch, so put any resizing inside a model"
+            )
         reads = self._match(taps)
         if self.teacher_dtype not in (None, "float32"):
             taps = Taps(_in_dtype(teacher, self.teacher_dtype), "teacher")
@@ -359,8 +365,10 @@ class Distiller(keras.Model):
             elif (before := term.get_build_config()) is not None:
                 for was, now in zip(before.values(), shapes, strict=True):
                     if any(tuple(was[name])[1:] != tuple(now[name])[1:] for name in was):
-                        raise InputError(f"{term.name}'s adapters were made for {was}, but these models have {now}: "
-                                         "attach the teacher that they were trained with")  # fmt: skip
+                        raise InputError(
+                            f"{term.name}'s adapters were made for {was}, but these models have {now}: "
+                            "attach the teacher that they were trained with"
+                        )
 
     def compile(self, optimizer="rmsprop", loss=None, metrics=None, **kwargs):
         """As `keras.Model.compile`, without a loss: the terms are given to the constructor.

@@ -17,7 +17,7 @@ from absl import logging
 from rich.console import Console
 
 from kd_keras import data as datasets
-from kd_keras import distribute, evaluate, report, spec, tracking, training
+from kd_keras import distribute, evaluate, files, report, spec, tracking, training
 from kd_keras.config import Config
 from kd_keras.distiller import Distiller, Taps
 from kd_keras.errors import InputError
@@ -112,11 +112,14 @@ class Experiment:
         now = {**sizes, "classes": list(splits.class_names), "image_shape": list(splits.image_shape)}
         before = self._done("data") or self._finish("data", now)
         if before != now:
-            raise InputError(f"{self.config.workdir} was begun with other data ({before}, now {now}): "
-                             "name another --workdir")  # fmt: skip
+            raise InputError(
+                f"{self.config.workdir} was begun with other data ({before}, now {now}): name another --workdir"
+            )
         counts = ", ".join(f"{size} {name}" for name, size in sizes.items())
-        self.console.print(f"data     {self.config.data}: {counts}; {splits.num_classes} classes, "
-                           f"{'×'.join(map(str, splits.image_shape))}")  # fmt: skip
+        self.console.print(
+            f"data     {self.config.data}: {counts}; {splits.num_classes} classes, "
+            f"{'×'.join(map(str, splits.image_shape))}"
+        )
         self._open_tracker()
 
     def _open_tracker(self) -> None:
@@ -171,9 +174,7 @@ class Experiment:
                 epochs=epochs,
                 steps_per_epoch=self.steps_per_epoch,
             )
-            distiller.compile(
-                optimizer=optimizer, metrics=["accuracy"], steps_per_execution=config.steps_per_execution
-            )
+            distiller.compile(optimizer=optimizer, metrics=["accuracy"], steps_per_execution=config.steps_per_execution)
         return distiller
 
     @property
@@ -374,7 +375,7 @@ class Experiment:
         for variant in config.export:
             with self.console.status(f"exporting {variant}"):
                 path = config.workdir / f"{exported.stage}_{variant}.tflite"
-                tflite.write(path, tflite.convert(model, variant, self._representative()))
+                files.write(path, tflite.convert(model, variant, self._representative()))
                 interpreter = tflite.load(path)
                 outputs = np.concatenate([interpreter.predict(x.numpy()) for x, _ in self.batches(splits.test)])
                 figures = evaluate.metrics(outputs, labels)
@@ -434,8 +435,10 @@ class Experiment:
         teacher, baseline = accuracy.get(ROLES["teacher"]), accuracy.get(ROLES["baseline"])
         if teacher is None or baseline is None or teacher > baseline:
             return []
-        return [f"the teacher does not beat the student without KD on validation data ({teacher:.2%} against "
-                f"{baseline:.2%}), so the distilled row says nothing about distillation"]  # fmt: skip
+        return [
+            f"the teacher does not beat the student without KD on validation data ({teacher:.2%} against "
+            f"{baseline:.2%}), so the distilled row says nothing about distillation"
+        ]
 
 
 class _Track(keras.callbacks.Callback):
@@ -467,5 +470,7 @@ def _summary(trained: Trained, seconds: float) -> str:
     if trained.best_epoch is None:
         return f"{trained.architecture}: loaded"
     best, series = trained.best_epoch, trained.series
-    return (f"{trained.architecture}: validation accuracy {series['val_accuracy'][best]:.4f} in epoch {best + 1} of "
-            f"{len(series['loss'])}, {time.strftime('%H:%M:%S', time.gmtime(seconds))}")  # fmt: skip
+    return (
+        f"{trained.architecture}: validation accuracy {series['val_accuracy'][best]:.4f} in epoch {best + 1} of "
+        f"{len(series['loss'])}, {time.strftime('%H:%M:%S', time.gmtime(seconds))}"
+    )

@@ -9,6 +9,8 @@ import pathlib
 
 import numpy as np
 
+from kd_keras import files
+
 COLUMNS = (
     "role",
     "architecture",
@@ -67,14 +69,14 @@ def write_table(rows, folder, runtime_note=None):
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    _replace(folder / "results.csv", text.getvalue().encode())
+    files.write(folder / "results.csv", text.getvalue())
     write_json(rows, folder / "results.json")
 
     from rich.console import Console
 
     page = io.StringIO()
     print_table(rows, Console(file=page, width=200, color_system=None), caption=runtime_note)
-    _replace(folder / "results.txt", page.getvalue().encode())
+    files.write(folder / "results.txt", page.getvalue())
 
 
 def write_json(obj, path):
@@ -84,7 +86,7 @@ def write_json(obj, path):
         obj: dicts, lists, NumPy values; a number that is not finite becomes null, as JSON has no NaN.
         path: file; its folder is made where it is missing.
     """
-    _replace(path, (json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    files.write(path, json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _plain(obj):
@@ -100,17 +102,6 @@ def _plain(obj):
     if isinstance(obj, float) and not math.isfinite(obj):
         return None
     return obj
-
-
-def _replace(path, content):
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 # ---- the table on a screen ----
@@ -269,7 +260,7 @@ def _save(figure, path):
     content = io.BytesIO()
     # Tight: beside axes of fixed aspect the layout leaves too little room for long class names.
     figure.savefig(content, format="png", dpi=120, bbox_inches="tight", pad_inches=0.12)
-    _replace(path, content.getvalue())
+    files.write(path, content.getvalue())
 
 
 def curves(histories, path):

@@ -41,7 +41,7 @@ def _text(value: Any) -> str:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=False)
-class constant(Schedule):  # noqa: N801 - the class is the name that a user writes
+class constant(Schedule):
     """Always ``value``."""
 
     value: float
@@ -51,7 +51,7 @@ class constant(Schedule):  # noqa: N801 - the class is the name that a user writ
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class linear(Schedule):  # noqa: N801
+class linear(Schedule):
     """A straight line from ``start`` to ``end`` within ``over`` epochs or steps, and ``end`` from then on."""
 
     start: float
@@ -64,7 +64,7 @@ class linear(Schedule):  # noqa: N801
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class cosine(Schedule):  # noqa: N801
+class cosine(Schedule):
     """Half a cosine from ``start`` to ``end`` within ``over`` epochs or steps, and ``end`` from then on.
 
     Source: SGDR without restarts (arXiv:1608.03983, equation 5).
@@ -80,7 +80,7 @@ class cosine(Schedule):  # noqa: N801
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class exponential_decay(Schedule):  # noqa: N801
+class exponential_decay(Schedule):
     """``max(floor, start · rate^t)``, t in epochs or steps."""
 
     start: float
@@ -93,7 +93,7 @@ class exponential_decay(Schedule):  # noqa: N801
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class warmup(Schedule):  # noqa: N801
+class warmup(Schedule):
     """``to``, reached in equal parts: times min((t + 1) / over, 1). ``to`` is a number or another schedule."""
 
     to: Any = 1.0
@@ -112,7 +112,7 @@ class warmup(Schedule):  # noqa: N801
 
 
 @dataclasses.dataclass(frozen=True, kw_only=False)
-class complement(Schedule):  # noqa: N801
+class complement(Schedule):
     """1 − ``of``: the other side of a pair of weights."""
 
     of: Any
@@ -219,8 +219,10 @@ def to_keras(schedule: Schedule, *, epochs: int, steps_per_epoch: int):
         return keras_schedules.PolynomialDecay(schedule.start, steps(over), end_learning_rate=schedule.end)
     if isinstance(schedule, exponential_decay) and schedule.floor == 0:
         return keras_schedules.ExponentialDecay(schedule.start, steps(1), schedule.rate, staircase=True)
-    raise InputError(f"learning_rate={schedule} has no counterpart among Keras' schedules: use constant, linear, "
-                     "cosine, exponential_decay without floor, or warmup of a constant or a cosine")  # fmt: skip
+    raise InputError(
+        f"learning_rate={schedule} has no counterpart among Keras' schedules: use constant, linear, "
+        "cosine, exponential_decay without floor, or warmup of a constant or a cosine"
+    )
 
 
 def _progress(t, schedule):

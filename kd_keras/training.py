@@ -8,7 +8,6 @@ functions of (seed, epoch, index), so nothing else is needed to go on exactly.
 import dataclasses
 import json
 import math
-import os
 import pathlib
 import time
 import zipfile
@@ -18,7 +17,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from kd_keras import schedules, spec
+from kd_keras import files, schedules, spec
 from kd_keras.distiller import Distiller
 from kd_keras.errors import InputError
 
@@ -30,8 +29,11 @@ def optimizer(one: spec.Spec, learning_rate: schedules.Schedule, *, epochs: int,
         InputError: an unknown optimizer or key, or a value that Keras refuses.
     """
     base = keras.optimizers.Optimizer
-    known = {name.lower(): value for name, value in vars(keras.optimizers).items()
-             if isinstance(value, type) and issubclass(value, base) and value is not base}  # fmt: skip
+    known = {
+        name.lower(): value
+        for name, value in vars(keras.optimizers).items()
+        if isinstance(value, type) and issubclass(value, base) and value is not base
+    }
     if one.name.lower() not in known:
         raise InputError(spec.unknown(one.name, "optimizers", sorted(known)))
     made = known[one.name.lower()]
@@ -145,22 +147,12 @@ class _Keeper(keras.callbacks.Callback):
         stored = {**dataclasses.asdict(self.history), "states": len(state), "bests": len(self.best)}
         arrays = {f"state{i}": value for i, value in enumerate(state)}
         arrays |= {f"best{i}": value for i, value in enumerate(self.best)}
-        write_atomically(self.path, lambda file: np.savez(file, history=np.array(json.dumps(stored)), **arrays))
+        files.write(self.path, lambda file: np.savez(file, history=np.array(json.dumps(stored)), **arrays))
 
     def restore_best(self, distiller):
         if self.best is not None:
             for variable, value in zip(distiller.student.weights, self.best, strict=True):
                 variable.assign(value)
-
-
-def write_atomically(path: pathlib.Path, write) -> None:
-    """Calls ``write(file)`` on a partial file beside ``path`` and moves it there once it is safely on disk."""
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 class StopAtNaN(keras.callbacks.Callback):

@@ -169,8 +169,16 @@ def _unpickle(data: bytes, where: str) -> dict:
         content = _ArraysOnly(io.BytesIO(data), encoding="bytes").load()
     except InputError as error:
         raise InputError(f"{where} is unsafe to load ({error}): fetch the published file") from error
-    except (pickle.UnpicklingError, EOFError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError,
-            MemoryError) as error:  # fmt: skip
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        MemoryError,
+    ) as error:
         # Damaged bytes can raise any of these, as pickle's documentation says.
         raise InputError(f"{where} is corrupt or truncated ({error}): fetch it anew") from error
     if not isinstance(content, dict):
@@ -231,9 +239,9 @@ def _read_tfds(form, folder):
     with _tfds_errors(folder, tf.errors.OpError):
         builder = tfds.builder_from_directory(folder)
         features, splits = builder.info.features, builder.info.splits
-        label = features.get(form.tfds_label) if hasattr(features, "get") else None
+        held = set(features) if isinstance(features, tfds.features.FeaturesDict) else set()
         wanted = {"image", form.tfds_label}
-        if label is None or "image" not in features or features["image"].shape != (32, 32, 3):
+        if not wanted <= held or features["image"].shape != (32, 32, 3):
             raise InputError(f"{folder} is no {form.name}: its features need {sorted(wanted)}, images of (32, 32, 3)")
         if not {"train", "test"} <= set(splits):
             raise InputError(f"{folder} has splits {sorted(splits)} where train and test belong: prepare it anew")
@@ -249,7 +257,7 @@ def _read_tfds(form, folder):
             if len(split[name][1]) != splits[name].num_examples:
                 found = f"{len(split[name][1])} of {splits[name].num_examples} images"
                 raise InputError(f"{folder}: split {name} is truncated ({found}): prepare it anew")
-    return split["train"], split["test"], list(label.names)
+    return split["train"], split["test"], list(features[form.tfds_label].names)
 
 
 @contextlib.contextmanager

@@ -217,7 +217,7 @@ def carve(labels: Any, fraction: float, seed: int, groups: Any = None) -> tuple[
         raise InputError(f"{what} where a split in two needs at least 2 of each class: {advice}")
     positions = np.arange(len(labels))
     if groups is None:
-        second = max(int(np.ceil(fraction * len(labels))), 1)
+        second = max(round(fraction * len(labels)), 1)
         if min(second, len(labels) - second) < len(classes):
             small = f"{fraction} of {len(labels)} samples cannot hold {len(classes)} classes on both sides"
             raise InputError(f"too few samples: {small}: {advice}")

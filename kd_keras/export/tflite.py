@@ -13,9 +13,8 @@ import tempfile
 
 import numpy as np
 
+from kd_keras.config import VARIANTS
 from kd_keras.errors import InputError
-
-VARIANTS = ("float32", "float16", "dynamic", "int8")
 
 
 def convert(model, variant, representative=None):
@@ -137,18 +136,6 @@ def _quiet():
         for number, copy in kept:
             os.dup2(copy, number)
             os.close(copy)
-
-
-def write(path, content):
-    """Writes bytes so that a reader, or a run that is killed, never meets half a file."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 class Interpreter:

@@ -209,24 +209,11 @@ def test_latency_hands_a_working_call_and_names_to_the_measure(files):
     assert seen["threads"] == 2 and seen["runtime"].startswith("LiteRT ")
 
 
-def test_write_then_load(files, tmp_path, held_out):
-    path = tmp_path / "export" / "student.tflite"
-    tflite.write(path, b"old")
-    tflite.write(path, files["float32"])
-    assert path.read_bytes() == files["float32"]
-    assert [file.name for file in path.parent.iterdir()] == ["student.tflite"]
+def test_a_file_predicts_as_its_bytes(files, tmp_path, held_out):
+    path = tmp_path / "student.tflite"
+    path.write_bytes(files["float32"])
     some = held_out[0][:3]
     np.testing.assert_array_equal(tflite.load(path).predict(some), tflite.load(files["float32"]).predict(some))
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "student.tflite"
-    tflite.write(path, b"old")
-    monkeypatch.setattr(tflite.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        tflite.write(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [file.name for file in tmp_path.iterdir()] == ["student.tflite"]
 
 
 def test_what_is_no_tflite_file_is_refused(tmp_path):

@@ -1,0 +1,29 @@
+"""Files that a reader never meets half of."""
+
+import os
+import pathlib
+from collections.abc import Callable
+from typing import BinaryIO
+
+
+def write(path: str | os.PathLike, content: bytes | str | Callable[[BinaryIO], None]) -> None:
+    """Writes a file beside its place, and moves it there once it is safely on disk.
+
+    Args:
+        path: the file; its folder is made where it is missing.
+        content: bytes, text (written as UTF-8), or a function that writes to the open file.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
