@@ -27,8 +27,9 @@ def predict(model, dataset):
     """
     import tensorflow as tf
 
-    # reduce_retracing: the uneven last batch costs one more trace, not one for each size met.
-    forward = tf.function(lambda images: tf.cast(model(images, training=False), tf.float32), reduce_retracing=True)
+    # A signature that leaves the batch open: the uneven last batch is not traced again.
+    signature = [dataset.element_spec[0]] if isinstance(dataset, tf.data.Dataset) else None
+    forward = tf.function(lambda images: tf.cast(model(images, training=False), tf.float32), input_signature=signature)
     logits, labels = [], []
     for images, targets in dataset:
         outputs, targets = forward(images).numpy(), np.asarray(targets)

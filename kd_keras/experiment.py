@@ -419,7 +419,9 @@ class Experiment:
 
     def _log(self, stage, row, paths, prefix="") -> None:
         child = self._child(stage)
-        figures = {f"{prefix}{key}": value for key, value in row.items() if isinstance(value, (int, float))}
+        # `val_accuracy` is the name of the series over the epochs.
+        names = {"val_accuracy": "best_val_accuracy"}
+        figures = {f"{prefix}{names.get(k, k)}": value for k, value in row.items() if isinstance(value, (int, float))}
         child.metrics(figures, 0)
         if not prefix:
             child.tags({"role": row["role"], "architecture": row["architecture"]})

@@ -88,7 +88,8 @@ def fit(distiller: Distiller, train, val, *, epochs, steps_per_epoch, checkpoint
     Raises:
         InputError: the loss is no longer finite, or the checkpoint is of another model.
     """
-    distiller.optimizer.build(distiller.trainable_variables)
+    with distiller.distribute_strategy.scope():
+        distiller.optimizer.build(distiller.trainable_variables)
     keeper = _Keeper(pathlib.Path(checkpoint), time.perf_counter())
     keeper.restore(distiller)
     done = keeper.history.epochs

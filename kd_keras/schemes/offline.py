@@ -1,5 +1,7 @@
 """Offline distillation: a teacher is trained or loaded, then frozen, and teaches one student."""
 
+from kd_keras.errors import InputError
+
 
 def build():
     """The scheme: teacher, the student without it (``--baseline``), the student with it.
@@ -24,7 +26,10 @@ class Offline:
         if config.baseline:
             experiment.distiller(student, config.baseline_loss, epochs=config.epochs)
         distiller = experiment.distiller(student, config.loss, teacher=teacher, epochs=config.epochs)
-        distiller.require_teacher()
+        if teacher is None and distiller.needs_teacher:
+            raise InputError(
+                "--loss reads a teacher and --teacher is none: name one, such as --teacher='resnet(depth=50)'"
+            )
 
     def run(self, experiment):
         """Trains the models.

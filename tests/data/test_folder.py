@@ -115,14 +115,15 @@ def test_every_mode_decodes_to_uint8(tmp_path, channels, image_size):
 
 
 def test_resizing_is_antialiased(tmp_path):
-    board = (np.indices((32, 32)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    # One bright column in four, which reading the middle of each four would miss.
+    board = np.tile(np.array([255, 0, 0, 0], np.uint8), (32, 8))
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for n in range(4):
             Image.fromarray(board).save(tmp_path / name / f"{n}.png")
     splits = folder.build(str(tmp_path), image_size=8, val_fraction=0.25, test_fraction=0.25)
     inner = splits.train.read([0])[0].numpy()[0, 2:-2, 2:-2]
-    assert np.all(np.abs(inner.astype(int) - 127) < 8)
+    assert np.all(np.abs(inner.astype(int) - 64) < 8)
 
 
 def break_files(root, count):
@@ -141,7 +142,7 @@ def test_broken_files_are_named_and_counted(tmp_path):
         folder.build(str(tmp_path))
     message = str(caught.value)
     assert "7 of 47 images" in message and "2 more" in message and "skip_bad_images=True" in message
-    assert message.count("broken") == 5 and "\n" not in message
+    assert message.count(".jpg") == 5 and "\n" not in message
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
