@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# What has to pass before a change lands: lint, format, the fast tests and their coverage.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+ruff check .
+ruff format --check .
+pytest --cov=kd_keras --cov-report=term:skip-covered --cov-fail-under=90 --durations=10 "$@"

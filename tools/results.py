@@ -1,0 +1,91 @@
+"""Puts the results of several runs (seeds) of one experiment into a Markdown table: mean ± standard deviation, n.
+
+    python tools/results.py runs/cifar-0 runs/cifar-1 runs/cifar-2
+    python tools/results.py --into experiments/RESULTS.md --section cifar_resnet runs/cifar-*
+
+With ``--into``, what stands between ``<!-- begin SECTION -->`` and ``<!-- end SECTION -->`` in that file is replaced.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import sys
+
+PERCENT = {
+    "train_accuracy": "train %",
+    "val_accuracy": "val %",
+    "test_accuracy": "test %",
+    "f1": "macro F1 %",
+    "ece": "ECE %",
+    "teacher_agreement": "= teacher %",
+    "float_agreement": "= float %",
+}
+PLAIN = {"parameters": "parameters", "macs": "MACs", "bytes": "bytes", "latency_ms_median": "latency ms"}
+#: Columns that the same network has in common over the seeds; the median is shown, without a spread.
+TYPICAL = ("parameters", "macs", "bytes", "latency_ms_median")
+
+
+def read(workdir: pathlib.Path) -> dict[str, dict]:
+    """A finished run's rows by role."""
+    path = workdir / "results.json"
+    if not path.exists():
+        sys.exit(f"{path} is not there: give the workdirs of finished runs")
+    return {row["role"]: row for row in json.loads(path.read_text(encoding="utf-8"))}
+
+
+def cell(values: list, column: str) -> str:
+    """One cell: mean ± sample standard deviation over the runs, or what is typical of them."""
+    if any(value is None for value in values):
+        return "–"
+    if column in TYPICAL:
+        middle = statistics.median(values)
+        return f"{middle:.3f}" if column == "latency_ms_median" else f"{middle:,.0f}"
+    mean = 100 * statistics.mean(values)
+    return f"{mean:.2f} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else f"{mean:.2f}"
+
+
+def gain(runs: list[dict], column: str) -> str:
+    """The distilled student's lead over the student without KD, paired by run."""
+    pairs = [(run.get("student distilled"), run.get("student without KD")) for run in runs]
+    if not all(a and b for a, b in pairs):
+        return ""
+    leads = [100 * (a[column] - b[column]) for a, b in pairs]
+    spread = f" ± {statistics.stdev(leads):.2f}" if len(leads) > 1 else ""
+    each = ", ".join(f"{lead:+.2f}" for lead in leads)
+    return f"{statistics.mean(leads):+.2f}{spread} points ({each})"
+
+
+def table(runs: list[dict]) -> str:
+    """The Markdown table, and the paired gain below it."""
+    columns = {**PERCENT, **PLAIN}
+    lines = [f"| n = {len(runs)} | architecture | {' | '.join(columns.values())} |", "|---" * (len(columns) + 2) + "|"]
+    for role, first in runs[0].items():
+        cells = [cell([run[role][column] for run in runs], column) for column in columns]
+        lines.append(f"| {role} | `{first['architecture']}` | {' | '.join(cells)} |")
+    for column, name in (("test_accuracy", "test"), ("val_accuracy", "validation")):
+        if lead := gain(runs, column):
+            lines += ["", f"Distilled minus without KD, paired by seed, {name} accuracy: {lead}."]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workdirs", nargs="+", type=pathlib.Path)
+    parser.add_argument("--into", type=pathlib.Path)
+    parser.add_argument("--section")
+    options = parser.parse_args()
+    text = table([read(workdir) for workdir in options.workdirs])
+    if options.into is None:
+        print(text)
+        return
+    begin, end = f"<!-- begin {options.section} -->", f"<!-- end {options.section} -->"
+    page = options.into.read_text(encoding="utf-8")
+    if begin not in page or end not in page:
+        sys.exit(f"{options.into} has no lines {begin} and {end}: add them where the table belongs")
+    before, _, rest = page.partition(begin)
+    options.into.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
