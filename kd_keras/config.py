@@ -255,7 +255,10 @@ def _learning_rate(text: str) -> schedules.Schedule:
         value = float(text)
     except ValueError:
         value = text
-    return schedules.get(value)
+    rate = schedules.get(value)
+    # Checked before anything is read or made; 1 stands for the length of a training that is not known yet.
+    schedules.check(rate, "learning_rate", total=1)
+    return rate
 
 
 def _variants(text: str) -> tuple[str, ...]:
@@ -285,12 +288,14 @@ def check_workdir(config: Config) -> None:
     record = config.workdir / _RECORD
     try:
         if record.exists():
-            _compare(json.loads(record.read_text(encoding="utf-8")), config)
-        elif config.workdir.exists() and any(config.workdir.iterdir()):
+            _compare(dict(json.loads(record.read_text(encoding="utf-8"))), config)
+        elif config.workdir.exists() and any(path.suffix != ".partial" for path in config.workdir.iterdir()):
             raise InputError(f"--workdir={config.workdir} is not empty and holds no experiment: name another folder")
     except OSError as error:
         raise InputError(f"--workdir={config.workdir} can't be used: {error.strerror}") from error
-    except json.JSONDecodeError as error:
+    except InputError:
+        raise
+    except (ValueError, TypeError) as error:  # no UTF-8, no JSON, no dict
         raise InputError(f"{record} can't be read: name another --workdir") from error
 
 

@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
+from kd_keras import labels
 from kd_keras.errors import InputError
 
 
@@ -213,24 +214,10 @@ class Accuracy(keras.metrics.Mean):
         super().__init__(name=name, dtype=dtype)
 
     def update_state(self, y_true, y_pred, sample_weight=None):
-        right = ops.equal(hard_labels(y_true), ops.cast(ops.argmax(y_pred, axis=-1), "int32"))
+        right = ops.equal(labels.classes(y_true), ops.cast(ops.argmax(y_pred, axis=-1), "int32"))
         if sample_weight is not None:
             sample_weight = ops.reshape(sample_weight, (-1,))
         return super().update_state(ops.cast(right, self.dtype), sample_weight)
-
-
-def hard_labels(labels):
-    """Classes (B,) int32 of labels in either form; of class weights, the largest."""
-    if len(labels.shape) == 2 and labels.shape[-1] != 1:
-        return ops.cast(ops.argmax(labels, axis=-1), "int32")
-    return ops.cast(ops.reshape(labels, (-1,)), "int32")
-
-
-def cross_entropy(labels, logits):
-    """Hard-label cross-entropy (B,) of labels in either form."""
-    if len(labels.shape) == 2 and labels.shape[-1] != 1:
-        return -ops.sum(ops.cast(labels, "float32") * ops.log_softmax(logits), axis=-1)
-    return ops.sparse_categorical_crossentropy(hard_labels(labels), logits, from_logits=True)
 
 
 class _EpochClock(keras.callbacks.Callback):
@@ -463,7 +450,7 @@ class Distiller(keras.Model):
     def test_step(self, data):
         batch = unpack_batch(data)
         logits = self(batch.image, training=False)
-        value = cross_entropy(batch.label, logits)
+        value = labels.cross_entropy(batch.label, logits)
         if batch.sample_weight is not None:
             value = value * ops.cast(ops.reshape(batch.sample_weight, (-1,)), "float32")
         _, local, _ = self._batch_sizes(batch.image)

@@ -8,6 +8,7 @@ Wherever a schedule is taken, a plain number is one too, and a `Spec` names one 
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any, Literal
 
@@ -26,6 +27,11 @@ class Schedule:
     def __post_init__(self):
         if getattr(self, "per", "epoch") not in ("epoch", "step"):
             raise InputError(f"{type(self).__name__}(per={self.per!r}): per is 'epoch' or 'step'")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            optional = field.type == (float | None) and value is None
+            if field.type in (float, float | None) and not optional and not _is_number(value):
+                raise InputError(f"{type(self).__name__}({field.name}={_text(value)}): {field.name} is a number")
 
     def __call__(self, *, epoch, step):
         """The value after ``epoch`` whole epochs and ``step`` steps (both from 0; numbers or scalar tensors)."""
@@ -132,7 +138,7 @@ def get(value: Any) -> Schedule:
     """
     if isinstance(value, Schedule):
         return value
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if _is_number(value):
         return constant(value=value)
     if isinstance(value, str):
         value = spec.parse(value)
@@ -158,12 +164,17 @@ def check(schedule: Schedule, what: str, *, positive: bool = False, total: float
     Raises:
         InputError: ``over`` is not known, or the value goes below 0 (or reaches it).
     """
-    if hasattr(schedule, "over") and schedule.over is None:
-        if total is None:
-            raise InputError(f"{what}={schedule} lacks over: say within how many {schedule.per}s it runs its course")
-        schedule = dataclasses.replace(schedule, over=total)
-    if getattr(schedule, "over", 1) <= 0:
-        raise InputError(f"{what}={schedule}: over is a positive number of {schedule.per}s")
+
+    def complete(part):
+        if hasattr(part, "over") and part.over is None:
+            if total is None:
+                raise InputError(f"{what}={part} lacks over: say within how many {part.per}s it runs its course")
+            part = dataclasses.replace(part, over=total)
+        if getattr(part, "over", 1) <= 0:
+            raise InputError(f"{what}={part}: over is a positive number of {part.per}s")
+        return part
+
+    schedule = _map(complete, schedule)
     for t in (0, 1, 1000):
         try:
             value = schedule(epoch=t, step=t)
@@ -176,7 +187,7 @@ def check(schedule: Schedule, what: str, *, positive: bool = False, total: float
 
 
 def to_keras(schedule: Schedule, *, epochs: int, steps_per_epoch: int):
-    """The learning rate as Keras takes it: a float, or one of `keras.optimizers.schedules`, per step.
+    """The learning rate as Keras takes it: a float, or a `LearningRateSchedule` that is read every step.
 
     Args:
         schedule: any schedule of this module; ``over`` defaults to the whole training.
@@ -184,45 +195,53 @@ def to_keras(schedule: Schedule, *, epochs: int, steps_per_epoch: int):
         steps_per_epoch: steps an epoch.
 
     Returns:
-        A float or a `keras.optimizers.schedules.LearningRateSchedule`. A decay ``per='epoch'`` moves smoothly with
-        the steps, but for the exponential one, which goes in stairs.
+        A float or a `keras.optimizers.schedules.LearningRateSchedule`, which is saved with the optimizer. What goes
+        ``over`` so many epochs moves smoothly with the steps; exponential_decay ``per='epoch'`` goes in stairs.
 
     Raises:
-        InputError: a schedule that has no counterpart there.
+        InputError: the learning rate goes below 0, or ``over`` is not positive.
     """
-    from keras.optimizers import schedules as keras_schedules
 
-    def steps(value):
-        return max(1, round(value * (steps_per_epoch if schedule.per == "epoch" else 1)))
+    def by_step(part):
+        if not hasattr(part, "over"):
+            return part
+        if part.over is None:
+            return dataclasses.replace(part, over=epochs * steps_per_epoch, per="step")
+        return dataclasses.replace(part, over=part.over * (steps_per_epoch if part.per == "epoch" else 1), per="step")
 
+    schedule = check(_map(by_step, schedule), "learning_rate")
     if isinstance(schedule, constant):
-        return schedule.value
-    if isinstance(schedule, warmup):
-        after = schedule.to
-        if isinstance(after, (constant, cosine)):
-            # Keras' own warm-up sits in its cosine decay; alpha=1 keeps it level afterwards.
-            start = after.value if isinstance(after, constant) else after.start
-            alpha = 1.0 if isinstance(after, constant) else after.end / after.start
-            over = epochs * steps_per_epoch
-            if isinstance(after, cosine) and after.over is not None:
-                over = after.over * (steps_per_epoch if after.per == "epoch" else 1)
-            ramp = steps(schedule.over)
-            return keras_schedules.CosineDecay(
-                0.0, max(1, round(over) - ramp), alpha=alpha, warmup_target=start, warmup_steps=ramp
-            )
-    if isinstance(schedule, (linear, cosine)):
-        over = schedule.over
-        if over is None:
-            over = epochs if schedule.per == "epoch" else epochs * steps_per_epoch
-        if isinstance(schedule, cosine):
-            return keras_schedules.CosineDecay(schedule.start, steps(over), alpha=schedule.end / schedule.start)
-        return keras_schedules.PolynomialDecay(schedule.start, steps(over), end_learning_rate=schedule.end)
-    if isinstance(schedule, exponential_decay) and schedule.floor == 0:
-        return keras_schedules.ExponentialDecay(schedule.start, steps(1), schedule.rate, staircase=True)
-    raise InputError(
-        f"learning_rate={schedule} has no counterpart among Keras' schedules: use constant, linear, "
-        "cosine, exponential_decay without floor, or warmup of a constant or a cosine"
-    )
+        return float(schedule.value)
+    return learning_rate_class()(str(schedule), steps_per_epoch)
+
+
+@functools.cache
+def learning_rate_class() -> type:
+    """Keras' view of a schedule. Made (and registered, for `load_model`) late, for it needs Keras."""
+    import keras
+
+    @keras.saving.register_keras_serializable(package="kd_keras", name="LearningRate")
+    class LearningRate(keras.optimizers.schedules.LearningRateSchedule):
+        def __init__(self, schedule: str, steps_per_epoch: int):
+            super().__init__()
+            self.schedule, self.steps_per_epoch = get(schedule), steps_per_epoch
+
+        def __call__(self, step):
+            step = keras.ops.cast(step, "float32")
+            value = self.schedule(epoch=keras.ops.floor(step / self.steps_per_epoch), step=step)
+            return keras.ops.cast(value, "float32")
+
+        def get_config(self):
+            return {"schedule": str(self.schedule), "steps_per_epoch": self.steps_per_epoch}
+
+    return LearningRate
+
+
+def _map(change, schedule):
+    """The schedule with ``change`` made to it and, before that, to those inside it."""
+    values = {field.name: getattr(schedule, field.name) for field in dataclasses.fields(schedule)}
+    inner = {key: _map(change, value) for key, value in values.items() if isinstance(value, Schedule)}
+    return change(dataclasses.replace(schedule, **inner))
 
 
 def _progress(t, schedule):
@@ -244,7 +263,7 @@ def _cos(a):
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, (int, float))
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _ops():

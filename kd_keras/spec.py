@@ -65,7 +65,7 @@ def parse_many(text: str) -> list[Spec]:
     try:
         # In brackets, so that a long sum may go over several lines.
         tree = ast.parse(f"({text.strip()})", mode="eval").body
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError) as error:
         raise InputError(f"{text!r} cannot be read as name(key=value) + …: check its brackets and quotes") from error
     return [_spec(node, text) for node in _terms(tree)]
 
@@ -86,6 +86,8 @@ def _spec(node: ast.expr, text: str) -> Spec:
     if any(keyword.arg is None for keyword in node.keywords):
         raise InputError(f"{ast.unparse(node)!r} unpacks a dict: write name(key=value)")
     kwargs = {keyword.arg: _value(keyword.value, text) for keyword in node.keywords}
+    if len(kwargs) < len(node.keywords):
+        raise InputError(f"{ast.unparse(node)!r} gives a key twice: give each one once")
     return Spec(node.func.id, kwargs, tuple(_value(value, text) for value in node.args))
 
 

@@ -281,12 +281,34 @@ class _Link:
 
 
 def _open_sqlite(uri):
-    """Raises OSError at once where MLflow would try for minutes to open its database."""
-    path = uri.removeprefix("sqlite:///")
-    if path != uri and path and "?" not in path:
-        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab"):
-            pass
+    """Makes an sqlite database that is not there yet, whole or not at all, so that a kill leaves no half of a schema.
+
+    Raises:
+        OSError: at once, where MLflow would try for minutes to open the file.
+    """
+    import mlflow
+
+    name = uri.removeprefix("sqlite:///")
+    if name == uri or not name or "?" in name:
+        return
+    path = pathlib.Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as file:
+        if file.tell():
+            return
+    path.unlink()
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        mlflow.MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments(max_results=1)
+        try:
+            # A link, not a move: where another run has just made the database, that one stays.
+            os.link(partial, path)
+        except FileExistsError:
+            return
+        except OSError:  # a file system without links
+            os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _public(uri):

@@ -287,3 +287,20 @@ def test_environment(tmp_path, monkeypatch):
     assert tracking.environment()["git_dirty"] is True
     monkeypatch.setenv("PATH", "")
     assert tracking.environment()["git_revision"] is None
+
+
+def test_a_database_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
+    uri, artifacts = tracking.local_store(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking.os, "link", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            tracking.MLflowWriter(uri, "e", "killed", artifacts)
+        assert list(tmp_path.iterdir()) == []
+    first = tracking.MLflowWriter(uri, "e", "first", artifacts)
+    assert tracking.MLflowWriter(uri, "e", "again", run_id=first.run_id).run_id == first.run_id
+    assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
+
+
+def test_a_database_is_made_where_files_can_not_be_linked(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking.os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("no links")))
+    assert tracking.MLflowWriter(*tracking.local_store(tmp_path)[:1], "e", "r").run_id

@@ -6,6 +6,9 @@ from keras import ops
 from kd_keras import schedules
 from kd_keras.errors import InputError
 
+# What is saved with a compiled Distiller has to be known wherever the losses are.
+schedules.learning_rate_class()
+
 
 class DistillationLoss(keras.layers.Layer):
     """One term of a distillation loss.
@@ -39,6 +42,12 @@ class DistillationLoss(keras.layers.Layer):
         schedule = schedules.check(schedules.get(value), f"{self.name}'s {key}", positive=positive)
         self._schedules[key] = schedule
         return schedule
+
+    def _switch(self, key: str, value) -> bool:
+        """A hyperparameter that is on or off."""
+        if not isinstance(value, bool):
+            raise InputError(f"{self.name}({key}={value}): it is True or False")
+        return value
 
     def now(self, schedule: schedules.Schedule):
         """A schedule's value at the Distiller's epoch and step; at the first ones where there is no Distiller."""
@@ -81,18 +90,6 @@ class DistillationLoss(keras.layers.Layer):
         return (None,)
 
 
-def is_class_weights(labels) -> bool:
-    """Whether labels are class weights (B, K), as after mixup, rather than classes (B,) or (B, 1)."""
-    return len(labels.shape) == 2 and labels.shape[-1] != 1
-
-
-def class_weights(labels, num_classes: int):
-    """Labels as float32 class weights (B, K): one-hot where they are classes."""
-    if is_class_weights(labels):
-        return ops.cast(labels, "float32")
-    return ops.one_hot(ops.cast(ops.reshape(labels, (-1,)), "int32"), num_classes)
-
-
 def standardize(logits):
     """Logits with mean 0 and (sample) standard deviation 1 a row: (z − mean) / (std + 1e-7).
 
@@ -120,7 +117,7 @@ class ResponseLoss(DistillationLoss):
     def __init__(self, *, temperature=4.0, standardize=False, **kwargs):
         super().__init__(**kwargs)
         self.temperature = self._schedule("temperature", temperature, positive=True)
-        self.standardize = standardize
+        self.standardize = self._switch("standardize", standardize)
 
     def softened(self, student, teacher):
         """T, and both log-softmax(z / T), each (B, K)."""

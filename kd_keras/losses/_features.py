@@ -3,6 +3,7 @@
 import re
 
 import keras
+import numpy as np
 from keras import ops
 
 from kd_keras.errors import InputError
@@ -14,7 +15,7 @@ def parse_pairs(text: str) -> tuple[tuple[str, str], ...]:
     Raises:
         InputError: not of that form.
     """
-    pairs = tuple(tuple(part.strip() for part in pair.split(":")) for pair in text.split(","))
+    pairs = tuple(tuple(part.strip() for part in pair.split(":")) for pair in str(text).split(","))
     if not all(len(pair) == 2 and all(pair) for pair in pairs):
         raise InputError(f"pairs={text!r} cannot be read: write 'stage1:stage1,stage2:stage3', student:teacher")
     return pairs
@@ -90,4 +91,14 @@ def resize(features, grid):
     """A map (B, H, W, C) on another grid, bilinear and without aliasing; unchanged where it has that grid."""
     if grid is None or tuple(features.shape[1:3]) == tuple(grid):
         return features
-    return ops.image.resize(features, grid, interpolation="bilinear", antialias=True, data_format="channels_last")
+    # By two matrices: TensorFlow's antialiased resizing runs neither on GPUs nor under XLA.
+    rows, columns = (_interpolation(*sizes) for sizes in zip(features.shape[1:3], grid, strict=True))
+    return ops.einsum("qw,bpwc->bpqc", columns, ops.einsum("ph,bhwc->bpwc", rows, features))
+
+
+def _interpolation(size: int, target: int):
+    """(target, size) weights of linear interpolation between pixel centres, widened where the grid shrinks."""
+    centres = (np.arange(target) + 0.5) * size / target
+    distance = np.abs(np.arange(size) + 0.5 - centres[:, None]) / max(size / target, 1)
+    weights = np.maximum(0, 1 - distance)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype("float32")

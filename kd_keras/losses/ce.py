@@ -1,9 +1,9 @@
 """Cross-entropy with the hard labels: a term like any other."""
 
 import keras
-from keras import ops
 
 from kd_keras.errors import InputError
+from kd_keras.labels import cross_entropy
 from kd_keras.losses import _base
 
 
@@ -24,7 +24,7 @@ class CE(_base.DistillationLoss):
 
     def __init__(self, *, weight=1.0, label_smoothing=0.0, **kwargs):
         super().__init__(weight=weight, **kwargs)
-        if not 0 <= label_smoothing < 1:
+        if not isinstance(label_smoothing, (int, float)) or not 0 <= label_smoothing < 1:
             raise InputError(f"{self.name}(label_smoothing={label_smoothing}): it lies in [0, 1)")
         self.label_smoothing = label_smoothing
 
@@ -32,11 +32,7 @@ class CE(_base.DistillationLoss):
         return ("logits",), ()
 
     def call(self, student, teacher, labels):
-        logits = student["logits"]
-        num_classes = logits.shape[-1]
-        targets = _base.class_weights(labels, num_classes)
-        targets = targets * (1 - self.label_smoothing) + self.label_smoothing / num_classes
-        return -ops.sum(targets * ops.log_softmax(logits), axis=-1)
+        return cross_entropy(labels, student["logits"], self.label_smoothing)
 
     def get_config(self):
         return {**super().get_config(), "label_smoothing": self.label_smoothing}

@@ -39,7 +39,8 @@ class Hint(_base.DistillationLoss):
         if direction not in DIRECTIONS:
             raise InputError(f"{self.name}(direction={direction!r}): known are {', '.join(DIRECTIONS)}")
         self.pairs = None if pairs is None else _features.parse_pairs(pairs)
-        self.direction, self.batch_norm, self.relu = direction, batch_norm, relu
+        self.direction = direction
+        self.batch_norm, self.relu = self._switch("batch_norm", batch_norm), self._switch("relu", relu)
 
     def taps(self, student, teacher):
         if self.pairs is None:
@@ -65,6 +66,10 @@ class Hint(_base.DistillationLoss):
                 raise InputError(
                     f"{self.name} cannot match {s} {tuple(student_shape[s])} with {t} {tuple(teacher_shape[t])}: "
                     "both have to be maps (B, H, W, C), or both vectors (B, D)"
+                )
+            if None in source[1:] or None in target[1:]:
+                raise InputError(
+                    f"{self.name} needs to know the sizes of {s} {source} and {t} {target}: fix the input's"
                 )
             projector = _features.FeatureProjector(
                 target[-1], target[1:3] if len(target) == 4 else None, self.batch_norm, self.relu, name=f"{s}_{t}"
