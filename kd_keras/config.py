@@ -172,8 +172,6 @@ def read(argv: list[str]) -> Config:
         InputError: an unknown flag, a value that can't be, a file that is not there, an unknown name.
     """
     FLAGS.unparse_flags()
-    for name in FLAGS:
-        FLAGS[name].unparse()
     try:
         rest = FLAGS(argv)
     except flags.Error as error:

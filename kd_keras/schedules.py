@@ -43,7 +43,7 @@ class Schedule:
 
 
 def _text(value: Any) -> str:
-    return str(value) if isinstance(value, Schedule) else repr(value)
+    return str(value) if isinstance(value, (Schedule, spec.Spec)) else repr(value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=False)

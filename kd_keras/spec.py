@@ -65,7 +65,7 @@ def parse_many(text: str) -> list[Spec]:
     try:
         # In brackets, so that a long sum may go over several lines.
         tree = ast.parse(f"({text.strip()})", mode="eval").body
-    except (SyntaxError, ValueError, RecursionError) as error:
+    except (SyntaxError, ValueError) as error:
         raise InputError(f"{text!r} cannot be read as name(key=value) + …: check its brackets and quotes") from error
     return [_spec(node, text) for node in _terms(tree)]
 

@@ -73,7 +73,9 @@ def test_is_0_where_projected_maps_are_equal(direction):
 def test_vectors():
     term = losses.Hint(pairs="pooled:pooled")
     actual = term(STUDENT, TEACHER, LABELS)
-    np.testing.assert_allclose(actual, mean_square(projected(term, 0, STUDENT["pooled"]) - TEACHER["pooled"]), rtol=1e-5)
+    np.testing.assert_allclose(
+        actual, mean_square(projected(term, 0, STUDENT["pooled"]) - TEACHER["pooled"]), rtol=1e-5
+    )
     assert term.projectors[0].projection.kernel.shape == (7, 9)
 
 
@@ -222,7 +224,7 @@ def test_refuses_a_map_beside_a_vector(pairs, message):
 
 
 def test_refuses_sequences_and_unknown_sizes():
-    with pytest.raises(InputError, match="cannot match a .* with a "):
+    with pytest.raises(InputError, match=r"cannot match a .* with a "):
         losses.Hint(pairs="a:a").build({"a": (None, 4, 3)}, {"a": (None, 4, 3)})
     with pytest.raises(InputError, match="needs to know the sizes of a"):
         losses.Hint(pairs="a:a").build({"a": (None, None, None, 3)}, {"a": (None, 4, 4, 3)})

@@ -72,6 +72,22 @@ def test_standardized_logits_do_not_feel_scale_and_shift():
     assert not np.allclose(value(7 * STUDENT, TEACHER), value(), rtol=0.1)
 
 
+@pytest.mark.parametrize("standardize", [False, True])
+def test_gradient_equals_the_formulas_differences(standardize):
+    z = tf.constant(STUDENT)
+    with tf.GradientTape() as tape:
+        tape.watch(z)
+        total = tf.reduce_sum(losses.KD(standardize=standardize)({"logits": z}, {"logits": TEACHER}, ref.classes()))
+    prepare = ref.standardized if standardize else np.float64
+    expected = np.zeros(STUDENT.shape)
+    for place in np.ndindex(STUDENT.shape):
+        nudge = np.zeros(STUDENT.shape)
+        nudge[place] = 1e-5
+        up, down = (ref.kl(prepare(TEACHER), prepare(STUDENT + sign * nudge), 4.0).sum() for sign in (1, -1))
+        expected[place] = 16 * (up - down) / 2e-5
+    np.testing.assert_allclose(tape.gradient(total, z), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_standardize_takes_rows_of_equal_logits():
     flat = tf.ones((ref.BATCH, ref.CLASSES))
     with tf.GradientTape() as tape:
