@@ -16,10 +16,13 @@ def classes(labels):
 
 
 def class_weights(labels, num_classes: int):
-    """Class weights (B, K) float32 of labels in either form; of classes, one-hot."""
+    """Class weights (B, K) float32 of labels in either form; of classes, one-hot, and NaN for one that is none of K."""
     if are_class_weights(labels):
         return ops.cast(labels, "float32")
-    return ops.one_hot(classes(labels), num_classes)
+    known = classes(labels)
+    # One-hot alone is 0 for a class out of range, and so would be its cross-entropy: an error nobody sees.
+    valid = ops.logical_and(known >= 0, known < num_classes)
+    return ops.where(valid[:, None], ops.one_hot(known, num_classes), float("nan"))
 
 
 def cross_entropy(labels, logits, smoothing: float = 0.0):

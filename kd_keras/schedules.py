@@ -195,8 +195,9 @@ def to_keras(schedule: Schedule, *, epochs: int, steps_per_epoch: int):
         steps_per_epoch: steps an epoch.
 
     Returns:
-        A float or a `keras.optimizers.schedules.LearningRateSchedule`, which is saved with the optimizer. What goes
-        ``over`` so many epochs moves smoothly with the steps; exponential_decay ``per='epoch'`` goes in stairs.
+        A float or a `keras.optimizers.schedules.LearningRateSchedule`, which is saved with the optimizer: Keras' own
+        where it has one for the same formula, else one that reads this schedule. What goes ``over`` so many epochs
+        moves smoothly with the steps; exponential_decay ``per='epoch'`` goes in stairs.
 
     Raises:
         InputError: the learning rate goes below 0, or ``over`` is not positive.
@@ -212,6 +213,15 @@ def to_keras(schedule: Schedule, *, epochs: int, steps_per_epoch: int):
     schedule = check(_map(by_step, schedule), "learning_rate")
     if isinstance(schedule, constant):
         return float(schedule.value)
+    from keras.optimizers import schedules as own
+
+    if isinstance(schedule, cosine) and schedule.start > 0:
+        return own.CosineDecay(schedule.start, schedule.over, alpha=schedule.end / schedule.start)
+    if isinstance(schedule, linear):
+        return own.PolynomialDecay(schedule.start, schedule.over, end_learning_rate=schedule.end)
+    if isinstance(schedule, exponential_decay) and schedule.floor == 0:
+        steps = steps_per_epoch if schedule.per == "epoch" else 1
+        return own.ExponentialDecay(schedule.start, steps, schedule.rate, staircase=True)
     return learning_rate_class()(str(schedule), steps_per_epoch)
 
 

@@ -210,6 +210,19 @@ def test_a_course_of_epochs_moves_with_the_steps(text):
     assert all(float(rate(s)) > float(rate(s + 1)) for s in range(29))
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("linear(start=0.1, end=0.02)", "PolynomialDecay"),
+        ("cosine(start=0.1)", "CosineDecay"),
+        ("exponential_decay(start=0.1, rate=0.9)", "ExponentialDecay"),
+    ],
+)
+def test_where_keras_has_the_schedule_it_is_keras_own(text, name):
+    rate = schedules.to_keras(schedules.get(text), epochs=5, steps_per_epoch=STEPS)
+    assert type(rate) is getattr(keras.optimizers.schedules, name)
+
+
 def test_a_warm_up_of_epochs_moves_with_the_steps_and_wastes_none():
     rate = schedules.to_keras(schedules.get("warmup(to=cosine(start=0.1), over=2)"), epochs=5, steps_per_epoch=STEPS)
     for step in range(60):
