@@ -103,8 +103,9 @@ class Taps:
             self._read_subclassed()
         self.names = list(self._shapes)
         logits = self._shapes["logits"]
-        if len(logits) != 2 or logits[1] is None:
-            raise InputError(f"the {role}'s output has shape {logits}: a classifier's is (batch, classes)")
+        # One output is one class, whose softmax is always 1: a loss on it would train nothing.
+        if len(logits) != 2 or logits[1] in (None, 1):
+            raise InputError(f"the {role}'s output has shape {logits}: a classifier's is (batch, classes), classes ≥ 2")
         self.num_classes = logits[1]
 
     def _read_graph(self):
@@ -128,7 +129,7 @@ class Taps:
         last = output._keras_history.operation
         if not _ends_in_softmax(last):
             return output
-        if isinstance(last, (keras.layers.Softmax, keras.layers.Activation)):
+        if _is_softmax(last) or isinstance(last, keras.layers.Activation):
             return last.input
         if isinstance(last, keras.layers.Dense):
             logits = ops.matmul(last.input, last.kernel)
@@ -147,12 +148,13 @@ class Taps:
         shape = config.get("input_shape")
         if not isinstance(shape, (tuple, list)) or any(size is None for size in shape[1:]):
             raise InputError(f"the {self.role}'s input shape is not known: call it once on a batch of images")
-        if model.layers and _ends_in_softmax(model.layers[-1]):
-            raise self._softmax_error(model.layers[-1])
         self.input_shape = tuple(shape[1:])
         outputs = self._call_subclassed(ops.zeros((1, *self.input_shape)), training=False)
         if "logits" not in outputs:
             raise InputError(f"the {self.role}'s taps() returns {', '.join(outputs)}: 'logits' has to be among them")
+        # The order of a subclassed model's layers says nothing of which comes last; what comes out does.
+        if _are_probabilities(outputs["logits"]):
+            raise self._softmax_error(model)
         self._shapes = {name: (None, *value.shape[1:]) for name, value in outputs.items()}
 
     def _call_subclassed(self, x, training):
@@ -174,7 +176,7 @@ class Taps:
         """The model, or where it ends in a softmax, one that gives the logits with the same weights."""
         if not self._is_graph or self._tensors["logits"] is self.model.outputs[0]:
             return self.model
-        return keras.Model(self.model.inputs, self._tensors["logits"], name=self.model.name)
+        return keras.Model(self.model.inputs[0], self._tensors["logits"], name=self.model.name)
 
     def __call__(self, x, names: Sequence[str], training: bool) -> dict[str, Any]:
         """The named taps for images (B, H, W, C); ``logits`` in float32. The model runs once."""
@@ -182,7 +184,7 @@ class Taps:
         if self._is_graph:
             if names not in self._functions:
                 outputs = {name: self._tensors[name] for name in names}
-                self._functions[names] = keras.Model(self.model.inputs, outputs)
+                self._functions[names] = keras.Model(self.model.inputs[0], outputs)
             outputs = self._functions[names](x, training=training)
         else:
             outputs = self._call_subclassed(x, training)
@@ -192,7 +194,17 @@ class Taps:
 def _ends_in_softmax(layer) -> bool:
     while isinstance(layer, keras.Model) and layer.layers:
         layer = layer.layers[-1]
-    return isinstance(layer, keras.layers.Softmax) or getattr(layer, "activation", None) is keras.activations.softmax
+    return _is_softmax(layer) or getattr(layer, "activation", None) is keras.activations.softmax
+
+
+def _is_softmax(layer) -> bool:
+    # `keras.ops.softmax` in a graph is an operation of the same name, in a module that is not public.
+    return isinstance(layer, keras.layers.Softmax) or type(layer).__name__ == "Softmax"
+
+
+def _are_probabilities(values) -> bool:
+    values = ops.convert_to_numpy(ops.cast(values, "float32"))
+    return bool((values >= 0).all() and (abs(values.sum(axis=-1) - 1) < 1e-2).all())
 
 
 class _Untracked:

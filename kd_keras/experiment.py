@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import sys
 import time
 
 import keras
@@ -64,7 +65,8 @@ class Experiment:
 
     def __init__(self, config: Config, console: Console | None = None):
         self.config = config
-        self.console = console or Console(soft_wrap=True)
+        # A pipe or a log has no width of its own; Rich would take 80 columns, which is narrow for the table.
+        self.console = console or Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
         keras.config.set_dtype_policy(config.precision)
         keras.config.disable_interactive_logging()
         if config.deterministic:
