@@ -176,7 +176,7 @@ class Taps:
         """The model, or where it ends in a softmax, one that gives the logits with the same weights."""
         if not self._is_graph or self._tensors["logits"] is self.model.outputs[0]:
             return self.model
-        return keras.Model(self.model.inputs[0], self._tensors["logits"], name=self.model.name)
+        return keras.Model(self.model.inputs, self._tensors["logits"], name=self.model.name)
 
     def __call__(self, x, names: Sequence[str], training: bool) -> dict[str, Any]:
         """The named taps for images (B, H, W, C); ``logits`` in float32. The model runs once."""
@@ -224,6 +224,8 @@ class Accuracy(keras.metrics.Mean):
 
     def __init__(self, name="accuracy", dtype=None):
         super().__init__(name=name, dtype=dtype)
+        # What Keras' callbacks read to know that more is better.
+        self._direction = "up"
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         right = ops.equal(labels.classes(y_true), ops.cast(ops.argmax(y_pred, axis=-1), "int32"))
@@ -309,8 +311,11 @@ class Distiller(keras.Model):
     @property
     def needs_teacher(self) -> bool:
         """Whether some loss reads the teacher."""
-        # A term whose adapters wait for a teacher's shapes can't name its taps yet; it needs one all the same.
-        return bool(self._reads.value[1]) or any(
+        return bool(self._reads.value[1]) or self._awaits_teacher()
+
+    def _awaits_teacher(self) -> bool:
+        """Whether some loss can't even name its taps, nor make its adapters, before there is a teacher."""
+        return self.teacher is None and any(
             term.taps(self._student_taps.value.names, None) == ((), ()) for term in self.terms
         )
 
@@ -323,6 +328,11 @@ class Distiller(keras.Model):
     def teacher(self):
         """The teacher as it was given, or None."""
         return None if self._teacher_taps.value is None else self._teacher_taps.value.given
+
+    def __dir__(self):
+        # Keras saves and loads every model that dir() leads to: the teacher would be in each checkpoint, and loading
+        # one would overwrite the user's own object.
+        return [name for name in super().__dir__() if name != "teacher"]
 
     def attach_teacher(self, teacher: keras.Model) -> None:
         """Gives a Distiller (a reloaded one, say) its teacher.
@@ -399,10 +409,11 @@ class Distiller(keras.Model):
         Raises:
             InputError: a loss reads the teacher, and there is none.
         """
-        if not _brings_teacher(x):
+        if self._awaits_teacher() or not _brings_teacher(x):
             self.require_teacher()
         clock = _EpochClock()
         if isinstance(callbacks, keras.callbacks.CallbackList):
+            clock.set_model(self)
             callbacks.append(clock)
         else:
             callbacks = [clock, *(callbacks if isinstance(callbacks, (list, tuple)) else [callbacks] * bool(callbacks))]

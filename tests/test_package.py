@@ -1,0 +1,97 @@
+"""The package as a user imports it: quick, yet what it saved can be loaded; its public names."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import kd_keras
+from kd_keras import Distiller, losses
+from tests.conftest import ROOT
+
+
+def python(code: str, *arguments) -> str:
+    """What ``code`` prints in a process of its own."""
+    line = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize("line", ["import kd_keras", "from kd_keras import config, errors, files, schedules, spec"])
+def test_importing_the_package_imports_no_tensorflow(line):
+    heavy = python(f"{line}; import sys; print({{'tensorflow', 'keras', 'numpy'}} & set(sys.modules))")
+    assert heavy == "set()"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A saved Distiller, images, and its logits for them."""
+    folder = tmp_path_factory.mktemp("saved")
+    keras.utils.set_random_seed(0)
+
+    def net(filters):
+        image = keras.Input((8, 8, 3))
+        x = keras.layers.Conv2D(filters, 3, activation="relu", name="stage1")(image)
+        return keras.Model(image, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x)))
+
+    distiller = Distiller(student=net(2), teacher=net(3), losses=[*kd_keras.hinton(), losses.Hint()])
+    distiller.compile("adam", metrics=["accuracy"])
+    images = np.random.default_rng(0).normal(size=(5, 8, 8, 3)).astype("float32")
+    distiller.fit(images, np.arange(5) % 3, verbose=0)
+    distiller.save(folder / "distiller.keras")
+    np.save(folder / "images.npy", images)
+    return folder, distiller.predict(images, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "import kd_keras; import keras",
+        "import keras; import kd_keras",
+        "from kd_keras import losses; import keras",
+    ],
+)
+def test_a_saved_distiller_is_loaded_after_importing_the_package(saved, lines):
+    folder, logits = saved
+    code = (
+        f"import sys, numpy as np; {lines}; model = keras.models.load_model(sys.argv[1] + '/distiller.keras');"
+        "logits = model.predict(np.load(sys.argv[1] + '/images.npy'), verbose=0);"
+        "np.save(sys.argv[1] + '/logits.npy', logits); print(type(model).__name__)"
+    )
+    assert python(code, folder) == "Distiller"
+    np.testing.assert_allclose(np.load(folder / "logits.npy"), logits, atol=1e-6)
+
+
+def test_public_names():
+    assert sorted(kd_keras.__all__) == kd_keras.__all__
+    assert {"Distiller", "Taps", "hinton", "losses", "models", "data", "InputError"} <= set(kd_keras.__all__)
+    for name in kd_keras.__all__:
+        assert getattr(kd_keras, name) is not None
+        assert name in dir(kd_keras)
+    assert kd_keras.Distiller.__module__ == "kd_keras.distiller"
+    assert issubclass(kd_keras.InputError, ValueError)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'kd_keras' has no attribute 'Destiller'"):
+        kd_keras.Destiller  # noqa: B018
+    with pytest.raises(ImportError):
+        from kd_keras import Destiller  # noqa: F401
+
+
+def test_hinton_gives_the_classical_pair():
+    ce, kd = kd_keras.hinton(alpha=0.7, temperature=3.0)
+    assert (type(ce), type(kd)) == (losses.CE, losses.KD)
+    now = {"epoch": 0, "step": 0}
+    assert ce.weight(**now) == pytest.approx(0.3) and kd.weight(**now) == 0.7 and kd.temperature(**now) == 3.0
+    ce, kd = kd_keras.hinton()
+    assert ce.weight(**now) == pytest.approx(0.1) and kd.weight(**now) == 0.9 and kd.temperature(**now) == 4.0
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.1])
+def test_hinton_refuses_an_alpha_that_is_no_share(alpha):
+    with pytest.raises(kd_keras.InputError, match="weight"):
+        kd_keras.hinton(alpha=alpha)
