@@ -414,7 +414,8 @@ class Distiller(keras.Model):
         clock = _EpochClock()
         if isinstance(callbacks, keras.callbacks.CallbackList):
             clock.set_model(self)
-            callbacks.append(clock)
+            clock.set_model(self)
+            callbacks.callbacks.append(clock)
         else:
             callbacks = [clock, *(callbacks if isinstance(callbacks, (list, tuple)) else [callbacks] * bool(callbacks))]
         validation_data = _through_keras(validation_data)
