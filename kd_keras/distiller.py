@@ -115,24 +115,23 @@ class Taps:
             raise InputError(f"the {self.role} has {counts}: a classifier has one of each")
         self.input_shape = tuple(model.inputs[0].shape[1:])
         tensors = {}
+        outputs = _outputs_by_layer(model.outputs[0])
         for layer in model.layers:
-            if not isinstance(layer, keras.layers.InputLayer) and len(layer._inbound_nodes) == 1:
-                outputs = tf.nest.flatten(layer.output)
-                if len(outputs) == 1:
-                    tensors[layer.name] = outputs[0]
+            if not isinstance(layer, keras.layers.InputLayer) and len(outputs.get(id(layer), ())) == 1:
+                tensors[layer.name] = outputs[id(layer)][0]
         tensors["logits"] = self._logits(model)
         self._tensors = tensors
         self._shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
     def _logits(self, model):
         output = model.outputs[0]
-        last = output._keras_history.operation
+        last, node = _made_by(output)
         if not _ends_in_softmax(last):
             return output
         if _is_softmax(last) or isinstance(last, keras.layers.Activation):
-            return last.input
+            return node.input_tensors[0]
         if isinstance(last, keras.layers.Dense):
-            logits = ops.matmul(last.input, last.kernel)
+            logits = ops.matmul(node.input_tensors[0], last.kernel)
             return logits if last.bias is None else ops.add(logits, last.bias)
         raise self._softmax_error(last)
 
@@ -176,7 +175,7 @@ class Taps:
         """The model, or where it ends in a softmax, one that gives the logits with the same weights."""
         if not self._is_graph or self._tensors["logits"] is self.model.outputs[0]:
             return self.model
-        return keras.Model(self.model.inputs, self._tensors["logits"], name=self.model.name)
+        return keras.Model(self.model.inputs[0], self._tensors["logits"], name=self.model.name)
 
     def __call__(self, x, names: Sequence[str], training: bool) -> dict[str, Any]:
         """The named taps for images (B, H, W, C); ``logits`` in float32. The model runs once."""
@@ -189,6 +188,27 @@ class Taps:
         else:
             outputs = self._call_subclassed(x, training)
         return {name: ops.cast(outputs[name], "float32") if name == "logits" else outputs[name] for name in names}
+
+
+def _made_by(tensor):
+    """The operation that made a symbolic tensor, and the node: that use of the operation among its others."""
+    operation, index, _ = tensor._keras_history
+    return operation, operation._inbound_nodes[index]
+
+
+def _outputs_by_layer(output) -> dict[int, list]:
+    """What each layer puts out on the way to ``output``, by the layer's id.
+
+    A layer knows of its uses in other models too (a Sequential model that is loaded is built anew with each layer).
+    """
+    found, seen, waiting = {}, set(), [output]
+    while waiting:
+        layer, node = _made_by(waiting.pop())
+        if id(node) not in seen:
+            seen.add(id(node))
+            found.setdefault(id(layer), []).extend(node.output_tensors)
+            waiting.extend(node.input_tensors)
+    return found
 
 
 def _ends_in_softmax(layer) -> bool:
@@ -272,7 +292,7 @@ class Distiller(keras.Model):
         if not terms:
             raise InputError("a Distiller needs at least one loss, such as losses.CE()")
         for term in terms:
-            if not hasattr(term, "taps"):
+            if isinstance(term, type) or not hasattr(term, "taps"):
                 raise InputError(f"{term!r} is no loss term: give those of kd_keras.losses, such as losses.KD()")
         self.student = student
         self.terms = terms
@@ -414,7 +434,6 @@ class Distiller(keras.Model):
         clock = _EpochClock()
         if isinstance(callbacks, keras.callbacks.CallbackList):
             clock.set_model(self)
-            clock.set_model(self)
             callbacks.callbacks.append(clock)
         else:
             callbacks = [clock, *(callbacks if isinstance(callbacks, (list, tuple)) else [callbacks] * bool(callbacks))]
@@ -482,6 +501,12 @@ class Distiller(keras.Model):
         logs = self.compute_metrics(batch.image, batch.label, logits, sample_weight=batch.sample_weight)
         return {name: value for name, value in logs.items() if name not in self.term_names}
 
+    def _get_metrics_result_or_logs(self, logs):
+        # What Keras reports of an epoch. Metrics are read across the replicas here: a step's own logs are each
+        # replica's, and averaging those is wrong where the last batch was shared out unevenly.
+        metrics = self.get_metrics_result()
+        return {name: metrics.get(name, value) for name, value in logs.items()}
+
     def predict_step(self, data):
         return self(unpack_batch(data).image, training=False)
 
@@ -525,7 +550,7 @@ def _in_dtype(model: keras.Model, dtype: str) -> keras.Model:
     """
     if dtype not in ("bfloat16", "float16"):
         raise InputError(f"teacher_dtype={dtype!r}: known are None, 'float32', 'bfloat16' and 'float16'")
-    if not getattr(model, "operations", None):
+    if not (getattr(model, "operations", None) or isinstance(model, keras.Sequential)):
         raise InputError("teacher_dtype needs a functional or Sequential teacher: build yours under a mixed policy")
     last = model.layers[-1].name
 

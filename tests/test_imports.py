@@ -38,7 +38,7 @@ class Import:
 
 
 def imports(source: str, module: str) -> list[Import]:
-    """Every import of a module's source; ``module`` (dotted, a package's ends in ``__init__``) resolves relative ones."""
+    """Every import in a module's source; ``module`` (dotted, ``….__init__`` for a package) resolves relative ones."""
     found = []
 
     def visit(node, late):

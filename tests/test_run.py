@@ -232,21 +232,33 @@ def test_help_is_quick_and_lists_what_there_is(command):
         assert word in done.stdout
 
 
+KILLED = [f"--flagfile={DIGITS}", "--epochs=12", "--export=int8", "--tracking=none"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed") / "digits"
+    line = [sys.executable, "-m", "kd_keras.run", *KILLED, f"--workdir={workdir}"]
+    assert subprocess.run(line, cwd=ROOT, capture_output=True, timeout=300).returncode == 0
+    return workdir
+
+
 @pytest.mark.parametrize("stage", ["teacher", "student"])
-def test_killed_and_run_again_gives_the_same_numbers(stage, tmp_path, command):
-    flags = [f"--flagfile={DIGITS}", "--epochs=12", "--export=int8", "--tracking=none"]
-    assert command(*flags, f"--workdir={tmp_path / 'whole'}").returncode == 0
-    line = [sys.executable, "-m", "kd_keras.run", *flags, f"--workdir={tmp_path / 'killed'}"]
+def test_killed_and_run_again_gives_the_same_numbers(stage, undisturbed, tmp_path, command):
+    workdir = tmp_path / "killed"
+    line = [sys.executable, "-m", "kd_keras.run", *KILLED, f"--workdir={workdir}"]
     process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    checkpoint = tmp_path / "killed" / "state" / f"{stage}.npz"
+    checkpoint = workdir / "state" / f"{stage}.npz"
     while not checkpoint.exists():
         assert process.poll() is None, "ended before it could be killed"
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (tmp_path / "killed" / f"{stage}.keras").exists()
-    done = command(*flags, f"--workdir={tmp_path / 'killed'}")
+    assert not (workdir / f"{stage}.keras").exists()
+    done = command(*KILLED, f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
-    assert figures(tmp_path / "killed") == figures(tmp_path / "whole")
-    series = [json.loads((tmp_path / name / "state" / f"{stage}.json").read_text()) for name in ("whole", "killed")]
-    assert series[0]["series"] == series[1]["series"]
+    assert figures(workdir) == figures(undisturbed)
+    series = [
+        json.loads((folder / "state" / f"{stage}.json").read_text())["series"] for folder in (undisturbed, workdir)
+    ]
+    assert series[0] == series[1]

@@ -118,6 +118,30 @@ def test_a_sequential_model_without_an_input_has_taps_once_it_was_called():
     np.testing.assert_allclose(Taps(built(model))(X, ("logits",), training=False)["logits"], model(X), atol=1e-6)
 
 
+def test_a_reloaded_sequential_model_keeps_its_taps(tmp_path):
+    parts = [layers.Flatten(name="flat"), layers.Dense(5, name="stage1"), layers.Dense(3, activation="softmax")]
+    model = keras.Sequential([keras.Input((8, 8, 3)), *parts])
+    model.save(tmp_path / "model.keras")
+    # Keras builds it anew with each layer that it adds, so its layers have several uses.
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert Taps(loaded).names == Taps(model).names
+    ours, theirs = (Taps(m)(X, ("stage1", "logits"), training=False) for m in (loaded, model))
+    for name in theirs:
+        np.testing.assert_allclose(ours[name], theirs[name], atol=1e-6)
+    np.testing.assert_allclose(softmax(ours["logits"].numpy()), model(X), atol=1e-6)
+
+
+def test_a_layer_that_another_model_uses_too_stays_a_tap():
+    model = net(ENDS["layer"])
+    names = Taps(model).names
+    pooled = model.get_layer("pooled").output
+    for layer in model.layers[-2:]:
+        pooled = layer(pooled * 2)
+    assert Taps(model).names == names and "stage1" in names
+    logits = Taps(model)(X, ("logits",), training=False)["logits"].numpy()
+    np.testing.assert_allclose(softmax(logits), model(X), atol=1e-6)
+
+
 def test_a_models_taps_stay_when_it_is_used_inside_another():
     model = net(layers.Dense(3, activation="softmax", name="head"))
     image = keras.Input((8, 8, 3))
