@@ -22,7 +22,8 @@ def build(
 ) -> keras.Model:
     """A plain CNN of 3x3 convolutions, one block for each member of ``filters``.
 
-    The networks of the studies in EXPERIMENTS.md:
+    Two of the studies that this package reimplements, S0 (a 10-convolution teacher and a 3-convolution student on
+    CIFAR-10) and S4 (AlexNet to small CNNs), have these networks:
 
     - S4's student, two blocks of (conv, batch norm, ReLU, max pool) and three linear layers: the defaults, ``cnn()``.
     - S0's student, 3 convolutions + 1 pooling layer + 256 units: ``cnn(filters=(32, 64, 128), dense=(256,),
