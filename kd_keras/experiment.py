@@ -5,7 +5,6 @@ behind the last one.
 """
 
 import dataclasses
-import functools
 import json
 import pathlib
 import sys
@@ -374,10 +373,12 @@ class Experiment:
     def _export(self, exported, logits, labels, runtimes) -> list[dict]:
         config, splits, rows = self.config, self.splits, []
         model = Taps(self.load(exported), exported.stage).logits_model()
+        representative = self._representative() if "int8" in config.export else None
+        cost = {"parameters": evaluate.parameters(model), "macs": evaluate.macs(model)} if config.export else {}
         for variant in config.export:
             with self.console.status(f"exporting {variant}"):
                 path = config.workdir / f"{exported.stage}_{variant}.tflite"
-                files.write(path, tflite.convert(model, variant, self._representative()))
+                files.write(path, tflite.convert(model, variant, representative))
                 interpreter = tflite.load(path)
                 outputs = np.concatenate([interpreter.predict(x.numpy()) for x, _ in self.batches(splits.test)])
                 figures = evaluate.metrics(outputs, labels)
@@ -392,8 +393,7 @@ class Experiment:
                     **figures,
                     teacher_agreement=self._agreement(variant, outputs, logits),
                     float_agreement=evaluate.agreement(outputs, logits[exported.stage]),
-                    parameters=evaluate.parameters(model),
-                    macs=evaluate.macs(model),
+                    **cost,
                     bytes=path.stat().st_size,
                     latency_ms_median=latency.median_ms,
                     latency_ms_iqr=latency.iqr_ms,
@@ -402,7 +402,6 @@ class Experiment:
             self._log(exported.stage, rows[-1], [path], prefix=f"tflite_{variant}_")
         return rows
 
-    @functools.cache  # noqa: B019 - one experiment a process
     def _representative(self) -> np.ndarray:
         """Training images for the ranges of int8, drawn from the seed."""
         source = self.splits.train
