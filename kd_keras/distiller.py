@@ -461,8 +461,7 @@ class Distiller(keras.Model):
                 if len(value.shape) == 0:
                     share, mean = value / replicas, value
                 else:
-                    if batch.sample_weight is not None:
-                        value = value * ops.cast(ops.reshape(batch.sample_weight, (-1,)), "float32")
+                    value = _weighted(value, batch.sample_weight)
                     share, mean = tf.reduce_sum(value) / total, tf.math.divide_no_nan(tf.reduce_sum(value), local)
                 tracker.update_state(mean, sample_weight=local)
                 loss, reported = loss + weight * share, reported + weight * mean
@@ -493,9 +492,7 @@ class Distiller(keras.Model):
     def test_step(self, data):
         batch = unpack_batch(data)
         logits = self(batch.image, training=False)
-        value = labels.cross_entropy(batch.label, logits)
-        if batch.sample_weight is not None:
-            value = value * ops.cast(ops.reshape(batch.sample_weight, (-1,)), "float32")
+        value = _weighted(labels.cross_entropy(batch.label, logits), batch.sample_weight)
         _, local, _ = self._batch_sizes(batch.image)
         self._loss_tracker.update_state(tf.math.divide_no_nan(tf.reduce_sum(value), local), sample_weight=local)
         logs = self.compute_metrics(batch.image, batch.label, logits, sample_weight=batch.sample_weight)
@@ -526,6 +523,10 @@ class Distiller(keras.Model):
             keras.saving.deserialize_keras_object(term, custom_objects=custom_objects) for term in config["losses"]
         ]
         return cls(**config)
+
+
+def _weighted(value, sample_weight):
+    return value if sample_weight is None else value * ops.cast(ops.reshape(sample_weight, (-1,)), "float32")
 
 
 def _brings_teacher(data) -> bool:
