@@ -11,11 +11,23 @@ import importlib.util
 import sys
 
 __version__ = "0.1.0"
-__all__ = ["Distiller", "InputError", "Taps", "data", "hinton", "losses", "models", "schedules", "unpack_batch"]
+__all__ = [
+    "Distiller",
+    "InputError",
+    "Taps",
+    "TeacherCache",
+    "data",
+    "hinton",
+    "losses",
+    "models",
+    "schedules",
+    "unpack_batch",
+]
 
 _WHERE = {
     "Distiller": "kd_keras.distiller",
     "Taps": "kd_keras.distiller",
+    "TeacherCache": "kd_keras.teacher_cache",
     "unpack_batch": "kd_keras.distiller",
     "InputError": "kd_keras.errors",
 }

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from kd_keras import labels
+from kd_keras import frozen, graph, labels
 from kd_keras.errors import InputError
 
 
@@ -114,8 +114,9 @@ class Taps:
             counts = f"{len(model.inputs)} inputs and {len(model.outputs)} outputs"
             raise InputError(f"the {self.role} has {counts}: a classifier has one of each")
         self.input_shape = tuple(model.inputs[0].shape[1:])
-        tensors = {}
-        outputs = _outputs_by_layer(model.outputs[0])
+        tensors, outputs = {}, {}
+        for operation, node in graph.uses(model.outputs):
+            outputs.setdefault(id(operation), []).extend(node.output_tensors)
         for layer in model.layers:
             if not isinstance(layer, keras.layers.InputLayer) and len(outputs.get(id(layer), ())) == 1:
                 tensors[layer.name] = outputs[id(layer)][0]
@@ -125,7 +126,7 @@ class Taps:
 
     def _logits(self, model):
         output = model.outputs[0]
-        last, node = _made_by(output)
+        last, node = graph.made_by(output)
         if not _ends_in_softmax(last):
             return output
         if _is_softmax(last) or isinstance(last, keras.layers.Activation):
@@ -188,27 +189,6 @@ class Taps:
         else:
             outputs = self._call_subclassed(x, training)
         return {name: ops.cast(outputs[name], "float32") if name == "logits" else outputs[name] for name in names}
-
-
-def _made_by(tensor):
-    """The operation that made a symbolic tensor, and the node: that use of the operation among its others."""
-    operation, index, _ = tensor._keras_history
-    return operation, operation._inbound_nodes[index]
-
-
-def _outputs_by_layer(output) -> dict[int, list]:
-    """What each layer puts out on the way to ``output``, by the layer's id.
-
-    A layer knows of its uses in other models too (a Sequential model that is loaded is built anew with each layer).
-    """
-    found, seen, waiting = {}, set(), [output]
-    while waiting:
-        layer, node = _made_by(waiting.pop())
-        if id(node) not in seen:
-            seen.add(id(node))
-            found.setdefault(id(layer), []).extend(node.output_tensors)
-            waiting.extend(node.input_tensors)
-    return found
 
 
 def _ends_in_softmax(layer) -> bool:
@@ -275,7 +255,8 @@ class Distiller(keras.Model):
         student: a built classifier. Its final softmax, if any, is taken off for training and predictions.
         teacher: a built classifier of the same classes and input, or None where no loss asks for one.
         losses: the terms (`kd_keras.losses`), each with its own weight.
-        teacher_dtype: ``'bfloat16'`` or ``'float16'`` runs a copy of a functional teacher in it; None leaves it.
+        teacher_dtype: ``'float32'``, ``'bfloat16'``, ``'float16'`` or ``'auto'`` runs a fast copy of a functional
+            teacher in it (see `kd_keras.frozen`); None runs the teacher as it is.
 
     Attributes:
         student: the student, as it was given.
@@ -377,8 +358,8 @@ class Distiller(keras.Model):
                 "they see the same batch, so put any resizing inside a model"
             )
         reads = self._match(taps)
-        if self.teacher_dtype not in (None, "float32"):
-            taps = Taps(_in_dtype(teacher, self.teacher_dtype), "teacher")
+        if self.teacher_dtype is not None:
+            taps = Taps(frozen.frozen(teacher, self.teacher_dtype, keep=reads[1]), "teacher")
         taps.given = teacher
         self._build_terms(taps)
         self._reads.value, self._teacher_taps.value = reads, taps
@@ -429,8 +410,14 @@ class Distiller(keras.Model):
         Raises:
             InputError: a loss reads the teacher, and there is none.
         """
-        if self._awaits_teacher() or not _brings_teacher(x):
+        brought = _brought_taps(x)
+        if self._awaits_teacher() or brought is None:
             self.require_teacher()
+        elif missing := [name for name in self._reads.value[1] if name not in brought]:
+            raise InputError(
+                f"the batches bring the teacher's {', '.join(brought)}, and the losses read {', '.join(missing)} too: "
+                "make the teacher cache with these taps"
+            )
         clock = _EpochClock()
         if isinstance(callbacks, keras.callbacks.CallbackList):
             clock.set_model(self)
@@ -529,9 +516,10 @@ def _weighted(value, sample_weight):
     return value if sample_weight is None else value * ops.cast(ops.reshape(sample_weight, (-1,)), "float32")
 
 
-def _brings_teacher(data) -> bool:
+def _brought_taps(data) -> list[str] | None:
+    """The teacher's taps that the batches of a data set bring, or None where they bring none."""
     spec = getattr(data, "element_spec", None)
-    return _is_batch_dict(spec) and "teacher" in spec
+    return list(spec["teacher"]) if _is_batch_dict(spec) and "teacher" in spec else None
 
 
 def _unique(names: list[str]) -> list[str]:
@@ -541,26 +529,3 @@ def _unique(names: list[str]) -> list[str]:
 
 def _unique_sum(*parts) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for part in parts for name in part))
-
-
-def _in_dtype(model: keras.Model, dtype: str) -> keras.Model:
-    """A copy of a functional model that computes in ``dtype``, its last layer in float32.
-
-    Raises:
-        InputError: another dtype, or a model that can't be copied layer by layer.
-    """
-    if dtype not in ("bfloat16", "float16"):
-        raise InputError(f"teacher_dtype={dtype!r}: known are None, 'float32', 'bfloat16' and 'float16'")
-    if not (getattr(model, "operations", None) or isinstance(model, keras.Sequential)):
-        raise InputError("teacher_dtype needs a functional or Sequential teacher: build yours under a mixed policy")
-    last = model.layers[-1].name
-
-    def copy(layer):
-        config = layer.get_config()
-        if layer.name != last and not isinstance(layer, keras.layers.InputLayer):
-            config["dtype"] = f"mixed_{dtype}"
-        return layer.__class__.from_config(config)
-
-    clone = keras.models.clone_model(model, clone_function=copy)
-    clone.set_weights(model.get_weights())
-    return clone

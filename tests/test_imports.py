@@ -13,7 +13,19 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 QUICK = {"errors", "files", "spec", "schedules", "config"}
 SHARED = {"labels"}
 LEAVES = {"losses", "models", "data"}
-HANDED = {"distiller", "teacher_cache", "evaluate", "tracking", "report", "export", "distribute", "training"}
+HANDED = {
+    "device",
+    "graph",
+    "frozen",
+    "distiller",
+    "teacher_cache",
+    "evaluate",
+    "tracking",
+    "report",
+    "export",
+    "distribute",
+    "training",
+}
 # What each part may import beside itself.
 MAY_IMPORT = {
     **{part: QUICK for part in QUICK},

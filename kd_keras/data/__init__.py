@@ -9,11 +9,12 @@ _HOME = {
     "ArraySource": "_sources",
     "FileSource": "_sources",
     "Splits": "_sources",
+    "Views": "_pipeline",
     "take": "_sources",
     "batches": "_pipeline",
     "steps_per_epoch": "_pipeline",
 }
-__all__ = ["ArraySource", "FileSource", "Splits", "batches", "steps_per_epoch", "take"]
+__all__ = ["ArraySource", "FileSource", "Splits", "Views", "batches", "steps_per_epoch", "take"]
 
 
 def __getattr__(name: str):

@@ -38,7 +38,7 @@ def batches(
     initial_epoch: int = 0,
     augment: Sequence[Any] = (),
     num_classes: int | None = None,
-    views: int | None = None,
+    cache: Any = None,
     with_index: bool = False,
     drop_remainder: bool = False,
 ) -> tf.data.Dataset:
@@ -56,47 +56,57 @@ def batches(
         initial_epoch: where it starts (again).
         augment: operations of `kd_keras.data._augment`, applied in their order.
         num_classes: K; needed where an operation mixes labels.
-        views: with a teacher cache: the augmented view of a sample is that of epoch modulo ``views``.
+        cache: a `kd_keras.teacher_cache.TeacherCache` of this source: each epoch shows the next of its views, and the
+            batches, dictionaries, bring the teacher's taps for it.
         with_index: give dictionaries ``{image, label, index}``, the index being the sample's place in the source.
         drop_remainder: leave out a smaller last batch (of each epoch).
 
     Returns:
         A dataset of (image, label): float32 (B, H, W, C) in 0…255, and int32 (B,) or, where an operation mixes
-        labels, float32 class weights (B, K).
+        labels, float32 class weights (B, K). With ``with_index`` or ``cache``, of dictionaries ``{image, label, index,
+        teacher}`` with what was asked for.
 
     Raises:
-        InputError: a value is out of range, or ``views`` meets an operation that does not repeat.
+        InputError: a value is out of range, or the cache was made of other samples or another augmentation.
     """
     for name, value, low in (("batch_size", batch_size, 1), ("epochs", epochs, 0), ("initial_epoch", initial_epoch, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise InputError(f"{name}={value!r}: give a whole number of at least {low}")
     if augment and not training:
         raise InputError("augmentation was asked of a pass in order: augment only with training=True")
-    if views is not None and (isinstance(views, bool) or not isinstance(views, int) or views < 1):
-        raise InputError(f"views={views!r}: give a whole number of at least 1")
     for op in augment:
-        if views is not None and (op.mixes_labels or not op.stateless):
-            raise InputError(f"views={views} cannot hold with {_name(op)}, whose results do not repeat: leave one out")
         if op.mixes_labels and num_classes is None:
             raise InputError(f"{_name(op)} mixes labels, which takes the number of classes: give num_classes")
+    if cache is not None:
+        _check_cache(cache, source, augment)
     steps = steps_per_epoch(len(source), batch_size, drop_remainder)
     if steps == 0:
         raise InputError(f"{len(source)} samples make no batch of {batch_size}: lower the batch size or add samples")
 
     if training:
-        dataset = _epochs(len(source), batch_size, seed, epochs, initial_epoch, augment, views, drop_remainder)
+        dataset = _epochs(len(source), batch_size, seed, epochs, initial_epoch, augment, cache, drop_remainder)
         count = max(epochs - initial_epoch, 0) * steps
     else:
-        order = tf.data.Dataset.range(len(source)).batch(batch_size, drop_remainder)
-        dataset = order.map(lambda index: (index, tf.zeros((tf.size(index), 0)), tf.zeros((2,), tf.int64)))
+        dataset = _in_order(len(source), batch_size, None, drop_remainder)
         count = steps
 
-    def load(index, noise, mix_seed):
+    def load(index, noise, mix_seed, view):
         image, label = source.read(index)
         image, label = _augmented(image, label, noise, mix_seed, augment, num_classes)
         image = tf.cast(image, tf.float32)
-        return {"image": image, "label": label, "index": index} if with_index else (image, label)
+        if cache is None and not with_index:
+            return image, label
+        batch = {"image": image, "label": label}
+        if with_index:
+            batch["index"] = index
+        if cache is not None:
+            batch["teacher"] = cache.read(view, index)
+        return batch
 
+    return _run(dataset, load, count)
+
+
+def _run(dataset, load, count):
     dataset = dataset.map(load, num_parallel_calls=os.cpu_count() or 1, deterministic=True)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(count)).prefetch(2)
     options = tf.data.Options()
@@ -110,19 +120,94 @@ def _name(op) -> str:
     return type(op).__name__.lstrip("_").lower()
 
 
-def _epochs(n, batch_size, seed, epochs, initial_epoch, augment, views, drop_remainder):
-    """Batches of (index, noise, seed for mixing), epoch after epoch."""
-    columns = sum(op.columns for op in augment)
+def _check_cache(cache, source, augment):
+    made = cache.views.identity()
+    asked = {**made, **Views(source, cache.views.count, augment, cache.views.seed).identity()}
+    differing = [key for key in made if made[key] != asked[key]]
+    if differing:
+        raise InputError(f"the teacher cache was made with another {', '.join(differing)}: make one for these batches")
+
+
+class Views:
+    """The augmented views of a split that a teacher cache holds: the first ``count`` of each sample.
+
+    View k of a sample is what training shows in epoch k with the same seed.
+
+    Args:
+        source: what is read.
+        count: how many views of each sample. Where the augmentation draws nothing at random all views are one.
+        augment: operations of `kd_keras.data._augment`, in their order.
+        seed: of the views; the order of training has a seed of its own.
+
+    Raises:
+        InputError: the count is no whole number of at least 1, or an operation's results do not repeat (mixup, cutmix,
+            a layer with random numbers of its own).
+    """
+
+    def __init__(self, source: Source, count: int = 1, augment: Sequence[Any] = (), seed: int = 0):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise InputError(f"{count!r} views: give a whole number of at least 1")
+        for op in augment:
+            if op.mixes_labels or not op.stateless:
+                raise InputError(
+                    f"a teacher cache cannot hold with {_name(op)}, whose results do not repeat: leave one of them out"
+                )
+        self.source, self.augment, self.seed = source, tuple(augment), seed
+        self.count = count if _columns(augment) else 1
+        self.image_shape = source.image_shape
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def identity(self) -> dict[str, Any]:
+        """What the views depend on, but for their number."""
+        random = bool(_columns(self.augment))
+        return {
+            "samples": self.source.fingerprint,
+            "augmentation": [repr(op) for op in self.augment],
+            "seed of the views": self.seed if random else None,
+        }
+
+    def batches(self, view: int, batch_size: int) -> tf.data.Dataset:
+        """One view of every sample, in order: float32 images (B, H, W, C) in 0…255."""
+        noise = _noise(len(self), self.augment, tf.constant([self.seed, 0], tf.int64), view)
+        dataset = _in_order(len(self), batch_size, noise, drop_remainder=False)
+
+        def load(index, noise, mix_seed, view):
+            image, label = self.source.read(index)
+            return tf.cast(_augmented(image, label, noise, mix_seed, self.augment, None)[0], tf.float32)
+
+        return _run(dataset, load, steps_per_epoch(len(self), batch_size))
+
+
+def _columns(augment) -> int:
+    return sum(op.columns for op in augment)
+
+
+def _noise(n, augment, seed, view):
+    """What augmentation draws for a view: row i belongs to sample i, wherever the order puts it."""
+    return tf.random.stateless_uniform((n, _columns(augment)), _fold(_fold(seed, _VIEW), view))
+
+
+def _in_order(n, batch_size, noise, drop_remainder):
+    """Batches of (index, noise, seed for mixing, view) in the order of the source."""
+    dataset = tf.data.Dataset.range(n).batch(batch_size, drop_remainder)
+    rows = tf.zeros((n, 0)) if noise is None else noise
+    return dataset.map(lambda index: (index, tf.gather(rows, index), tf.zeros((2,), tf.int64), tf.zeros((), tf.int64)))
+
+
+def _epochs(n, batch_size, seed, epochs, initial_epoch, augment, cache, drop_remainder):
+    """Batches of (index, noise, seed for mixing, view), epoch after epoch."""
     seed = tf.constant([seed, 0], tf.int64)
+    views_seed = seed if cache is None else tf.constant([cache.views.seed, 0], tf.int64)
 
     def epoch_batches(epoch):
         order = tf.random.experimental.stateless_shuffle(tf.range(n, dtype=tf.int64), _fold(_fold(seed, _ORDER), epoch))
-        # Row i belongs to sample i, wherever the order puts it, so that a view can be asked for by index.
-        view = epoch if views is None else epoch % views
-        table = tf.random.stateless_uniform((n, columns), _fold(_fold(seed, _VIEW), view))
+        view = epoch if cache is None else epoch % cache.views.count
+        table = _noise(n, augment, views_seed, view)
         mixing = _fold(_fold(seed, _MIX), epoch)
         dataset = tf.data.Dataset.from_tensor_slices(order).batch(batch_size, drop_remainder).enumerate()
-        return dataset.map(lambda step, index: (index, tf.gather(table, index), _fold(mixing, step)))
+        return dataset.map(lambda step, index: (index, tf.gather(table, index), _fold(mixing, step), view))
 
     return tf.data.Dataset.range(initial_epoch, max(epochs, initial_epoch)).flat_map(epoch_batches)
 

@@ -5,6 +5,8 @@ augmentation and sharding are the pipeline's business: with random access they c
 """
 
 import dataclasses
+import functools
+import hashlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -42,6 +44,11 @@ class Source:
         Returns:
             Images uint8 (B, H, W, C) and labels int32 (B,).
         """
+        raise NotImplementedError
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of the samples: another one where an image or a label is another."""
         raise NotImplementedError
 
     def subset(self, indices: Any) -> "Source":
@@ -83,6 +90,10 @@ class ArraySource(Source):
         with tf.device("CPU:0"):
             return tf.gather(self._images, indices), tf.gather(self._labels, indices)
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return _hash(self._images.numpy(), self.labels)
+
 
 class FileSource(Source):
     """A source of image files, decoded when read.
@@ -119,6 +130,13 @@ class FileSource(Source):
         with tf.device("CPU:0"):
             return self._decode_batch(tf.gather(self._paths, indices)), tf.gather(self._labels, indices)
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        # By size and time of change: reading every file would take as long as training on it.
+        stats = [os.stat(path) for path in self.paths]
+        known = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in zip(self.paths, stats, strict=True)]
+        return _hash(repr((known, self.image_shape)).encode(), self.labels)
+
 
 class _Subset(Source):
     def __init__(self, source: Source, indices: Any):
@@ -136,6 +154,18 @@ class _Subset(Source):
     def read(self, indices: Any) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.device("CPU:0"):
             return self._source.read(tf.gather(self._rows, indices))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return _hash(self._source.fingerprint.encode(), self._rows.numpy())
+
+
+def _hash(*parts: Any) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part if isinstance(part, bytes) else np.ascontiguousarray(part))
+        digest.update(repr(getattr(part, "shape", len(part))).encode())
+    return digest.hexdigest()
 
 
 def decode(path: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tensor:

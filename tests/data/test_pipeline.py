@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kd_keras.data import ArraySource, _augment, batches, steps_per_epoch
+from kd_keras.data import ArraySource, Views, _augment, batches, steps_per_epoch
 from kd_keras.errors import InputError
 
 N, BATCH = 50, 8
@@ -105,16 +105,74 @@ def test_columns_are_not_shared_between_operations():
     assert 12 < unchanged < 38
 
 
+class Numbers:
+    """A teacher cache whose taps are the view and the index themselves."""
+
+    def __init__(self, views):
+        self.views = views
+
+    def read(self, view, index):
+        return {"view": tf.fill(tf.shape(index), view), "logits": index}
+
+
 def test_views_cycle_while_the_order_goes_on():
-    got = stream(epochs=4, views=2)
+    views = Views(SOURCE, 2, PLAIN, seed=3)
+    got = stream(epochs=4, cache=Numbers(views))
     epochs = [by_index(got[at : at + 7]) for at in range(0, 28, 7)]
     for i in range(N):
         np.testing.assert_array_equal(epochs[0][i], epochs[2][i])
         np.testing.assert_array_equal(epochs[1][i], epochs[3][i])
     assert sum((epochs[0][i] != epochs[1][i]).any() for i in range(N)) > 45
     assert any((a["index"] != b["index"]).any() for a, b in zip(got[:7], got[14:21], strict=True))
-    first = by_index(stream(epochs=1))
-    np.testing.assert_array_equal(first[3], epochs[0][3])
+    # The order is that of the training's seed, the views are those of theirs.
+    live = [batch for seed in (0, 3) for batch in stream(epochs=2, seed=seed)]
+    assert all((a["index"] == b["index"]).all() for a, b in zip(got, live[:14], strict=False))
+    for i in range(N):
+        np.testing.assert_array_equal(by_index(live[14:21])[i], epochs[0][i])
+    # Read in order, a view is the same to the bit.
+    for view in (0, 1):
+        images = np.concatenate(list(views.batches(view, 13).as_numpy_iterator()))
+        np.testing.assert_array_equal(images, np.stack([epochs[view][i] for i in range(N)]))
+
+
+def test_the_cache_is_asked_for_the_view_and_the_samples_that_are_shown():
+    got = stream(epochs=3, initial_epoch=1, cache=Numbers(Views(SOURCE, 2, PLAIN)))
+    for epoch, batch in zip(np.repeat([1, 2], 7), got, strict=True):
+        np.testing.assert_array_equal(batch["teacher"]["logits"], batch["index"])
+        np.testing.assert_array_equal(batch["teacher"]["view"], epoch % 2)
+
+
+def test_without_chance_all_views_are_one():
+    assert Views(SOURCE, 5).count == 1 and Views(SOURCE, 5, PLAIN).count == 5
+    assert Views(SOURCE, 5, seed=1).identity() == Views(SOURCE, 2, seed=2).identity()
+    assert Views(SOURCE, 5, PLAIN, seed=1).identity() != Views(SOURCE, 5, PLAIN, seed=2).identity()
+
+
+def test_a_cache_of_other_samples_or_views_is_refused():
+    cache = Numbers(Views(SOURCE, 2, PLAIN))
+    other = ArraySource(255 - SOURCE.read(range(N))[0].numpy(), SOURCE.labels)
+    copy = ArraySource(SOURCE.read(range(N))[0].numpy(), SOURCE.labels)
+    batches(copy, BATCH, training=True, augment=PLAIN, cache=cache)
+    for source, augment, what in (
+        (other, PLAIN, "samples"),
+        (SOURCE.subset(range(N)[::-1]), PLAIN, "samples"),
+        (ArraySource(SOURCE.read(range(N))[0].numpy(), SOURCE.labels[::-1]), PLAIN, "samples"),
+        (SOURCE, (_augment.flip(),), "augmentation"),
+    ):
+        with pytest.raises(InputError, match=f"was made with another {what}"):
+            batches(source, BATCH, training=True, augment=augment, cache=cache)
+
+
+@pytest.mark.parametrize("op", [_augment.mixup(), _augment.cutmix(), _augment.keras_cv()])
+def test_views_that_do_not_repeat_are_refused(op):
+    with pytest.raises(InputError, match="cannot hold with (mixup|cutmix|kerascv)"):
+        Views(SOURCE, 2, (*PLAIN, op))
+
+
+@pytest.mark.parametrize("count", [0, True, 1.5])
+def test_a_number_of_views_that_is_none(count):
+    with pytest.raises(InputError, match="views: give a whole number"):
+        Views(SOURCE, count)
 
 
 def test_mixing_gives_class_weights_and_differs_by_step():
@@ -153,8 +211,6 @@ def test_nothing_is_left_of_a_finished_training():
         ({"epochs": -1}, "epochs=-1"),
         ({"initial_epoch": 0.5}, "initial_epoch=0.5"),
         ({"training": False}, "only with training=True"),
-        ({"views": 0}, "views=0"),
-        ({"augment": MIXING, "views": 2, "num_classes": 5}, "views=2 cannot hold with mixup"),
         ({"augment": MIXING}, "give num_classes"),
         ({"batch_size": 51, "drop_remainder": True}, "no batch of 51"),
     ],
