@@ -21,7 +21,16 @@ PACKAGES = {"data": "data", "teacher": "models", "student": "models", "loss": "l
 VARIANTS = ("float32", "float16", "dynamic", "int8")
 _RECORD = "config.json"
 #: Fields that change neither what is trained nor what is measured.
-_BESIDE = ("workdir", "tracking", "tracking_uri", "experiment", "progress", "flagfile")
+_BESIDE = (
+    "workdir",
+    "cache_folder",
+    "cache_limit_gb",
+    "tracking",
+    "tracking_uri",
+    "experiment",
+    "progress",
+    "flagfile",
+)
 
 
 def _define(kind, name, default, text, **kwargs):
@@ -58,15 +67,36 @@ _define("float", "val_fraction", None, "Share of the training split to validate 
 _define("string", "image_size", None, "Side of the images in pixels, or height,width; for data sets of photographs.")
 _define("bool", "skip_bad_images", False, "Leave out images that can't be read, naming them, instead of stopping.")
 _define(
-    "enum", "precision", "float32", "Keras' dtype policy.", enum_values=["float32", "mixed_float16", "mixed_bfloat16"]
+    "enum",
+    "precision",
+    "float32",
+    "Keras' dtype policy; auto is what the machine trains fastest in.",
+    enum_values=["auto", "float32", "mixed_float16", "mixed_bfloat16"],
 )
 _define(
     "enum",
     "teacher_dtype",
-    None,
-    "What the teacher computes in; by default as it was built.",
-    enum_values=["float32", "bfloat16", "float16"],
+    "auto",
+    "What a copy of the teacher, batch norm folded, computes in; auto is what the machine is fastest in, if it agrees "
+    "with float32; none takes the teacher as it is.",
+    enum_values=["auto", "none", "float32", "bfloat16", "float16"],
 )
+_define(
+    "string", "teacher_from", None, "Another run's workdir: take its finished teacher, and what was measured of it."
+)
+_define(
+    "integer",
+    "cache_views",
+    0,
+    "Keep the teacher's outputs for so many augmented views of each image; 0 runs the teacher in each step.",
+    lower_bound=0,
+)
+_define("list", "cache_taps", [], "Taps to keep beside those that the losses read, for other runs: pooled,stage3.")
+_define("enum", "cache_dtype", "float16", "What the teacher's outputs are kept in.", enum_values=["float16", "float32"])
+_define("integer", "cache_top_k", None, "Keep only the largest k logits, and the others' mass.", lower_bound=1)
+_define("integer", "cache_seed", 0, "Seed of the views, so that runs of several seeds share a cache.", lower_bound=0)
+_define("float", "cache_limit_gb", 20.0, "Gigabytes that the teacher cache may take.", lower_bound=0.0)
+_define("string", "cache_folder", None, "Where the cache is; by default in --workdir, or in that of --teacher_from.")
 _define(
     "enum",
     "strategy",
@@ -75,7 +105,17 @@ _define(
     enum_values=["auto", "one", "mirrored"],
 )
 _define("bool", "deterministic", False, "Make GPU operations repeat to the bit as well (slower; CPUs do anyway).")
-_define("integer", "steps_per_execution", 1, "Steps in one compiled call.", lower_bound=1)
+_define(
+    "enum",
+    "jit_compile",
+    "auto",
+    "Whether XLA compiles the step; auto is yes on a GPU, no on a CPU or on several devices.",
+    enum_values=["auto", "true", "false"],
+)
+_define(
+    "integer", "steps_per_execution", None, "Steps in one compiled call; by default 1, on a GPU more.", lower_bound=1
+)
+_define("integer", "threads", None, "CPU threads; by default as many as there are cores.", lower_bound=1)
 _define("string", "export", ",".join(VARIANTS), f"TFLite files of the student, of {', '.join(VARIANTS)}; or none.")
 _define("string", "workdir", None, "Where everything goes; by default runs/<flagfile's name>-<hash of the flags>.")
 _define("enum", "tracking", "mlflow", "Where metrics and artefacts are logged.", enum_values=["mlflow", "none"])
@@ -111,9 +151,19 @@ class Config:
     train_examples: int | None
     precision: str
     teacher_dtype: str | None
+    teacher_from: pathlib.Path | None
+    cache_views: int
+    cache_taps: tuple[str, ...]
+    cache_dtype: str
+    cache_top_k: int | None
+    cache_seed: int
+    cache_limit_gb: float
+    cache_folder: pathlib.Path
     strategy: str
     deterministic: bool
-    steps_per_execution: int
+    jit_compile: str
+    steps_per_execution: int | None
+    threads: int | None
     export: tuple[str, ...]
     workdir: pathlib.Path
     tracking: str
@@ -210,11 +260,23 @@ def _resolve(values: dict, flagfile: str | None) -> Config:
         own = values[f"teacher_{name}"]
         known[f"teacher_{name}"] = known[name] if own is None else parse(own)
     known["export"] = _variants(values["export"])
+    known["teacher_dtype"] = None if values["teacher_dtype"] == "none" else values["teacher_dtype"]
+    known["cache_taps"] = tuple(values["cache_taps"])
+    known["teacher_from"] = None if values["teacher_from"] is None else pathlib.Path(values["teacher_from"]).absolute()
+    if known["teacher"] is None:
+        for name in ("teacher_from", "cache_views"):
+            if values[name]:
+                raise InputError(f"--{name}={values[name]} but --teacher=none: name the teacher")
     if known["teacher"] is None and values["teacher_epochs"]:
         raise InputError(f"--teacher_epochs={values['teacher_epochs']} but --teacher=none: name a teacher to train")
     same = {f.name: values[f.name] for f in dataclasses.fields(Config) if f.name in values and f.name not in known}
     config = Config(**known, **{**same, "workdir": None}, flagfile=flagfile)
-    return dataclasses.replace(config, workdir=_workdir(values["workdir"], config))
+    workdir = _workdir(values["workdir"], config)
+    if values["cache_folder"] is None:
+        cache = (known["teacher_from"] or workdir) / "teacher_cache"
+    else:
+        cache = pathlib.Path(values["cache_folder"]).absolute()
+    return dataclasses.replace(config, workdir=workdir, cache_folder=cache)
 
 
 def _one(flag: str, text: str) -> Spec:

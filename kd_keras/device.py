@@ -1,4 +1,4 @@
-"""What the machine at hand is fastest in. Every choice has a flag that overrides it; docs/performance.md has figures."""
+"""What the machine at hand is fastest in. Each choice has a flag that overrides it; docs/performance.md has figures."""
 
 import pathlib
 

@@ -314,6 +314,11 @@ class Distiller(keras.Model):
         """Whether some loss reads the teacher."""
         return bool(self._reads.value[1]) or self._awaits_teacher()
 
+    @property
+    def teacher_taps(self) -> tuple[str, ...]:
+        """Names of the teacher's taps that the losses read: what a teacher cache has to hold."""
+        return self._reads.value[1]
+
     def _awaits_teacher(self) -> bool:
         """Whether some loss can't even name its taps, nor make its adapters, before there is a teacher."""
         return self.teacher is None and any(

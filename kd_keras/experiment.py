@@ -1,4 +1,4 @@
-"""One experiment under one folder: what a scheme trains with, and what is measured of it afterwards.
+"""One experiment under one folder: what a scheme trains with.
 
 Every stage is done once: it leaves ``state/<stage>.json`` when it has ended, and the same command, run again, goes on
 behind the last one.
@@ -17,16 +17,17 @@ from absl import logging
 from rich.console import Console
 
 from kd_keras import data as datasets
-from kd_keras import distribute, evaluate, files, report, spec, tracking, training
+from kd_keras import device, distribute, evaluate, files, frozen, report, spec, tracking, training
 from kd_keras.config import Config
 from kd_keras.distiller import Distiller, Taps
 from kd_keras.errors import InputError
-from kd_keras.export import tflite
 from kd_keras.spec import Spec
+from kd_keras.teacher_cache import TeacherCache
 
 #: What the table calls a stage's model.
 ROLES = {"teacher": "teacher", "baseline": "student without KD", "student": "student distilled"}
-_REPRESENTATIVE = 256
+# Enough validation images to tell an agreement of 99.5 % from one of 99 %.
+_AGREEMENT_IMAGES = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,16 +58,19 @@ class Experiment:
 
     Attributes:
         splits: the data set.
+        views: those that a teacher cache holds; None where the teacher is run in each step.
 
     Raises:
-        InputError: the data can't be used, or is not what this workdir was begun with.
+        InputError: the data can't be used, is not what this workdir was begun with, or can't be cached for.
     """
 
     def __init__(self, config: Config, console: Console | None = None):
         self.config = config
+        if config.threads is not None:
+            device.limit_threads(config.threads)
         # A pipe or a log has no width of its own; Rich would take 80 columns, which is narrow for the table.
         self.console = console or Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
-        keras.config.set_dtype_policy(config.precision)
+        keras.config.set_dtype_policy(device.precision() if config.precision == "auto" else config.precision)
         keras.config.disable_interactive_logging()
         if config.deterministic:
             keras.utils.set_random_seed(config.seed)
@@ -74,6 +78,9 @@ class Experiment:
         self.strategy = distribute.strategy(config.strategy)
         self.augment = [spec.build("kd_keras.data._augment", one) for one in config.augment]
         self.splits = self._load()
+        self.views = None
+        if config.cache_views:
+            self.views = datasets.Views(self.splits.train, config.cache_views, self.augment, config.cache_seed)
         self.tracker = tracking.NullWriter()
 
     def _load(self):
@@ -89,18 +96,20 @@ class Experiment:
     def _state(self) -> pathlib.Path:
         return self.config.workdir / "state"
 
-    def _done(self, stage: str) -> dict | None:
+    def done(self, stage: str) -> dict | None:
+        """What a finished stage left, or None."""
         path = self._state / f"{stage}.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
-    def _finish(self, stage: str, record: dict) -> dict:
+    def finish(self, stage: str, record: dict) -> dict:
+        """Ends a stage; it is not done again."""
         report.write_json(record, self._state / f"{stage}.json")
         return record
 
     @property
     def finished(self) -> bool:
         """Whether everything has been trained and measured."""
-        return self._done("measured") is not None
+        return self.done("measured") is not None
 
     def begin(self) -> None:
         """Claims the data for this workdir and opens the tracking run.
@@ -111,7 +120,7 @@ class Experiment:
         splits = self.splits
         sizes = {"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)}
         now = {**sizes, "classes": list(splits.class_names), "image_shape": list(splits.image_shape)}
-        before = self._done("data") or self._finish("data", now)
+        before = self.done("data") or self.finish("data", now)
         if before != now:
             raise InputError(
                 f"{self.config.workdir} was begun with other data ({before}, now {now}): name another --workdir"
@@ -130,24 +139,25 @@ class Experiment:
         uri, artifacts = tracking.local_store(config.workdir)
         if config.tracking_uri is not None:
             uri, artifacts = config.tracking_uri, None
-        runs = self._done("runs") or {}
+        runs = self.done("runs") or {}
         self.tracker = tracking.MLflowWriter(
             uri, config.experiment, config.workdir.name, artifact_location=artifacts, run_id=runs.get("parent")
         )
         if runs.get("parent") != self.tracker.run_id:
             runs = {"parent": self.tracker.run_id}
-        self._finish("runs", runs)
+        self.finish("runs", runs)
         self.tracker.params(config.resolved())
         environment = tracking.environment()
         report.write_json(environment, config.workdir / "environment.json")
         self.tracker.tags({"git_revision": environment["git_revision"], "python": environment["python"]})
         self.tracker.artifact(config.workdir / "environment.json")
 
-    def _child(self, stage: str):
-        runs = self._done("runs") or {}
+    def child(self, stage: str):
+        """The tracking run of a stage, the same one whenever it is asked for."""
+        runs = self.done("runs") or {}
         child = self.tracker.child(stage, run_id=runs.get(stage))
         if child.run_id is not None and child.run_id != runs.get(stage):
-            self._finish("runs", {**runs, stage: child.run_id})
+            self.finish("runs", {**runs, stage: child.run_id})
         return child
 
     # ---- training ----
@@ -159,15 +169,18 @@ class Experiment:
             shape = {"num_classes": self.splits.num_classes, "input_shape": self.splits.image_shape}
             return spec.build("kd_keras.models", one, **shape)
 
-    def distiller(self, student: keras.Model, losses, *, teacher=None, epochs, of_teacher=False) -> Distiller:
+    def distiller(
+        self, student: keras.Model, losses, *, teacher=None, teacher_dtype=None, epochs, of_teacher=False
+    ) -> Distiller:
         """A compiled `Distiller` of ``student``, with the teacher's or the student's optimizer."""
         config = self.config
+        jit = device.jit_compile(self.strategy) if config.jit_compile == "auto" else config.jit_compile == "true"
         with self.strategy.scope():
             distiller = Distiller(
                 student=student,
                 teacher=teacher,
                 losses=[spec.build("kd_keras.losses", one) for one in losses],
-                teacher_dtype=config.teacher_dtype,
+                teacher_dtype=teacher_dtype,
             )
             optimizer = training.optimizer(
                 config.teacher_optimizer if of_teacher else config.optimizer,
@@ -175,7 +188,12 @@ class Experiment:
                 epochs=epochs,
                 steps_per_epoch=self.steps_per_epoch,
             )
-            distiller.compile(optimizer=optimizer, metrics=["accuracy"], steps_per_execution=config.steps_per_execution)
+            distiller.compile(
+                optimizer=optimizer,
+                metrics=["accuracy"],
+                steps_per_execution=config.steps_per_execution or device.steps_per_execution(),
+                jit_compile=jit,
+            )
         return distiller
 
     @property
@@ -204,18 +222,17 @@ class Experiment:
         """
         config, path = self.config, self.config.workdir / f"{stage}.keras"
         epochs = config.epochs if epochs is None else epochs
-        done = self._done(stage)
+        done = self.done(stage) or (self._adopt(stage) if of_teacher and config.teacher_from else None)
         if done is None:
             model = self.model(one)
-            teacher_model = None if teacher is None else self.load(teacher)
             history = training.History()
             if epochs:
-                history = self._fit(stage, model, losses, teacher_model, epochs, of_teacher)
+                history = self._fit(stage, model, losses, teacher, epochs, of_teacher)
             else:
                 self._check_class_order(model)
             save_model(model, path)
             record = {"architecture": str(one), "series": history.series, "best_epoch": history.best_epoch}
-            done = self._finish(stage, {**record, "seconds": round(history.seconds, 1)})
+            done = self.finish(stage, {**record, "seconds": round(history.seconds, 1)})
             self._checkpoint(stage).unlink(missing_ok=True)
         trained = Trained(stage, done["architecture"], path, done["series"], done["best_epoch"])
         self.console.print(f"{stage:<8} {_summary(trained, done['seconds'])}")
@@ -224,13 +241,56 @@ class Experiment:
     def _checkpoint(self, stage: str) -> pathlib.Path:
         return self._state / f"{stage}.npz"
 
-    def _fit(self, stage, model, losses, teacher, epochs, of_teacher) -> training.History:
+    def check_teacher_from(self) -> None:
+        """Raises InputError where ``--teacher_from`` has no finished teacher of this architecture and these data."""
+        folder = self.config.teacher_from
+        if folder is None:
+            return
+        try:
+            theirs = {
+                name: json.loads((folder / path).read_text(encoding="utf-8"))
+                for name, path in (("config", "config.json"), ("teacher", "state/teacher.json"))
+            }
+        except (OSError, ValueError) as error:
+            raise InputError(f"--teacher_from={folder} holds no finished teacher ({error})") from error
+        ours = self.config.identity()
+        for name in ("teacher", "data"):
+            if theirs["config"].get(name) != ours[name]:
+                was = theirs["config"].get(name)
+                raise InputError(f"--teacher_from={folder} has --{name}={was}, not {ours[name]}: name another folder")
+
+    def _adopt(self, stage) -> dict:
+        """Takes a stage, and what was measured of it, from another run."""
+        self.check_teacher_from()
+        source = self.config.teacher_from
+        for path in (source / f"{stage}.keras", *source.glob(f"{stage}_*.*"), *(source / "state").glob(f"{stage}-*")):
+            files.copy(path, self.config.workdir / path.relative_to(source))
+        self.console.print(f"{stage:<8} taken from {source}")
+        return self.finish(stage, json.loads((source / "state" / f"{stage}.json").read_text(encoding="utf-8")))
+
+    def _fit(self, stage, model, losses, trained, epochs, of_teacher) -> training.History:
         config, splits = self.config, self.splits
-        distiller = self.distiller(model, losses, teacher=teacher, epochs=epochs, of_teacher=of_teacher)
+        teacher = None if trained is None else self.load(trained)
+        dtype = None if trained is None else self._teacher_dtype(trained, teacher)
+        distiller = self.distiller(
+            model, losses, teacher=teacher, teacher_dtype=dtype, epochs=epochs, of_teacher=of_teacher
+        )
+        cache = self.cache(distiller)
+        if cache is not None:
+            self._fill(stage, cache)
         # Dropout draws from the seed alone, whichever stage of whichever scheme is trained first.
         keras.utils.set_random_seed(config.seed)
-        child = self._child(stage)
-        child.params({"stage": stage, "model": model.name, "losses": " + ".join(map(str, losses)), "epochs": epochs})
+        child = self.child(stage)
+        child.params(
+            {
+                "stage": stage,
+                "model": model.name,
+                "losses": " + ".join(map(str, losses)),
+                "epochs": epochs,
+                "teacher_computes_in": str(dtype),
+                "teacher_cache": "none" if cache is None else f"{cache.views.count} views, {cache.nbytes} bytes",
+            }
+        )
 
         def stream(initial_epoch):
             return datasets.batches(
@@ -242,6 +302,7 @@ class Experiment:
                 initial_epoch=initial_epoch,
                 augment=self.augment,
                 num_classes=splits.num_classes,
+                cache=cache,
             )
 
         try:
@@ -261,6 +322,92 @@ class Experiment:
         child.close()
         return history
 
+    def _teacher_dtype(self, trained: Trained, teacher: keras.Model) -> str | None:
+        """What a teacher computes in; chosen once, so that a run that goes on elsewhere goes on with the same."""
+        asked = self.config.teacher_dtype
+        if asked is None:
+            return None
+        stage = f"{trained.stage}-dtype"
+        done = self.done(stage)
+        if done is None:
+            done = self.finish(stage, self._choice_of_dtype(asked, teacher))
+            if done["agreement"] is not None:
+                self.console.print(
+                    f"{trained.stage:<8} computes in {done['dtype']}: the class that it gives in float32 for "
+                    f"{done['agreement']:.2%} of {done['images']} validation images",
+                    highlight=False,
+                )
+        return done["dtype"]
+
+    def _choice_of_dtype(self, asked, teacher):
+        dtype = device.teacher_dtype() if asked == "auto" else asked
+        exact = {"dtype": "float32", "agreement": None, "images": 0}
+        if dtype == "float32":
+            return exact
+        source = self.splits.val
+        if len(source) > _AGREEMENT_IMAGES:
+            source = datasets.take(source, _AGREEMENT_IMAGES, self.config.seed)
+        full, fast = (
+            evaluate.predict(logits(model), self.batches(source))[0]
+            for model in (teacher, frozen.frozen(teacher, dtype))
+        )
+        agreement = evaluate.agreement(fast, full) if np.isfinite(fast).all() else 0.0
+        if agreement < frozen.LEAST_AGREEMENT:
+            told = f"in {dtype} the teacher gives the class that it gives in float32 for only {agreement:.2%}"
+            if asked == "auto":
+                logging.warning("%s of %d validation images: it computes in float32", told, len(full))
+                return exact
+            logging.warning("%s of %d validation images: consider --teacher_dtype=float32", told, len(full))
+        return {"dtype": dtype, "agreement": agreement, "images": len(full)}
+
+    def cache(self, distiller: Distiller) -> TeacherCache | None:
+        """The teacher cache that a training would read, not filled; None where there is none to be read.
+
+        Raises:
+            InputError: it would exceed ``--cache_limit_gb``, or a tap of ``--cache_taps`` does not exist.
+        """
+        config = self.config
+        if self.views is None or not distiller.teacher_taps:
+            return None
+        return TeacherCache(
+            config.cache_folder,
+            self.views,
+            distiller.teacher,
+            tuple(dict.fromkeys((*distiller.teacher_taps, *config.cache_taps))),
+            dtype=config.cache_dtype,
+            top_k=config.cache_top_k,
+            teacher_dtype=distiller.teacher_dtype,
+            limit_gb=config.cache_limit_gb,
+        )
+
+    def _fill(self, stage, cache: TeacherCache) -> None:
+        views, n = cache.views.count, len(cache.views)
+        self.console.print(
+            f"cache    {cache.nbytes / 1e6:.1f} MB: {', '.join(cache.taps)} of {views} views of {n} images, in "
+            f"{cache.folder}",
+            highlight=False,
+        )
+        start = time.perf_counter()
+        with self.console.status("running the teacher") as status:
+            # A forward pass keeps a layer or two, a training step all of them.
+            images = cache.fill(
+                4 * self.config.batch_size,
+                lambda done, total: status.update(f"running the teacher: {done} of {total} images"),
+            )
+        seconds = round(time.perf_counter() - start, 1)
+        found = "the teacher's outputs are there already" if not images else f"the teacher ran on {images} images"
+        self.console.print(f"cache    {found}, {seconds} s", highlight=False)
+        before = self.done(f"{stage}-cache") or {"images": 0, "seconds": 0}
+        self.finish(
+            f"{stage}-cache",
+            {
+                "folder": str(cache.folder),
+                "bytes": cache.nbytes,
+                "images": before["images"] + images,
+                "seconds": before["seconds"] + seconds,
+            },
+        )
+
     def batches(self, source):
         """A split once, in order, as (image, label) batches."""
         return datasets.batches(source, self.config.batch_size)
@@ -278,8 +425,8 @@ class Experiment:
         """
         from scipy.optimize import linear_sum_assignment
 
-        logits, labels = evaluate.predict(_logits(model), self.batches(self.splits.val))
-        matrix = evaluate.confusion(logits, labels, self.splits.num_classes)
+        predicted, labels = evaluate.predict(logits(model), self.batches(self.splits.val))
+        matrix = evaluate.confusion(predicted, labels, self.splits.num_classes)
         rows, columns = linear_sum_assignment(-matrix)
         right, renamed = np.trace(matrix) / matrix.sum(), matrix[rows, columns].sum() / matrix.sum()
         if renamed > right + 0.2:
@@ -290,38 +437,11 @@ class Experiment:
         if right < 1.5 / self.splits.num_classes:
             logging.warning("the teacher is right on only %.1f %% of the validation images", 100 * right)
 
-    # ---- measuring ----
-
-    def measure(self, models: list[Trained], exported: Trained) -> None:
-        """Reads the test split, once: the table, figures, TFLite files and their figures, all written to the workdir.
-
-        Args:
-            models: in the table's order; the one whose stage is ``teacher`` is what agreement is measured with.
-            exported: the model that is converted to TFLite.
-        """
-        folder, splits = self.config.workdir, self.splits
-        rows, runtimes, logits = [], [], {}
-        for trained in models:
-            with self.console.status(f"measuring {trained.stage}"):
-                model = self.load(trained)
-                logits[trained.stage], labels = evaluate.predict(_logits(model), self.batches(splits.test))
-                rows.append(self._row(trained, model, logits, labels, runtimes))
-                self._figures(trained.stage, ROLES.get(trained.stage, trained.stage), logits[trained.stage], labels)
-                self._log(trained.stage, rows[-1], [trained.path])
-        rows += self._export(exported, logits, labels, runtimes)
-        report.curves({ROLES.get(t.stage, t.stage): t.series for t in models if t.series}, folder / "curves.png")
-        notes = [*dict.fromkeys(runtimes), *self._doubts(rows)]
-        report.write_table(rows, folder, runtime_note="; ".join(notes))
-        for path in ("results.csv", "results.json", "results.txt", "curves.png"):
-            self.tracker.artifact(folder / path)
-        for row in rows:
-            name = {role: stage for stage, role in ROLES.items()}.get(row["role"], row["role"]).replace(" ", "_")
-            self.tracker.metrics({f"{name}_test_accuracy": row["test_accuracy"]}, 0)
-        self._finish("measured", {"rows": rows, "notes": notes})
+    # ---- what is left ----
 
     def results(self) -> tuple[list[dict], list[str]]:
         """The rows of a finished experiment's table, and what has to be known to read them."""
-        done = self._done("measured")
+        done = self.done("measured")
         return done["rows"], done["notes"]
 
     def print_places(self) -> None:
@@ -343,106 +463,6 @@ class Experiment:
         for name, text in lines.items():
             self.console.print(f"{name:<8} {text}", highlight=False)
 
-    def _row(self, trained, model, logits, labels, runtimes) -> dict:
-        splits, own = self.splits, logits[trained.stage]
-        figures = evaluate.metrics(own, labels)
-        latency = evaluate.keras_latency(model)
-        runtimes.append(f"Keras rows: {latency.runtime}, {latency.threads} threads, batch 1")
-        seen = {
-            f"{name}_accuracy": evaluate.metrics(*evaluate.predict(_logits(model), self.batches(source)))["accuracy"]
-            for name, source in (("train", splits.train), ("val", splits.val))
-        }
-        return report.row(
-            ROLES.get(trained.stage, trained.stage),
-            trained.architecture,
-            **seen,
-            test_accuracy=figures.pop("accuracy"),
-            **figures,
-            teacher_agreement=self._agreement(trained.stage, own, logits),
-            parameters=evaluate.parameters(model),
-            macs=evaluate.macs(model),
-            bytes=trained.path.stat().st_size,
-            latency_ms_median=latency.median_ms,
-            latency_ms_iqr=latency.iqr_ms,
-        )
-
-    @staticmethod
-    def _agreement(stage, own, logits):
-        return evaluate.agreement(own, logits["teacher"]) if "teacher" in logits and stage != "teacher" else None
-
-    def _export(self, exported, logits, labels, runtimes) -> list[dict]:
-        config, splits, rows = self.config, self.splits, []
-        model = Taps(self.load(exported), exported.stage).logits_model()
-        representative = self._representative() if "int8" in config.export else None
-        cost = {"parameters": evaluate.parameters(model), "macs": evaluate.macs(model)} if config.export else {}
-        for variant in config.export:
-            with self.console.status(f"exporting {variant}"):
-                path = config.workdir / f"{exported.stage}_{variant}.tflite"
-                files.write(path, tflite.convert(model, variant, representative))
-                interpreter = tflite.load(path)
-                outputs = np.concatenate([interpreter.predict(x.numpy()) for x, _ in self.batches(splits.test)])
-                figures = evaluate.metrics(outputs, labels)
-                image = splits.test.read(tf.constant([0]))[0][0].numpy()
-                latency = interpreter.latency(image, evaluate.latency)
-            runtimes.append(f"TFLite rows: {latency.runtime}, {latency.threads} thread(s), batch 1")
-            rows.append(
-                report.row(
-                    f"TFLite {variant}",
-                    exported.architecture,
-                    test_accuracy=figures.pop("accuracy"),
-                    **figures,
-                    teacher_agreement=self._agreement(variant, outputs, logits),
-                    float_agreement=evaluate.agreement(outputs, logits[exported.stage]),
-                    **cost,
-                    bytes=path.stat().st_size,
-                    latency_ms_median=latency.median_ms,
-                    latency_ms_iqr=latency.iqr_ms,
-                )
-            )
-            self._log(exported.stage, rows[-1], [path], prefix=f"tflite_{variant}_")
-        return rows
-
-    def _representative(self) -> np.ndarray:
-        """Training images for the ranges of int8, drawn from the seed."""
-        source = self.splits.train
-        count = min(_REPRESENTATIVE, len(source))
-        chosen = np.sort(np.random.default_rng(self.config.seed).choice(len(source), count, replace=False))
-        return source.read(tf.constant(chosen))[0].numpy()
-
-    def _figures(self, stage, role, logits, labels) -> None:
-        folder, names = self.config.workdir, list(self.splits.class_names)
-        matrix = evaluate.confusion(logits, labels, len(names))
-        per_class = evaluate.class_report(logits, labels, names)
-        report.confusion_figure(matrix, names, folder / f"{stage}_confusion.png", f"{role}, test split")
-        report.write_json({"class_names": names, "matrix": matrix}, folder / f"{stage}_confusion.json")
-        report.class_report_figure(per_class, names, folder / f"{stage}_report.png", f"{role}, test split")
-        report.write_json(per_class, folder / f"{stage}_report.json")
-
-    def _log(self, stage, row, paths, prefix="") -> None:
-        child = self._child(stage)
-        # `val_accuracy` is the name of the series over the epochs.
-        names = {"val_accuracy": "best_val_accuracy"}
-        figures = {f"{prefix}{names.get(k, k)}": value for k, value in row.items() if isinstance(value, (int, float))}
-        child.metrics(figures, 0)
-        if not prefix:
-            child.tags({"role": row["role"], "architecture": row["architecture"]})
-            paths = [*paths, *sorted(self.config.workdir.glob(f"{stage}_*.png"))]
-            paths += sorted(self.config.workdir.glob(f"{stage}_*.json"))
-        for path in paths:
-            child.artifact(path)
-        child.close()
-
-    @staticmethod
-    def _doubts(rows) -> list[str]:
-        accuracy = {row["role"]: row["val_accuracy"] for row in rows}
-        teacher, baseline = accuracy.get(ROLES["teacher"]), accuracy.get(ROLES["baseline"])
-        if teacher is None or baseline is None or teacher > baseline:
-            return []
-        return [
-            f"the teacher does not beat the student without KD on validation data ({teacher:.2%} against "
-            f"{baseline:.2%}), so the distilled row says nothing about distillation"
-        ]
-
 
 class _Track(keras.callbacks.Callback):
     """Logs each epoch's figures to a tracking run, epochs counted from 1."""
@@ -463,7 +483,7 @@ def save_model(model: keras.Model, path: pathlib.Path) -> None:
     partial.replace(path)
 
 
-def _logits(model):
+def logits(model: keras.Model):
     """The model as `evaluate.predict` calls it, a final softmax taken off."""
     taps = Taps(model)
     return lambda images, training: taps(images, ("logits",), training=training)["logits"]

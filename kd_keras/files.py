@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 from collections.abc import Callable
 from typing import BinaryIO
 
@@ -27,3 +28,9 @@ def write(path: str | os.PathLike, content: bytes | str | Callable[[BinaryIO], N
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def copy(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Copies a file; a reader of ``target`` never meets half of it."""
+    with open(source, "rb") as read:
+        write(target, lambda file: shutil.copyfileobj(read, file))

@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
 def _run(config) -> None:
     # TensorFlow tells of every instruction set it was not built for.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from kd_keras import report
+    from kd_keras import measure, report
     from kd_keras.experiment import Experiment
 
     experiment = Experiment(config)
@@ -51,7 +51,7 @@ def _run(config) -> None:
         configuration.claim_workdir(config)
         experiment.begin()
         try:
-            experiment.measure(*scheme.run(experiment))
+            measure.measure(experiment, *scheme.run(experiment))
         except BaseException:
             experiment.tracker.close("FAILED")
             raise

@@ -1,8 +1,8 @@
 """A teacher's outputs on disk: with them at hand, a distillation step costs what a plain student step costs.
 
-What is kept are taps of view k of sample i, for K views of each sample; epochs cycle through the views. Each tap of each
-view is a file of its own, memory-mapped when read, written whole or not at all: so a cache that was interrupted goes on
-behind the last file, more views or more taps can be added, and runs of a sweep share what they have in common.
+What is kept are taps of view k of sample i, for K views of each sample; epochs cycle through the views. Each tap of
+each view is a file of its own, memory-mapped when read, written whole or not at all: so a cache that was interrupted
+goes on behind the last file, more views or more taps can be added, and runs of a sweep share what they have in common.
 """
 
 import hashlib
@@ -225,7 +225,7 @@ class TeacherCache:
             index: integers (B,), places in the split.
 
         Returns:
-            ``{tap: (B, …)}``: logits in float32, other taps in the dtype that they are kept in.
+            ``{tap: (B, …)}`` in float32.
 
         Raises:
             InputError: something is missing (call `fill`), or a file is not what was written.
@@ -234,25 +234,25 @@ class TeacherCache:
             self._open()
         order = [(tap, part) for tap in self.taps for part in self._formats[tap]]
 
-        def gather(view, index):
-            return [self._maps[int(view), tap][part][index] for tap, part in order]
+        # Widened here: TensorFlow's operations on float16 are no faster on a CPU, and few of them are made for it.
+        types = ["int32" if part == "index" else "float32" for _, part in order]
 
-        types = [self._formats[tap][part][1] for tap, part in order]
+        def gather(view, index):
+            kept = (self._maps[int(view), tap][part][index] for tap, part in order)
+            return [rows.astype(dtype) for rows, dtype in zip(kept, types, strict=True)]
+
         arrays = tf.numpy_function(gather, [view, index], types, stateful=False)
         taps = {tap: {} for tap in self.taps}
         for (tap, part), array in zip(order, arrays, strict=True):
             taps[tap][part] = tf.ensure_shape(array, (*index.shape, *self._formats[tap][part][0]))
-        return {tap: self._value(tap, parts) for tap, parts in taps.items()}
+        return {tap: self._value(parts) for tap, parts in taps.items()}
 
-    def _value(self, tap, parts):
+    def _value(self, parts):
         values = parts["values"]
-        if tap != "logits":
-            return values
-        values = tf.cast(values, tf.float32)
         if "index" in parts:
             count = tf.shape(values)[0]
             rows = tf.repeat(tf.range(count), self._top_k)
-            places = tf.stack([rows, tf.cast(tf.reshape(parts["index"], [-1]), tf.int32)], axis=-1)
+            places = tf.stack([rows, tf.reshape(parts["index"], [-1])], axis=-1)
             rest = tf.repeat(parts["rest"][:, None], self._given.num_classes, axis=1)
             values = tf.tensor_scatter_nd_update(rest, places, tf.reshape(values, [-1]))
         return values + parts["largest"][:, None] if "largest" in parts else values

@@ -34,7 +34,8 @@ MAY_IMPORT = {
     **{part: QUICK | SHARED | HANDED for part in HANDED},
     "experiment": QUICK | SHARED | LEAVES | HANDED,
     "schemes": QUICK | SHARED | LEAVES | HANDED | {"experiment"},
-    "run": QUICK | SHARED | LEAVES | HANDED | {"experiment", "schemes"},
+    "measure": QUICK | SHARED | LEAVES | HANDED | {"experiment"},
+    "run": QUICK | SHARED | LEAVES | HANDED | {"experiment", "schemes", "measure"},
     "__init__": QUICK | SHARED | LEAVES | HANDED,
 }
 HEAVY = {"tensorflow", "keras", "tf_keras", "keras_cv", "keras_hub", "tensorflow_model_optimization"}

@@ -211,7 +211,7 @@ def test_a_cache_under_a_wrong_name_is_refused(tmp_path, teacher):
     with pytest.raises(InputError, match="was made with another teacher, samples: remove it"):
         TeacherCache(tmp_path, views(), teacher)
     record.write_text("{")
-    with pytest.raises(InputError, match="identity.json can't be read: remove"):
+    with pytest.raises(InputError, match=r"identity\.json can't be read: remove"):
         TeacherCache(tmp_path, views(), teacher)
 
 
@@ -226,7 +226,7 @@ def test_a_damaged_file_is_refused(tmp_path, teacher, damage):
         np.save(path, np.zeros((3, K), np.float16))
     else:
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]) if damage == "a byte" else data[:-20])
-    with pytest.raises(InputError, match="view001-logits-values.npy is damaged: remove"):
+    with pytest.raises(InputError, match=r"view001-logits-values\.npy is damaged: remove"):
         TeacherCache(tmp_path, views(), teacher).read(0, tf.range(3))
 
 

@@ -17,6 +17,7 @@ class Offline:
     def check(self, experiment) -> None:
         """Builds all that will be trained, and trains nothing, so that bad input is refused at once."""
         config = experiment.config
+        experiment.check_teacher_from()
         teacher = None
         if config.teacher is not None:
             teacher = experiment.model(config.teacher)
@@ -30,6 +31,7 @@ class Offline:
             raise InputError(
                 "--loss reads a teacher and --teacher is none: name one, such as --teacher='resnet(depth=50)'"
             )
+        experiment.cache(distiller)
 
     def run(self, experiment):
         """Trains the models.

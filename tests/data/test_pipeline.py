@@ -165,7 +165,7 @@ def test_a_cache_of_other_samples_or_views_is_refused():
 
 @pytest.mark.parametrize("op", [_augment.mixup(), _augment.cutmix(), _augment.keras_cv()])
 def test_views_that_do_not_repeat_are_refused(op):
-    with pytest.raises(InputError, match="cannot hold with (mixup|cutmix|kerascv)"):
+    with pytest.raises(InputError, match=r"cannot hold with (mixup|cutmix|kerascv)"):
         Views(SOURCE, 2, (*PLAIN, op))
 
 
