@@ -4,6 +4,8 @@ import pathlib
 
 import tensorflow as tf
 
+from kd_keras.errors import InputError
+
 # Instruction sets that multiply bfloat16, as Linux names them (x86; ARM).
 _BFLOAT16 = {"amx_bf16", "avx512_bf16", "bf16", "svebf16"}
 
@@ -61,7 +63,13 @@ def limit_threads(threads: int) -> None:
     """Lets one operation use so many threads, and so many operations run side by side.
 
     Raises:
-        RuntimeError: TensorFlow has already begun to compute.
+        InputError: TensorFlow has already begun to compute with another number.
     """
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    config = tf.config.threading
+    if (config.get_intra_op_parallelism_threads(), config.get_inter_op_parallelism_threads()) == (threads, threads):
+        return
+    try:
+        config.set_intra_op_parallelism_threads(threads)
+        config.set_inter_op_parallelism_threads(threads)
+    except RuntimeError as error:
+        raise InputError(f"--threads={threads}: TensorFlow is at work already; start a process of its own") from error

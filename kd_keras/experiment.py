@@ -136,13 +136,9 @@ class Experiment:
         config = self.config
         if config.tracking == "none":
             return
-        uri, artifacts = tracking.local_store(config.workdir)
-        if config.tracking_uri is not None:
-            uri, artifacts = config.tracking_uri, None
+        uri = config.tracking_uri or tracking.local_store(config.workdir)
         runs = self.done("runs") or {}
-        self.tracker = tracking.MLflowWriter(
-            uri, config.experiment, config.workdir.name, artifact_location=artifacts, run_id=runs.get("parent")
-        )
+        self.tracker = tracking.MLflowWriter(uri, config.experiment, config.workdir.name, run_id=runs.get("parent"))
         if runs.get("parent") != self.tracker.run_id:
             runs = {"parent": self.tracker.run_id}
         self.finish("runs", runs)
@@ -456,7 +452,7 @@ class Experiment:
         if self.config.export:
             lines["edge"] = f"{folder}/*.tflite"
         if self.config.tracking == "mlflow":
-            uri = self.config.tracking_uri or tracking.local_store(folder)[0]
+            uri = self.config.tracking_uri or tracking.local_store(folder)
             lines["compare"] = uri
             if not uri.startswith("http"):
                 lines["compare"] = f"mlflow ui --backend-store-uri '{uri}', then open http://127.0.0.1:5000"

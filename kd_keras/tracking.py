@@ -42,16 +42,23 @@ _PACKAGES = (
 
 
 def local_store(workdir):
-    """Where a run keeps its own MLflow data.
+    """The URI of a run's own MLflow store, absolute, as MLflow's defaults depend on the current folder.
 
     Args:
         workdir: folder; need not exist.
-
-    Returns:
-        ``(uri, artifact_location)``: absolute, as MLflow's defaults depend on the current folder.
     """
-    folder = pathlib.Path(workdir).resolve()
-    return f"sqlite:///{folder / 'mlflow.db'}", (folder / "mlartifacts").as_uri()
+    return f"sqlite:///{pathlib.Path(workdir).resolve() / 'mlflow.db'}"
+
+
+def _artifact_location(uri):
+    """Where the artefacts of a store's experiments go: beside an sqlite file; None leaves it to the server.
+
+    Args:
+        uri: tracking URI.
+    """
+    if not uri.startswith("sqlite:///"):
+        return None
+    return (pathlib.Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
 
 
 class NullWriter:
@@ -92,7 +99,6 @@ class MLflowWriter:
         uri: tracking URI: ``sqlite:////absolute/mlflow.db``, ``http://host:port``, another database or a plug-in's.
         experiment: name of the experiment, made where it is missing.
         run_name: name of the run.
-        artifact_location: URI for the artefacts of an experiment that is made; None leaves it to the server.
         run_id: run to go on with. A run that the store does not know is replaced by a new one, with a warning.
         parent_id: id of the parent run.
 
@@ -100,9 +106,9 @@ class MLflowWriter:
         InputError: the URI's scheme is none that MLflow knows, or MLflow is not installed.
     """
 
-    def __init__(self, uri, experiment, run_name, artifact_location=None, run_id=None, parent_id=None):
+    def __init__(self, uri, experiment, run_name, run_id=None, parent_id=None):
         self._link = _Link(uri)
-        self._open(self._link.call(self._experiment, experiment, artifact_location), run_name, run_id, parent_id)
+        self._open(self._link.call(self._experiment, experiment, _artifact_location(uri)), run_name, run_id, parent_id)
 
     def _open(self, experiment_id, run_name, run_id, parent_id):
         self.run_id = None

@@ -157,17 +157,25 @@ class _Keeper(keras.callbacks.Callback):
 
 
 class StopAtNaN(keras.callbacks.Callback):
-    """Stops at the first loss that is not finite, with an `InputError` that names step, learning rate and term."""
+    """Stops at the first loss that is not finite, with an `InputError` that names step, learning rate and term.
+
+    The loss is read on a thread of Keras', so that a GPU need not wait for it: the training may be a few steps further
+    before it stops, and never at the end of the epoch.
+    """
+
+    async_safe = True
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
 
     def on_train_batch_end(self, batch, logs=None):
         if math.isfinite(float(logs["loss"])):
             return
         model = self.model
         bad = [name for name in model.term_names if not math.isfinite(float(logs[name]))]
-        step = int(keras.ops.convert_to_numpy(model.step))
         rate = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
         raise InputError(
-            f"the loss is no longer finite at step {step} (epoch {int(model.epoch) + 1}), learning rate {rate:g}, "
+            f"the loss is no longer finite at step {batch + 1} of epoch {self.epoch + 1}, learning rate {rate:g}, "
             f"in {', '.join(bad) or 'the regularisation losses'}: lower --learning_rate or clip gradients, "
             "--optimizer='adam(global_clipnorm=1.0)'; the last epoch's checkpoint is kept"
         )
@@ -175,6 +183,8 @@ class StopAtNaN(keras.callbacks.Callback):
 
 class LiveLine(keras.callbacks.Callback):
     """One live line on the terminal: epoch, steps a second, loss, accuracy, time left. Silent elsewhere."""
+
+    async_safe = True
 
     def __init__(self, title: str, epochs: int, console: Console | None = None):
         super().__init__()
@@ -201,7 +211,8 @@ class LiveLine(keras.callbacks.Callback):
         self.epoch, self.begun, self.steps = epoch, time.perf_counter(), 0
 
     def on_train_batch_end(self, batch, logs=None):
-        done = batch + 1 - self.steps
+        # Keras' threads may tell of two steps in either order.
+        done = max(batch + 1 - self.steps, 0)
         self.steps += done
         rate = self.steps / (time.perf_counter() - self.begun)
         figures = f"epoch {self.epoch + 1}/{self.epochs}  {rate:.1f} steps/s  loss {float(logs['loss']):.3f}"

@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "schemes": QUICK | SHARED | LEAVES | HANDED | {"experiment"},
     "measure": QUICK | SHARED | LEAVES | HANDED | {"experiment"},
     "run": QUICK | SHARED | LEAVES | HANDED | {"experiment", "schemes", "measure"},
+    "sweep": QUICK | {"tracking"},
     "__init__": QUICK | SHARED | LEAVES | HANDED,
 }
 HEAVY = {"tensorflow", "keras", "tf_keras", "keras_cv", "keras_hub", "tensorflow_model_optimization"}

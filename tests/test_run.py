@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 
-from kd_keras import run
+from kd_keras import device, frozen, run
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = ROOT / "experiments" / "digits.flags"
@@ -130,6 +130,50 @@ def test_a_finished_teacher_serves_another_run(finished, tmp_path, capsys):
     assert "class order" in capsys.readouterr().err
 
 
+QUICK = ["--epochs=1", "--tracking=none", "--export=none", "--nobaseline"]
+
+
+def state(workdir, name):
+    return json.loads((workdir / "state" / f"{name}.json").read_text())
+
+
+def test_a_cache_and_another_runs_teacher(finished, tmp_path, capsys):
+    flags = [f"--flagfile={DIGITS}", *QUICK, f"--teacher_from={finished}", "--cache_views=2"]
+    shared = [*flags, f"--cache_folder={tmp_path / 'cache'}"]
+    assert main(*shared, "--cache_taps=pooled", f"--workdir={tmp_path / 'a'}") == 0
+    out = capsys.readouterr().out
+    assert "logits, pooled of 2 views of 1168 images" in out and "the teacher ran on 2336 images" in out
+    # Other losses, another seed of the training, fewer taps: all is there.
+    hint = "--loss=ce() + kd() + hint(pairs='pooled:pooled')"
+    assert main(*shared, hint, "--seed=3", f"--workdir={tmp_path / 'b'}") == 0
+    assert "are there already" in capsys.readouterr().out and state(tmp_path / "b", "student-cache")["images"] == 0
+    for name in "ab":
+        assert figures(tmp_path / name)[0] == figures(finished)[0]
+        assert state(tmp_path / name, "teacher") == state(finished, "teacher")
+        assert (tmp_path / name / "teacher_confusion.png").exists()
+    assert main(*flags, f"--workdir={tmp_path / 'c'}", "--cache_limit_gb=0.00001") == 2
+    error = capsys.readouterr().err
+    assert "the teacher cache would take" in error and "limit_gb" in error and error.count("\n") == 1
+
+
+def test_the_teachers_dtype_is_chosen_once_and_checked(finished, tmp_path, caplog, monkeypatch):
+    flags = [f"--flagfile={DIGITS}", *QUICK, f"--teacher=saved(path='{finished / 'teacher.keras'}')"]
+    assert main(*flags, "--teacher_dtype=bfloat16", f"--workdir={tmp_path / 'a'}") == 0
+    kept = state(tmp_path / "a", "teacher-dtype")
+    assert kept["dtype"] == "bfloat16" and kept["agreement"] >= 0.99 and kept["images"] == 270
+    # A teacher that says something else in bfloat16 is not used in it, unless that is asked for.
+    monkeypatch.setattr(frozen, "LEAST_AGREEMENT", 1.01)
+    monkeypatch.setattr(device, "teacher_dtype", lambda: "bfloat16")
+    assert main(*flags, "--teacher_dtype=auto", f"--workdir={tmp_path / 'b'}") == 0
+    assert "270 validation images: it computes in float32" in caplog.text
+    assert state(tmp_path / "b", "teacher-dtype")["dtype"] == "float32"
+    assert main(*flags, "--teacher_dtype=bfloat16", f"--workdir={tmp_path / 'c'}") == 0
+    assert "consider --teacher_dtype=float32" in caplog.text
+    assert state(tmp_path / "c", "teacher-dtype")["dtype"] == "bfloat16"
+    assert main(*flags, "--teacher_dtype=none", f"--workdir={tmp_path / 'd'}") == 0
+    assert not (tmp_path / "d" / "state" / "teacher-dtype.json").exists()
+
+
 def test_options_reach_what_they_name(tmp_path, capsys):
     flags = ["--data=digits()", "--teacher=none", "--loss=ce(label_smoothing=0.1)", "--student=cnn(filters=(4,))"]
     flags += ["--augment=flip() + mixup(alpha=0.4)", "--train_examples=200", "--epochs=1", "--val_fraction=0.3"]
@@ -167,6 +211,12 @@ BAD = {
     "image_size of digits": (["--image_size=32"], "image_size"),
     "too many examples": (["--train_examples=100000"], "100000"),
     "tracking uri": (["--tracking_uri=nonsense"], "nonsense"),
+    "a cache of mixed images": (["--cache_views=2", "--augment=mixup()"], "mixup"),
+    "a cache without teacher": (["--cache_views=2", "--teacher=none", "--loss=ce()"], "--teacher=none"),
+    "a cache of no tap": (["--cache_views=2", "--cache_taps=stage9"], "stage9"),
+    "a cache too large": (["--cache_views=2", "--cache_limit_gb=1e-6"], "limit_gb"),
+    "nobody's teacher": (["--teacher_from=no/such"], "no finished teacher"),
+    "threads too late": (["--threads=7"], "--threads=7"),
 }
 
 

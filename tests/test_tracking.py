@@ -23,7 +23,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture
 def client(store):
-    return mlflow.MlflowClient(tracking_uri=store[0])
+    return mlflow.MlflowClient(tracking_uri=store)
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def warnings(monkeypatch):
 @pytest.fixture
 def opened(store, request):
     def open_writer(**settings):
-        return tracking.MLflowWriter(store[0], "study", request.node.name, store[1], **settings)
+        return tracking.MLflowWriter(store, "study", request.node.name, **settings)
 
     return open_writer
 
@@ -49,9 +49,11 @@ def closed_port():
 
 def test_local_store_is_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    uri, artifacts = tracking.local_store("some where")
+    uri = tracking.local_store("some where")
     assert uri == f"sqlite:///{tmp_path}/some where/mlflow.db"
-    assert artifacts == f"file://{tmp_path}/some%20where/mlartifacts"
+    # MLflow's default would be a folder of the current folder.
+    assert tracking._artifact_location(uri) == f"file://{tmp_path}/some%20where/mlartifacts"
+    assert tracking._artifact_location("http://127.0.0.1:5000") is None
 
 
 def test_a_run_holds_what_was_written(opened, client, store, tmp_path):
@@ -77,7 +79,7 @@ def test_a_run_holds_what_was_written(opened, client, store, tmp_path):
     history = client.get_metric_history(writer.run_id, "accuracy")
     assert [(point.step, point.value) for point in history] == [(1, 0.5), (2, 0.75)]
     assert run.data.metrics["loss"] == 2.0
-    artifacts = pathlib.Path(store[1].removeprefix("file://")) / writer.run_id / "artifacts"
+    artifacts = pathlib.Path(store.removeprefix("sqlite:///")).parent / "mlartifacts" / writer.run_id / "artifacts"
     assert (artifacts / "results.csv").read_text() == "a,b\n"
     assert (artifacts / "plots" / "curves.png").read_bytes() == b"png"
 
@@ -239,8 +241,7 @@ def test_bounds_do_not_override_the_users(store, monkeypatch, opened):
 def test_a_new_store_prints_nothing(tmp_path):
     code = (
         "from kd_keras import tracking\n"
-        f"uri, artifacts = tracking.local_store({str(tmp_path)!r})\n"
-        "writer = tracking.MLflowWriter(uri, 'study', 'run', artifacts)\n"
+        f"writer = tracking.MLflowWriter(tracking.local_store({str(tmp_path)!r}), 'study', 'run')\n"
         "writer.metrics({'a': 1.0}, 0)\n"
         "writer.close()\n"
         "assert writer.run_id\n"
@@ -290,17 +291,17 @@ def test_environment(tmp_path, monkeypatch):
 
 
 def test_a_database_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
-    uri, artifacts = tracking.local_store(tmp_path)
+    uri = tracking.local_store(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(tracking.os, "link", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            tracking.MLflowWriter(uri, "e", "killed", artifacts)
+            tracking.MLflowWriter(uri, "e", "killed")
         assert list(tmp_path.iterdir()) == []
-    first = tracking.MLflowWriter(uri, "e", "first", artifacts)
+    first = tracking.MLflowWriter(uri, "e", "first")
     assert tracking.MLflowWriter(uri, "e", "again", run_id=first.run_id).run_id == first.run_id
     assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
 
 
 def test_a_database_is_made_where_files_can_not_be_linked(tmp_path, monkeypatch):
     monkeypatch.setattr(tracking.os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("no links")))
-    assert tracking.MLflowWriter(*tracking.local_store(tmp_path)[:1], "e", "r").run_id
+    assert tracking.MLflowWriter(tracking.local_store(tmp_path), "e", "r").run_id

@@ -1,0 +1,214 @@
+"""Many runs of one experiment: ``python -m kd_keras.sweep --flagfile=… --vary='loss: kd() | soft_ce()' --seeds=0,1,2``.
+
+Every combination of the varied flags is one run of `kd_keras.run`, in a process and a folder of its own. The first run
+trains and measures the teacher; the others take it from there, with its cache where ``--cache_views`` asks for one. The
+same command, run again, goes on where it stopped.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+
+from absl import flags
+from rich.console import Console
+from rich.table import Table
+
+from kd_keras import config as configuration
+from kd_keras import files, tracking
+from kd_keras.errors import InputError
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_multi_string(
+    "vary", [], "A flag and its values: 'loss: kd() | soft_ce()'; several give every combination.", flag_values=FLAGS
+)
+flags.DEFINE_list("seeds", [], "Short for --vary='seed: …'.", flag_values=FLAGS)
+flags.DEFINE_string(
+    "workdir", None, "Folder of all runs; by default runs/sweep-<hash of the flags>.", flag_values=FLAGS
+)
+flags.DEFINE_bool("shared_teacher", True, "Train one teacher for all runs, of the first one's seed.", flag_values=FLAGS)
+# Flags that change the data or the teacher by name: runs that differ in one have teachers of their own.
+_OF_THE_TEACHER = (
+    *("data", "image_size", "val_fraction", "skip_bad_images"),
+    *("teacher", "teacher_loss", "teacher_epochs", "teacher_optimizer", "teacher_learning_rate"),
+)
+
+
+@dataclasses.dataclass
+class Run:
+    """One run of the sweep.
+
+    Attributes:
+        varied: flag → value, of the varied flags.
+        workdir: its folder.
+        teacher: the run that it takes its teacher from, or None.
+    """
+
+    varied: dict[str, str]
+    workdir: pathlib.Path
+    teacher: "Run | None" = None
+
+    @property
+    def results(self) -> dict[str, dict] | None:
+        """Rows by role, or None where it has not ended."""
+        path = self.workdir / "results.json"
+        return {row["role"]: row for row in json.loads(path.read_text(encoding="utf-8"))} if path.exists() else None
+
+
+def plan(argv: list[str]) -> tuple[pathlib.Path, list[Run], list[str]]:
+    """Reads the command line, and checks every run's flags.
+
+    Args:
+        argv: as `sys.argv`.
+
+    Returns:
+        The sweep's folder, its runs, and the flags that they have in common.
+
+    Raises:
+        InputError: a varied flag has no values, is varied twice or set beside, or a run's flags are refused.
+    """
+    FLAGS.unparse_flags()
+    try:
+        common = FLAGS(argv, known_only=True)[1:]
+    except flags.Error as error:
+        raise InputError(" ".join(str(error).split())) from error
+    varied = _varied(FLAGS.vary + ([f"seed: {' | '.join(FLAGS.seeds)}"] if FLAGS.seeds else []))
+    for flag in ("teacher_from", "workdir"):
+        if any(flag == name for name in varied):
+            raise InputError(f"--{flag} can't be varied: the sweep sets it")
+    digest = hashlib.sha256(json.dumps([common, varied]).encode()).hexdigest()[:8]
+    root = pathlib.Path(FLAGS.workdir or f"runs/sweep-{digest}").absolute()
+    runs, first = [], {}
+    for values in itertools.product(*varied.values()):
+        one = dict(zip(varied, values, strict=True))
+        run = Run(one, root / _folder(one))
+        resolved = configuration.read([argv[0], *common, *_as_flags(run)])
+        if FLAGS.shared_teacher and resolved.teacher is not None and resolved.teacher_from is None:
+            run.teacher = first.setdefault(tuple(one.get(flag) for flag in _OF_THE_TEACHER), run)
+            run.teacher = None if run.teacher is run else run.teacher
+        runs.append(run)
+    return root, runs, common
+
+
+def _varied(texts: list[str]) -> dict[str, list[str]]:
+    varied = {}
+    for text in texts:
+        flag, colon, values = text.partition(":")
+        flag, values = flag.strip().lstrip("-"), [value.strip() for value in values.split("|")]
+        if not colon or not flag or not all(values):
+            raise InputError(f"--vary={text!r}: give a flag and its values, such as 'seed: 0 | 1 | 2'")
+        if flag in varied:
+            raise InputError(f"--{flag} is varied twice: name all of its values once")
+        if len(set(values)) < len(values):
+            raise InputError(f"--vary={text!r} names a value twice: a run would be repeated")
+        varied[flag] = values
+    if not varied:
+        raise InputError("nothing is varied: give --vary='flag: value | value' or --seeds=0,1,2")
+    return varied
+
+
+def _folder(varied: dict[str, str]) -> str:
+    """A name that can be read, and is a run's own whatever else is varied later."""
+    text = ",".join(f"{flag}={value}" for flag, value in varied.items())
+    digest = hashlib.sha256(text.encode()).hexdigest()[:6]
+    return f"{re.sub(r'[^A-Za-z0-9.=,_-]+', '_', text)[:80]}-{digest}"
+
+
+def _as_flags(run: Run) -> list[str]:
+    teacher = [] if run.teacher is None else [f"--teacher_from={run.teacher.workdir}"]
+    return [*(f"--{flag}={value}" for flag, value in run.varied.items()), f"--workdir={run.workdir}", *teacher]
+
+
+def main(argv: list[str]) -> int:
+    """Runs a sweep.
+
+    Args:
+        argv: as `sys.argv`.
+
+    Returns:
+        The exit code: 0 done, 1 where a run failed, 2 bad input, 130 interrupted.
+    """
+    if {"--help", "-h"} & set(argv[1:]):
+        print(f"{__doc__}\n{FLAGS.get_help()}\nEvery other flag goes to each run: python -m kd_keras.run --help")
+        return 0
+    console = Console(soft_wrap=True)
+    try:
+        root, runs, common = plan(argv)
+        failed = _all(root, runs, common, console)
+    except InputError as error:
+        print(f"kd_keras: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("kd_keras: stopped; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    summary = [{"flags": run.varied, "workdir": str(run.workdir), "rows": run.results} for run in runs]
+    files.write(root / "sweep.json", json.dumps(summary, indent=2) + "\n")
+    _print(runs, console)
+    console.print(f"{root / 'sweep.json'}", highlight=False)
+    return 1 if failed else 0
+
+
+def _all(root, runs, common, console) -> bool:
+    """Runs what has not ended; tells whether a run failed."""
+    store = [f"--tracking_uri={tracking.local_store(root)}"]
+    failed = []
+    for number, run in enumerate(runs, start=1):
+        title = f"run {number}/{len(runs)}  {', '.join(f'{k}={v}' for k, v in run.varied.items())}"
+        if run.teacher in failed:
+            console.print(f"{title}: left out, for its teacher's run failed", highlight=False)
+            failed.append(run)
+            continue
+        log = root / f"{run.workdir.name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "kd_keras.run", *store, *common, *_as_flags(run), "--progress=none"]
+        with open(log, "ab") as out, console.status(title):
+            done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False)
+        if done.returncode == 0:
+            console.print(f"{title}: test accuracy {_student(run)['test_accuracy']:.4f}", highlight=False)
+            continue
+        failed.append(run)
+        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        console.print(f"{title}: failed ({lines[-1] if lines else 'no output'}); see {log}", highlight=False)
+    return bool(failed)
+
+
+def _student(run) -> dict:
+    return run.results["student distilled"]
+
+
+def _print(runs, console) -> None:
+    """A table of the runs, and of each combination over its seeds."""
+    flags_ = list(runs[0].varied)
+    table = Table("n", *flags_, "val acc %", "test acc %")
+    groups = {}
+    for run in runs:
+        if run.results is not None:
+            key = tuple(value for flag, value in run.varied.items() if flag != "seed")
+            groups.setdefault(key, []).append(run)
+            row = _student(run)
+            figures = (f"{100 * row[name]:.2f}" for name in ("val_accuracy", "test_accuracy"))
+            table.add_row("1", *run.varied.values(), *figures)
+    if "seed" in flags_ and groups:
+        table.add_section()
+        for members in groups.values():
+            values = ["all" if flag == "seed" else members[0].varied[flag] for flag in flags_]
+            cells = [_spread([_student(run)[name] for run in members]) for name in ("val_accuracy", "test_accuracy")]
+            table.add_row(str(len(members)), *values, *cells)
+    console.print(table)
+
+
+def _spread(values) -> str:
+    mean = 100 * statistics.mean(values)
+    return f"{mean:.2f} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else f"{mean:.2f}"
+
+
+if __name__ == "__main__":
+    # TensorFlow tells of every instruction set it was not built for.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.exit(main(sys.argv))
