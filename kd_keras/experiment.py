@@ -4,6 +4,8 @@ Every stage is done once: it leaves ``state/<stage>.json`` when it has ended, an
 behind the last one.
 """
 
+import collections
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -82,6 +84,8 @@ class Experiment:
         if config.cache_views:
             self.views = datasets.Views(self.splits.train, config.cache_views, self.augment, config.cache_seed)
         self.tracker = tracking.NullWriter()
+        #: Seconds of this process by what they went into.
+        self.seconds = collections.Counter()
 
     def _load(self):
         config = self.config
@@ -155,6 +159,15 @@ class Experiment:
         if child.run_id is not None and child.run_id != runs.get(stage):
             self.finish("runs", {**runs, stage: child.run_id})
         return child
+
+    @contextlib.contextmanager
+    def timed(self, what: str):
+        """Counts the seconds inside as ``what``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[what] += time.perf_counter() - start
 
     # ---- training ----
 
@@ -309,7 +322,7 @@ class Experiment:
                 epochs=epochs,
                 steps_per_epoch=self.steps_per_epoch,
                 checkpoint=self._checkpoint(stage),
-                callbacks=[_Track(child)],
+                callbacks=[_Laps(self.seconds), _Track(child)],
                 progress=f"{stage:<8}" if config.progress == "auto" else None,
             )
         except BaseException:
@@ -384,7 +397,7 @@ class Experiment:
             highlight=False,
         )
         start = time.perf_counter()
-        with self.console.status("running the teacher") as status:
+        with self.timed("teacher cache"), self.console.status("running the teacher") as status:
             # A forward pass keeps a layer or two, a training step all of them.
             images = cache.fill(
                 4 * self.config.batch_size,
@@ -440,6 +453,18 @@ class Experiment:
         done = self.done("measured")
         return done["rows"], done["notes"]
 
+    def print_seconds(self, start: float) -> None:
+        """Prints what the process' time went into, and keeps it in ``state/seconds.json``.
+
+        Args:
+            start: when it began, by `time.perf_counter`.
+        """
+        total = time.perf_counter() - start
+        seconds = {**self.seconds, "other": total - sum(self.seconds.values())}
+        shares = ", ".join(f"{what} {value / total:.1%}" for what, value in seconds.items())
+        self.console.print(f"time     {total:.1f} s: {shares}", highlight=False)
+        self.finish("seconds", {"total": total, **seconds})
+
     def print_places(self) -> None:
         """Prints where things are and how to open them."""
         folder = self.config.workdir
@@ -458,6 +483,27 @@ class Experiment:
                 lines["compare"] = f"mlflow ui --backend-store-uri '{uri}', then open http://127.0.0.1:5000"
         for name, text in lines.items():
             self.console.print(f"{name:<8} {text}", highlight=False)
+
+
+class _Laps(keras.callbacks.Callback):
+    """Counts the seconds of steps and of validation; those between the epochs are neither."""
+
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds = seconds
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.lap = time.perf_counter()
+
+    def on_test_begin(self, logs=None):
+        self._count("training")
+
+    def on_test_end(self, logs=None):
+        self._count("evaluation")
+
+    def _count(self, what):
+        before, self.lap = self.lap, time.perf_counter()
+        self.seconds[what] += self.lap - before
 
 
 class _Track(keras.callbacks.Callback):

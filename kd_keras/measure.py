@@ -51,9 +51,10 @@ class _Measuring:
         if done is None:
             with experiment.console.status(f"measuring {trained.stage}"):
                 model = experiment.load(trained)
-                own, labels = evaluate.predict(logits(model), experiment.batches(self.splits.test))
+                with experiment.timed("evaluation"):
+                    own, labels = evaluate.predict(logits(model), experiment.batches(self.splits.test))
+                    row, runtime = self._row(trained, model, own, labels)
                 files.write(kept, lambda file: np.save(file, own))
-                row, runtime = self._row(trained, model, own, labels)
                 self._figures(trained.stage, row["role"], own, labels)
                 done = experiment.finish(stage, {"row": row, "runtime": runtime})
         self.logits[trained.stage] = np.load(kept)
@@ -93,7 +94,7 @@ class _Measuring:
         representative = self._representative() if "int8" in config.export else None
         cost = {"parameters": evaluate.parameters(model), "macs": evaluate.macs(model)} if config.export else {}
         for variant in config.export:
-            with experiment.console.status(f"exporting {variant}"):
+            with experiment.timed("export"), experiment.console.status(f"exporting {variant}"):
                 path = config.workdir / f"{exported.stage}_{variant}.tflite"
                 files.write(path, tflite.convert(model, variant, representative))
                 interpreter = tflite.load(path)

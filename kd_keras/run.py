@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 bad input (one line says what), 130 interrupted; anything 
 
 import os
 import sys
+import time
 
 from kd_keras import config as configuration
 from kd_keras import spec
@@ -39,6 +40,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run(config) -> None:
+    start = time.perf_counter()
     # TensorFlow tells of every instruction set it was not built for.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from kd_keras import measure, report
@@ -56,6 +58,7 @@ def _run(config) -> None:
             experiment.tracker.close("FAILED")
             raise
         experiment.tracker.close()
+        experiment.print_seconds(start)
     rows, notes = experiment.results()
     report.print_table(rows, experiment.console, caption="\n".join(notes))
     experiment.print_places()

@@ -34,6 +34,13 @@ def figures(workdir):
     return [{key: value for key, value in row.items() if not key.startswith("latency")} for row in rows]
 
 
+QUICK = ["--epochs=1", "--tracking=none", "--export=none", "--nobaseline"]
+
+
+def state(workdir, name):
+    return json.loads((workdir / "state" / f"{name}.json").read_text())
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "digits"
@@ -82,6 +89,13 @@ def test_every_artefact_is_there(finished):
         assert path.read_bytes()[:4] == b"\x89PNG"
 
 
+def test_what_the_time_went_into(finished):
+    seconds = state(finished, "seconds")
+    parts = {name: value for name, value in seconds.items() if name != "total"}
+    assert set(parts) == {"training", "evaluation", "export", "other"} and all(value > 0 for value in parts.values())
+    assert seconds["total"] == pytest.approx(sum(parts.values()))
+
+
 def test_mlflow_has_one_parent_and_a_child_a_model(finished):
     import mlflow
 
@@ -128,13 +142,6 @@ def test_a_finished_teacher_serves_another_run(finished, tmp_path, capsys):
     shuffled.save(tmp_path / "shuffled.keras")
     assert main(*flags, f"--teacher=saved(path='{tmp_path / 'shuffled.keras'}')", f"--workdir={tmp_path / 'b'}") == 2
     assert "class order" in capsys.readouterr().err
-
-
-QUICK = ["--epochs=1", "--tracking=none", "--export=none", "--nobaseline"]
-
-
-def state(workdir, name):
-    return json.loads((workdir / "state" / f"{name}.json").read_text())
 
 
 def test_a_cache_and_another_runs_teacher(finished, tmp_path, capsys):
