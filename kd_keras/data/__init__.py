@@ -10,11 +10,12 @@ _HOME = {
     "FileSource": "_sources",
     "Splits": "_sources",
     "Views": "_pipeline",
+    "augmentations": "_augment",
     "take": "_sources",
     "batches": "_pipeline",
     "steps_per_epoch": "_pipeline",
 }
-__all__ = ["ArraySource", "FileSource", "Splits", "Views", "batches", "steps_per_epoch", "take"]
+__all__ = ["ArraySource", "FileSource", "Splits", "Views", "augmentations", "batches", "steps_per_epoch", "take"]
 
 
 def __getattr__(name: str):

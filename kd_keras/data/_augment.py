@@ -69,6 +69,15 @@ class BatchOp:
         raise NotImplementedError
 
 
+def augmentations(text: str) -> list:
+    """The operations that a text names, such as ``'pad_crop(pixels=4) + flip()'``; none for ``''`` or ``'none'``.
+
+    Raises:
+        InputError: an unknown operation or key, or a value out of range.
+    """
+    return [spec.build(__name__, one) for one in spec.parse_many(text)]
+
+
 def _number(op: str, key: str, value: Any, low: float, high: float = float("inf"), whole: bool = False) -> None:
     kinds = int if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:

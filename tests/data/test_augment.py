@@ -6,7 +6,7 @@ import tensorflow as tf
 from absl import logging
 
 from kd_keras import spec
-from kd_keras.data import _augment
+from kd_keras.data import _augment, augmentations
 from kd_keras.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -172,3 +172,10 @@ def test_keras_cv_layers_change_images_within_range(run, layer, monkeypatch):
     assert got.dtype == np.float32 and got.shape == images.shape
     assert got.min() >= 0 and got.max() <= 255 and got.max() > 100
     assert (np.abs(got - images) > 1).mean() > 0.05
+
+
+def test_a_text_names_operations_in_their_order():
+    assert augmentations("pad_crop(2, mode='zero') + flip()") == [_augment.pad_crop(2, mode="zero"), _augment.flip()]
+    assert augmentations("none") == []
+    with pytest.raises(InputError, match="did you mean 'flip'"):
+        augmentations("pad_crop(4) + flop()")
