@@ -21,7 +21,7 @@ PACKAGES = {"data": "data", "teacher": "models", "student": "models", "loss": "l
 VARIANTS = ("float32", "float16", "dynamic", "int8")
 _RECORD = "config.json"
 #: Fields that change neither what is trained nor what is measured.
-_BESIDE = ("workdir", "tracking", "tracking_uri", "experiment", "progress", "flagfile")
+_BESIDE = ("workdir", "tracking", "tracking_uri", "experiment", "progress", "flagfile", "worker_timeout")
 
 
 def _define(kind, name, default, text, **kwargs):
@@ -71,9 +71,10 @@ _define(
     "enum",
     "strategy",
     "auto",
-    "One device, or one replica on each local one; auto mirrors where there are several GPUs.",
-    enum_values=["auto", "one", "mirrored"],
+    "One device, one replica on each local one, or the machines of TF_CONFIG; auto mirrors over several GPUs.",
+    enum_values=["auto", "one", "mirrored", "multi_worker"],
 )
+_define("integer", "worker_timeout", 600, "Seconds to wait until all machines have started.", lower_bound=1)
 _define("bool", "deterministic", False, "Make GPU operations repeat to the bit as well (slower; CPUs do anyway).")
 _define("integer", "steps_per_execution", 1, "Steps in one compiled call.", lower_bound=1)
 _define("string", "export", ",".join(VARIANTS), f"TFLite files of the student, of {', '.join(VARIANTS)}; or none.")
@@ -112,6 +113,7 @@ class Config:
     precision: str
     teacher_dtype: str | None
     strategy: str
+    worker_timeout: int
     deterministic: bool
     steps_per_execution: int
     export: tuple[str, ...]

@@ -64,14 +64,21 @@ class Experiment:
 
     def __init__(self, config: Config, console: Console | None = None):
         self.config = config
+        # First, since machines can only be joined before TensorFlow has computed anything.
+        self.strategy = distribute.strategy(config.strategy, timeout=config.worker_timeout)
+        #: (number of this worker, number of workers): worker 0 alone writes and prints.
+        self.worker = distribute.worker(self.strategy)
+        self.chief = self.worker[0] == 0
+        if not self.chief:
+            logging.set_verbosity(logging.ERROR)
         # A pipe or a log has no width of its own; Rich would take 80 columns, which is narrow for the table.
-        self.console = console or Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+        width = None if sys.stdout.isatty() else 120
+        self.console = console or Console(soft_wrap=True, width=width, quiet=not self.chief)
         keras.config.set_dtype_policy(config.precision)
         keras.config.disable_interactive_logging()
         if config.deterministic:
             keras.utils.set_random_seed(config.seed)
             tf.config.experimental.enable_op_determinism()
-        self.strategy = distribute.strategy(config.strategy)
         self.augment = [spec.build("kd_keras.data._augment", one) for one in config.augment]
         self.splits = self._load()
         self.tracker = tracking.NullWriter()
@@ -94,7 +101,8 @@ class Experiment:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def _finish(self, stage: str, record: dict) -> dict:
-        report.write_json(record, self._state / f"{stage}.json")
+        if self.chief:
+            report.write_json(record, self._state / f"{stage}.json")
         return record
 
     @property
@@ -125,7 +133,7 @@ class Experiment:
 
     def _open_tracker(self) -> None:
         config = self.config
-        if config.tracking == "none":
+        if config.tracking == "none" or not self.chief:
             return
         uri, artifacts = tracking.local_store(config.workdir)
         if config.tracking_uri is not None:
@@ -205,6 +213,9 @@ class Experiment:
         config, path = self.config, self.config.workdir / f"{stage}.keras"
         epochs = config.epochs if epochs is None else epochs
         done = self._done(stage)
+        # All have looked before one of them may write, and all do the same: making a model takes every worker.
+        if len(set(distribute.gather(self.strategy, int(done is not None)))) > 1:
+            raise InputError(f"not all workers find the stage {stage!r} finished: put --workdir where all share it")
         if done is None:
             model = self.model(one)
             teacher_model = None if teacher is None else self.load(teacher)
@@ -213,10 +224,14 @@ class Experiment:
                 history = self._fit(stage, model, losses, teacher_model, epochs, of_teacher)
             else:
                 self._check_class_order(model)
-            save_model(model, path)
+            if self.chief:
+                save_model(model, path)
             record = {"architecture": str(one), "series": history.series, "best_epoch": history.best_epoch}
             done = self._finish(stage, {**record, "seconds": round(history.seconds, 1)})
-            self._checkpoint(stage).unlink(missing_ok=True)
+            if self.chief:
+                self._checkpoint(stage).unlink(missing_ok=True)
+            distribute.gather(self.strategy, 1)
+        distribute.wait_for(path)
         trained = Trained(stage, done["architecture"], path, done["series"], done["best_epoch"])
         self.console.print(f"{stage:<8} {_summary(trained, done['seconds'])}")
         return trained
@@ -242,24 +257,32 @@ class Experiment:
                 initial_epoch=initial_epoch,
                 augment=self.augment,
                 num_classes=splits.num_classes,
+                shard=self.worker,
             )
 
         try:
             history = training.fit(
                 distiller,
                 stream,
-                self.batches(splits.val),
+                datasets.batches(splits.val, config.batch_size, shard=self.worker),
                 epochs=epochs,
                 steps_per_epoch=self.steps_per_epoch,
                 checkpoint=self._checkpoint(stage),
                 callbacks=[_Track(child)],
-                progress=f"{stage:<8}" if config.progress == "auto" else None,
+                progress=f"{stage:<8}" if config.progress == "auto" and self.chief else None,
             )
         except BaseException:
             child.close("FAILED")
             raise
         child.close()
         return history
+
+    def end_training(self) -> bool:
+        """Parts from the other workers, so that the chief measures alone; tells whether this one is the chief."""
+        distribute.gather(self.strategy, 1)
+        if self.worker[1] > 1:
+            self.strategy = tf.distribute.get_strategy()
+        return self.chief
 
     def batches(self, source):
         """A split once, in order, as (image, label) batches."""

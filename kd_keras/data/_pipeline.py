@@ -41,6 +41,7 @@ def batches(
     views: int | None = None,
     with_index: bool = False,
     drop_remainder: bool = False,
+    shard: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
     """Batches of a source.
 
@@ -59,6 +60,8 @@ def batches(
         views: with a teacher cache: the augmented view of a sample is that of epoch modulo ``views``.
         with_index: give dictionaries ``{image, label, index}``, the index being the sample's place in the source.
         drop_remainder: leave out a smaller last batch (of each epoch).
+        shard: (w, n) gives worker w's part of each batch; the parts of all n workers, one behind the other, are the
+            batch. Only the part is read, unless an operation mixes labels: partners come from the whole batch.
 
     Returns:
         A dataset of (image, label): float32 (B, H, W, C) in 0…255, and int32 (B,) or, where an operation mixes
@@ -79,6 +82,9 @@ def batches(
             raise InputError(f"views={views} cannot hold with {_name(op)}, whose results do not repeat: leave one out")
         if op.mixes_labels and num_classes is None:
             raise InputError(f"{_name(op)} mixes labels, which takes the number of classes: give num_classes")
+    worker, workers = shard
+    if not 0 <= worker < workers <= batch_size:
+        raise InputError(f"shard={shard} of batches of {batch_size}: give (w, n) with 0 <= w < n <= batch_size")
     steps = steps_per_epoch(len(source), batch_size, drop_remainder)
     if steps == 0:
         raise InputError(f"{len(source)} samples make no batch of {batch_size}: lower the batch size or add samples")
@@ -91,9 +97,19 @@ def batches(
         dataset = order.map(lambda index: (index, tf.zeros((tf.size(index), 0)), tf.zeros((2,), tf.int64)))
         count = steps
 
+    def part(rows):
+        size = tf.shape(rows, tf.int64)[0]
+        return rows[worker * size // workers : (worker + 1) * size // workers]
+
+    mixes = any(op.mixes_labels for op in augment)
+
     def load(index, noise, mix_seed):
+        if workers > 1 and not mixes:
+            index, noise = part(index), part(noise)
         image, label = source.read(index)
         image, label = _augmented(image, label, noise, mix_seed, augment, num_classes)
+        if workers > 1 and mixes:
+            index, image, label = part(index), part(image), part(label)
         image = tf.cast(image, tf.float32)
         return {"image": image, "label": label, "index": index} if with_index else (image, label)
 
@@ -103,6 +119,8 @@ def batches(
     # Its thread sleeps for doubling periods and a dropped iterator waits for it: seconds at the end of each fit.
     options.autotune.enabled = False
     options.deterministic = True
+    if workers > 1:
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.with_options(options)
 
 
