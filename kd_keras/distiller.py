@@ -53,19 +53,23 @@ def _is_batch_dict(value) -> bool:
     return isinstance(value, Mapping) and "image" in value
 
 
-def _through_keras(data, strategy):
+def _through_keras(data):
     """A data set of batch dicts as (dict, label, sample_weight), which is what Keras' own code takes apart."""
     if not isinstance(data, tf.data.Dataset):
         return data
     if not (_is_batch_dict(data.element_spec) and "label" in data.element_spec):
-        return distribute.feed(strategy, data)
+        return data
 
     def split(batch):
         rest = {key: value for key, value in batch.items() if key not in ("label", "sample_weight")}
         weight = (batch["sample_weight"],) if "sample_weight" in batch else ()
         return (rest, batch["label"], *weight)
 
-    return distribute.feed(strategy, data.map(split))
+    return data.map(split)
+
+
+def _shared_out(data, strategy):
+    return distribute.feed(strategy, data) if isinstance(data, tf.data.Dataset) else data
 
 
 class Taps:
@@ -438,16 +442,24 @@ class Distiller(keras.Model):
         else:
             callbacks = [clock, *(callbacks if isinstance(callbacks, (list, tuple)) else [callbacks] * bool(callbacks))]
         strategy = self.distribute_strategy
-        validation_data = _through_keras(validation_data, strategy)
+        if isinstance(x, tf.data.Dataset) and kwargs.get("class_weight") and strategy.num_replicas_in_sync > 1:
+            # Keras can't weigh a data set any more once it is shared out over replicas.
+            x = self._weigh(_through_keras(x), kwargs.pop("class_weight"))
         with distribute.watch(strategy):
-            x = _through_keras(x, strategy)
+            x, validation_data = (_shared_out(_through_keras(d), strategy) for d in (x, validation_data))
             return super().fit(x, y, callbacks=callbacks, validation_data=validation_data, **kwargs)
 
     def evaluate(self, x=None, y=None, **kwargs):
         """As `keras.Model.evaluate`, of the student alone; ``loss`` is the hard-label cross-entropy."""
         strategy = self.distribute_strategy
         with distribute.watch(strategy):
-            return super().evaluate(_through_keras(x, strategy), y, **kwargs)
+            return super().evaluate(_shared_out(_through_keras(x), strategy), y, **kwargs)
+
+    def _weigh(self, dataset, class_weight):
+        if len(dataset.element_spec) > 2:
+            raise InputError("class_weight and sample_weight were both given: give one of them")
+        table = [class_weight.get(number, 1.0) for number in range(self._student_taps.value.num_classes)]
+        return dataset.map(lambda x, y: (x, y, tf.gather(tf.constant(table, tf.float32), labels.classes(y))))
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         # Keras draws a batch to learn its shapes and reduces it over the replicas, which fails across machines (Keras

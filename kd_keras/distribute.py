@@ -47,7 +47,6 @@ def strategy(name: str, timeout: float = 600) -> tf.distribute.Strategy:
 def _multi_worker(timeout):
     addresses, index = _cluster(os.environ.get("TF_CONFIG"))
     _meet(addresses, index, timeout)
-    # Made before TF's own: the default would be to wait for an hour.
     with _watched():
         return tf.distribute.MultiWorkerMirroredStrategy()
 
@@ -55,7 +54,9 @@ def _multi_worker(timeout):
 def _cluster(text: str | None) -> tuple[list[str], int]:
     """Every worker's address, the chief's first, and which of them this one is."""
     if not text:
-        raise InputError(f"--strategy=multi_worker reads the environment's TF_CONFIG, which is not set: give {_EXAMPLE}")
+        raise InputError(
+            f"--strategy=multi_worker reads the environment's TF_CONFIG, which is not set: give {_EXAMPLE}"
+        )
     try:
         config = json.loads(text)
         cluster, task = config["cluster"], config["task"]
@@ -67,7 +68,9 @@ def _cluster(text: str | None) -> tuple[list[str], int]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"TF_CONFIG={text!r} can't be read: give {_EXAMPLE}") from error
     if not known or len(set(addresses)) < len(addresses):
-        raise InputError(f"TF_CONFIG={text!r}: the task is none of the cluster's, or an address is wrong: see {_EXAMPLE}")
+        raise InputError(
+            f"TF_CONFIG={text!r}: the task is none of the cluster's, or an address is wrong: see {_EXAMPLE}"
+        )
     return addresses, index
 
 
@@ -93,7 +96,9 @@ def _meet(addresses, index, timeout):
         while missing := [number for number in missing if not _answers(addresses[number])]:
             if time.monotonic() > deadline:
                 names = ", ".join(f"{number} ({addresses[number]})" for number in missing)
-                raise WorkerError(f"worker {names} did not start within {timeout:g} s: see its log, then start all again")
+                raise WorkerError(
+                    f"worker {names} did not start within {timeout:g} s: see its log, then start all again"
+                )
             time.sleep(0.2)
 
 
@@ -118,18 +123,23 @@ def worker(strategy: tf.distribute.Strategy) -> tuple[int, int]:
 
 
 def feed(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset):
-    """This worker's own parts of the global batches, one element a batch, as `Strategy.run` takes them.
+    """Batches shared out over the replicas as evenly as can be.
 
-    Under one worker, or where sharding is left to TensorFlow, the data set as it is.
+    `Strategy.experimental_distribute_dataset` fills one replica after the other, so that of a smaller last batch some
+    get nothing. With one replica, or several workers whose data set TensorFlow is to shard, the data set is given back
+    as it is; one that is sharded already (`data.batches` with a ``shard``) has TensorFlow's policy OFF.
+
+    Args:
+        strategy: what trains.
+        dataset: global batches, or this worker's parts of them.
     """
     workers = worker(strategy)[1]
-    policy = dataset.options().experimental_distribute.auto_shard_policy
-    if workers == 1 or policy != tf.data.experimental.AutoShardPolicy.OFF:
+    sharded = dataset.options().experimental_distribute.auto_shard_policy == tf.data.experimental.AutoShardPolicy.OFF
+    if strategy.num_replicas_in_sync == 1 or (workers > 1 and not sharded):
         return dataset
     local = strategy.num_replicas_in_sync // workers
     if local > 1:
         dataset = dataset.flat_map(lambda *batch: _parts(batch if len(batch) > 1 else batch[0], local))
-    # Not `experimental_distribute_dataset`, which would divide each part by the number of all replicas.
     return strategy.distribute_datasets_from_function(lambda context: dataset)
 
 
@@ -146,10 +156,13 @@ def _parts(batch, count) -> tf.data.Dataset:
 
 def gather(strategy: tf.distribute.Strategy, number: int) -> list[int]:
     """Every worker's number; none goes on before all have come here."""
-    if worker(strategy)[1] == 1:
+    index, count = worker(strategy)
+    if count == 1:
         return [number]
+    # A sum, each in its own place: `Strategy.gather` traces a new function each time and warns of it.
+    own = number * tf.one_hot(index, count, dtype=tf.int32)
     with _watched():
-        return strategy.gather(tf.constant([number], tf.int64), axis=0).numpy().tolist()
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, own, axis=None).numpy().tolist()
 
 
 def wait_for(path: str | os.PathLike, seconds: float = _FILE_SECONDS) -> None:
@@ -161,7 +174,9 @@ def wait_for(path: str | os.PathLike, seconds: float = _FILE_SECONDS) -> None:
     path, deadline = pathlib.Path(path), time.monotonic() + seconds
     while not path.exists():
         if time.monotonic() > deadline:
-            raise InputError(f"{path}, written by worker 0, is not seen here: put --workdir where all machines share it")
+            raise InputError(
+                f"{path}, written by worker 0, is not seen here: put --workdir where all machines share it"
+            )
         time.sleep(0.1)
 
 

@@ -170,6 +170,7 @@ class Experiment:
     def distiller(self, student: keras.Model, losses, *, teacher=None, epochs, of_teacher=False) -> Distiller:
         """A compiled `Distiller` of ``student``, with the teacher's or the student's optimizer."""
         config = self.config
+        self._check_last_batch(student)
         with self.strategy.scope():
             distiller = Distiller(
                 student=student,
@@ -185,6 +186,22 @@ class Experiment:
             )
             distiller.compile(optimizer=optimizer, metrics=["accuracy"], steps_per_execution=config.steps_per_execution)
         return distiller
+
+    def _check_last_batch(self, model) -> None:
+        """Refuses batches of which a replica gets nothing, where that changes what is learnt.
+
+        It is given a blank image instead, which no loss counts but batch norm does.
+        """
+        count, size, replicas = len(self.splits.train), self.config.batch_size, self.strategy.num_replicas_in_sync
+        if size < replicas:
+            raise InputError(f"--batch_size={size} is less than the {replicas} replicas: it is the global batch size")
+        left = count % size
+        if 0 < left < replicas and any(isinstance(x, keras.layers.BatchNormalization) for x in _layers(model)):
+            fits = next(n for n in range(size - 1, 0, -1) if count % n == 0 or count % n >= replicas)
+            raise InputError(
+                f"the last of {count} images in batches of {size} are {left}, fewer than the {replicas} replicas, and "
+                f"{model.name}'s batch norm would count blank images: give another --batch_size, such as {fits}"
+            )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -484,6 +501,13 @@ def save_model(model: keras.Model, path: pathlib.Path) -> None:
     partial = path.with_name(f"partial-{path.name}")
     model.save(partial)
     partial.replace(path)
+
+
+def _layers(model):
+    for layer in model.layers:
+        yield layer
+        if isinstance(layer, keras.Model):
+            yield from _layers(layer)
 
 
 def _logits(model):

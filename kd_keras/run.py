@@ -1,7 +1,7 @@
 """The command line: ``python -m kd_keras.run --flagfile=experiments/digits.flags``.
 
-Exit codes: 0 done, 2 bad input (one line says what), 3 another machine has stopped (likewise), 130 interrupted; anything
-else is a bug.
+Exit codes: 0 done, 2 bad input (one line says what), 3 another machine has stopped or never started (likewise),
+130 interrupted; anything else is a bug.
 """
 
 import os
