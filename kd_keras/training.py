@@ -98,8 +98,8 @@ def fit(distiller: Distiller, train, val, *, epochs, steps_per_epoch, checkpoint
     seen = distribute.gather(strategy, done)
     if len(set(seen)) > 1:
         raise InputError(
-            f"the workers see checkpoints of {', '.join(map(str, seen))} epochs at {checkpoint}: put --workdir where all "
-            "machines share it"
+            f"the workers see checkpoints of {', '.join(map(str, seen))} epochs at {checkpoint}: "
+            "put --workdir where all machines share it"
         )
     if done < epochs:
         distiller.fit(
