@@ -30,6 +30,7 @@ _BESIDE = (
     "experiment",
     "progress",
     "flagfile",
+    "worker_timeout",
 )
 
 
@@ -101,9 +102,10 @@ _define(
     "enum",
     "strategy",
     "auto",
-    "One device, or one replica on each local one; auto mirrors where there are several GPUs.",
-    enum_values=["auto", "one", "mirrored"],
+    "One device, one replica on each local one, or the machines of TF_CONFIG; auto mirrors over several GPUs.",
+    enum_values=["auto", "one", "mirrored", "multi_worker"],
 )
+_define("integer", "worker_timeout", 600, "Seconds to wait until all machines have started.", lower_bound=1)
 _define("bool", "deterministic", False, "Make GPU operations repeat to the bit as well (slower; CPUs do anyway).")
 _define(
     "enum",
@@ -160,6 +162,7 @@ class Config:
     cache_limit_gb: float
     cache_folder: pathlib.Path
     strategy: str
+    worker_timeout: int
     deterministic: bool
     jit_compile: str
     steps_per_execution: int | None

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from kd_keras import frozen, graph, labels
+from kd_keras import distribute, frozen, graph, labels
 from kd_keras.errors import InputError
 
 
@@ -66,6 +66,10 @@ def _through_keras(data):
         return (rest, batch["label"], *weight)
 
     return data.map(split)
+
+
+def _shared_out(data, strategy):
+    return distribute.feed(strategy, data) if isinstance(data, tf.data.Dataset) else data
 
 
 class Taps:
@@ -429,31 +433,53 @@ class Distiller(keras.Model):
             callbacks.callbacks.append(clock)
         else:
             callbacks = [clock, *(callbacks if isinstance(callbacks, (list, tuple)) else [callbacks] * bool(callbacks))]
-        validation_data = _through_keras(validation_data)
-        return super().fit(_through_keras(x), y, callbacks=callbacks, validation_data=validation_data, **kwargs)
+        strategy = self.distribute_strategy
+        if isinstance(x, tf.data.Dataset) and kwargs.get("class_weight") and strategy.num_replicas_in_sync > 1:
+            # Keras can't weigh a data set any more once it is shared out over replicas.
+            x = self._weigh(_through_keras(x), kwargs.pop("class_weight"))
+        with distribute.watch(strategy):
+            x, validation_data = (_shared_out(_through_keras(d), strategy) for d in (x, validation_data))
+            return super().fit(x, y, callbacks=callbacks, validation_data=validation_data, **kwargs)
 
     def evaluate(self, x=None, y=None, **kwargs):
         """As `keras.Model.evaluate`, of the student alone; ``loss`` is the hard-label cross-entropy."""
-        return super().evaluate(_through_keras(x), y, **kwargs)
+        strategy = self.distribute_strategy
+        with distribute.watch(strategy):
+            return super().evaluate(_shared_out(_through_keras(x), strategy), y, **kwargs)
+
+    def _weigh(self, dataset, class_weight):
+        if len(dataset.element_spec) > 2:
+            raise InputError("class_weight and sample_weight were both given: give one of them")
+        table = [class_weight.get(number, 1.0) for number in range(self._student_taps.value.num_classes)]
+        return dataset.map(lambda x, y: (x, y, tf.gather(tf.constant(table, tf.float32), labels.classes(y))))
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        # Keras draws a batch to learn its shapes and reduces it over the replicas, which fails across machines (Keras
+        # issue 20585) and where a first batch is shared out unevenly. The data set's own description does as well.
+        if iterator is not None and self._distribute_strategy is not None:
+            spec = iterator._distributed_dataset.element_spec
+            data_batch = tf.nest.map_structure(lambda s: getattr(s, "_value_specs", (s,))[0], spec)
+        super()._maybe_symbolic_build(None if data_batch is not None else iterator, data_batch)
 
     def train_step(self, data):
         batch = unpack_batch(data)
         student_names, teacher_names = self._reads.value
+        replicas, local, total = self._batch_sizes(batch.image)
+        filled, real = self._filled(batch)
         teacher = {}
         if teacher_names:
-            teacher = batch.teacher or self._teacher_taps.value(batch.image, teacher_names, training=False)
+            teacher = filled.teacher or self._teacher_taps.value(filled.image, teacher_names, training=False)
             teacher = {name: tf.stop_gradient(teacher[name]) for name in teacher_names}
-        replicas, local, total = self._batch_sizes(batch.image)
         with tf.GradientTape() as tape:
-            student = self._student_taps.value(batch.image, student_names, training=True)
+            student = self._student_taps.value(filled.image, student_names, training=True)
             loss, reported = 0.0, 0.0
             for term, tracker in zip(self.terms, self._term_trackers, strict=True):
-                value = term(student, teacher, batch.label, training=True)
+                value = term(student, teacher, filled.label, training=True)
                 weight = term.now(term.weight)
                 if len(value.shape) == 0:
-                    share, mean = value / replicas, value
+                    share, mean = value * (local / total), value
                 else:
-                    value = _weighted(value, batch.sample_weight)
+                    value = _weighted(real(value), batch.sample_weight)
                     share, mean = tf.reduce_sum(value) / total, tf.math.divide_no_nan(tf.reduce_sum(value), local)
                 tracker.update_state(mean, sample_weight=local)
                 loss, reported = loss + weight * share, reported + weight * mean
@@ -465,12 +491,13 @@ class Distiller(keras.Model):
         # The optimizer sums over the replicas, so each brings its share of the mean over the global batch.
         self.optimizer.apply_gradients(zip(tape.gradient(scaled, variables), variables, strict=True))
         self._loss_tracker.update_state(reported, sample_weight=local)
-        logs = self.compute_metrics(batch.image, batch.label, student["logits"], sample_weight=batch.sample_weight)
+        logits = real(student["logits"])
+        logs = self.compute_metrics(batch.image, batch.label, logits, sample_weight=batch.sample_weight)
         for name, term in zip(self.term_names, self.terms, strict=True):
             for key, schedule in term.schedules.items():
                 logs[f"{name}_{key}"] = ops.cast(term.now(schedule), "float32")
         self.step.assign_add(1)
-        return logs
+        return self._for_keras(logs)
 
     def _batch_sizes(self, image):
         """(replicas, samples on this replica, samples on all), the last two as float32 scalars."""
@@ -481,14 +508,38 @@ class Distiller(keras.Model):
         context = tf.distribute.get_replica_context()
         return context.num_replicas_in_sync, local, context.all_reduce(tf.distribute.ReduceOp.SUM, local)
 
+    def _filled(self, batch):
+        """(the batch, with a blank sample where this replica has none; what keeps the real samples of a tensor).
+
+        The last batch of an epoch may have fewer samples than there are replicas, and the kernels of a CPU fail on an
+        empty batch. What the blank sample gives is cut off before anything is summed.
+        """
+        if self.distribute_strategy.num_replicas_in_sync == 1:
+            return batch, lambda tensor: tensor
+        count = tf.shape(batch.image)[0]
+
+        def fill(tensor):
+            missing = tf.maximum(1 - count, 0)
+            return None if tensor is None else tf.pad(tensor, [[0, missing], *[[0, 0]] * (len(tensor.shape) - 1)])
+
+        fields = {name: getattr(batch, name) for name in ("image", "label", "teacher")}
+        return dataclasses.replace(batch, **tf.nest.map_structure(fill, fields)), lambda tensor: tensor[:count]
+
+    def _for_keras(self, logs):
+        # Keras averages a step's logs over machines along their first axis, which a scalar does not have.
+        if distribute.worker(self.distribute_strategy)[1] == 1:
+            return logs
+        return {name: tf.reshape(value, (1,)) for name, value in logs.items()}
+
     def test_step(self, data):
         batch = unpack_batch(data)
-        logits = self(batch.image, training=False)
+        filled, real = self._filled(batch)
+        logits = real(self(filled.image, training=False))
         value = _weighted(labels.cross_entropy(batch.label, logits), batch.sample_weight)
         _, local, _ = self._batch_sizes(batch.image)
         self._loss_tracker.update_state(tf.math.divide_no_nan(tf.reduce_sum(value), local), sample_weight=local)
         logs = self.compute_metrics(batch.image, batch.label, logits, sample_weight=batch.sample_weight)
-        return {name: value for name, value in logs.items() if name not in self.term_names}
+        return self._for_keras({name: value for name, value in logs.items() if name not in self.term_names})
 
     def _get_metrics_result_or_logs(self, logs):
         # What Keras reports of an epoch. Metrics are read across the replicas here: a step's own logs are each
@@ -497,7 +548,8 @@ class Distiller(keras.Model):
         return {name: metrics.get(name, value) for name, value in logs.items()}
 
     def predict_step(self, data):
-        return self(unpack_batch(data).image, training=False)
+        filled, real = self._filled(unpack_batch(data))
+        return real(self(filled.image, training=False))
 
     def get_config(self):
         return {

@@ -1,17 +1,196 @@
-"""Where training runs: one device, or a replica on each of several local ones."""
+"""Where training runs: one device, a replica on each of several local ones, or several machines in step.
+
+Machines are called workers; worker 0 is the chief, the only one that writes. docs/machines.md says how they are
+started.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import socket
+import time
 
 import tensorflow as tf
 
+from kd_keras.errors import InputError, WorkerError
 
-def strategy(name: str) -> tf.distribute.Strategy:
+_EXAMPLE = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
+# What TensorFlow raises in the workers that are left, or that start again while the others still wait.
+_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
+# A shared file system may show a new file to other machines only after its cache has aged (NFS: up to a minute).
+_FILE_SECONDS = 120
+
+
+def strategy(name: str, timeout: float = 600) -> tf.distribute.Strategy:
     """The strategy in whose scope models are built and trained.
 
     Args:
         name: ``'one'``; ``'mirrored'``, a replica on every local GPU, or on every logical CPU where there is no GPU;
-            or ``'auto'``, mirrored where there are several GPUs.
+            ``'auto'``, mirrored where there are several GPUs; or ``'multi_worker'``, the machines of ``TF_CONFIG``, to
+            be asked for before TensorFlow has computed anything.
+        timeout: seconds to wait for the other machines.
+
+    Raises:
+        InputError: ``TF_CONFIG`` is missing or wrong.
+        WorkerError: another machine did not start in time.
     """
+    if name == "multi_worker":
+        return _multi_worker(timeout)
     gpus = tf.config.list_logical_devices("GPU")
     if name == "mirrored" or (name == "auto" and len(gpus) > 1):
         devices = gpus or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([device.name for device in devices])
     return tf.distribute.get_strategy()
+
+
+def _multi_worker(timeout):
+    addresses, index = _cluster(os.environ.get("TF_CONFIG"))
+    _meet(addresses, index, timeout)
+    with _watched():
+        return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+def _cluster(text: str | None) -> tuple[list[str], int]:
+    """Every worker's address, the chief's first, and which of them this one is."""
+    if not text:
+        raise InputError(
+            f"--strategy=multi_worker reads the environment's TF_CONFIG, which is not set: give {_EXAMPLE}"
+        )
+    try:
+        config = json.loads(text)
+        cluster, task = config["cluster"], config["task"]
+        addresses = [*cluster.get("chief", []), *cluster["worker"]]
+        index = int(task["index"]) + (len(cluster.get("chief", [])) if task["type"] == "worker" else 0)
+        known = task["type"] in ("chief", "worker") and 0 <= index < len(addresses)
+        parts = [address.rpartition(":") for address in addresses]
+        known = known and all(host and port.isdigit() for host, _, port in parts)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"TF_CONFIG={text!r} can't be read: give {_EXAMPLE}") from error
+    if not known or len(set(addresses)) < len(addresses):
+        raise InputError(
+            f"TF_CONFIG={text!r}: the task is none of the cluster's, or an address is wrong: see {_EXAMPLE}"
+        )
+    return addresses, index
+
+
+def _meet(addresses, index, timeout):
+    """Waits until every machine has started, as TensorFlow itself would wait for an hour and then abort.
+
+    All but the chief listen where TensorFlow will. The chief goes on when it has reached each of them, which opens its
+    own address, and by that the others go on.
+    """
+    if len(addresses) == 1:
+        return
+    deadline = time.monotonic() + timeout
+    with contextlib.ExitStack() as stack:
+        if index:
+            listener = stack.enter_context(socket.socket())
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind(("", int(addresses[index].rpartition(":")[2])))
+            except OSError as error:
+                raise InputError(f"worker {index} can't listen at {addresses[index]} ({error.strerror})") from error
+            listener.listen()
+        missing = [0] if index else list(range(1, len(addresses)))
+        while missing := [number for number in missing if not _answers(addresses[number])]:
+            if time.monotonic() > deadline:
+                names = ", ".join(f"{number} ({addresses[number]})" for number in missing)
+                raise WorkerError(
+                    f"worker {names} did not start within {timeout:g} s: see its log, then start all again"
+                )
+            time.sleep(0.2)
+
+
+def _answers(address) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+def worker(strategy: tf.distribute.Strategy) -> tuple[int, int]:
+    """(number of this worker, 0 being the chief; number of workers); (0, 1) on one machine."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return 0, 1
+    resolver = strategy.cluster_resolver
+    cluster = resolver.cluster_spec().as_dict()
+    chiefs = len(cluster.get("chief", ()))
+    count = chiefs + len(cluster.get("worker", ()))
+    return (0, 1) if count <= 1 else (resolver.task_id + (chiefs if resolver.task_type == "worker" else 0), count)
+
+
+def feed(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset):
+    """Batches shared out over the replicas as evenly as can be.
+
+    `Strategy.experimental_distribute_dataset` fills one replica after the other, so that of a smaller last batch some
+    get nothing. With one replica, or several workers whose data set TensorFlow is to shard, the data set is given back
+    as it is; one that is sharded already (`data.batches` with a ``shard``) has TensorFlow's policy OFF.
+
+    Args:
+        strategy: what trains.
+        dataset: global batches, or this worker's parts of them.
+    """
+    workers = worker(strategy)[1]
+    sharded = dataset.options().experimental_distribute.auto_shard_policy == tf.data.experimental.AutoShardPolicy.OFF
+    if strategy.num_replicas_in_sync == 1 or (workers > 1 and not sharded):
+        return dataset
+    local = strategy.num_replicas_in_sync // workers
+    if local > 1:
+        dataset = dataset.flat_map(lambda *batch: _parts(batch if len(batch) > 1 else batch[0], local))
+    return strategy.distribute_datasets_from_function(lambda context: dataset)
+
+
+def _parts(batch, count) -> tf.data.Dataset:
+    def part(number):
+        def rows(tensor):
+            size = tf.shape(tensor, tf.int64)[0]
+            return tensor[number * size // count : (number + 1) * size // count]
+
+        return tf.nest.map_structure(rows, batch)
+
+    return tf.data.Dataset.range(count).map(part)
+
+
+def gather(strategy: tf.distribute.Strategy, number: int) -> list[int]:
+    """Every worker's number; none goes on before all have come here."""
+    index, count = worker(strategy)
+    if count == 1:
+        return [number]
+    # A sum, each in its own place: `Strategy.gather` traces a new function each time and warns of it.
+    own = number * tf.one_hot(index, count, dtype=tf.int32)
+    with _watched():
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, own, axis=None).numpy().tolist()
+
+
+def wait_for(path: str | os.PathLike, seconds: float = _FILE_SECONDS) -> None:
+    """Waits until this worker sees a file that the chief has written.
+
+    Raises:
+        InputError: it does not.
+    """
+    path, deadline = pathlib.Path(path), time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise InputError(
+                f"{path}, written by worker 0, is not seen here: put --workdir where all machines share it"
+            )
+        time.sleep(0.1)
+
+
+def watch(strategy: tf.distribute.Strategy):
+    """A context that turns what TensorFlow raises when another worker has died into a `WorkerError`."""
+    return _watched() if worker(strategy)[1] > 1 else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _watched():
+    try:
+        yield
+    except _LOST as error:
+        raise WorkerError(
+            "another worker has stopped or can't be reached: see its log for why; start all workers again with the "
+            "same command, and they go on from the last checkpoint"
+        ) from error

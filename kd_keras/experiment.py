@@ -19,7 +19,7 @@ from absl import logging
 from rich.console import Console
 
 from kd_keras import data as datasets
-from kd_keras import device, distribute, evaluate, files, frozen, report, spec, tracking, training
+from kd_keras import device, distribute, evaluate, files, frozen, graph, report, spec, tracking, training
 from kd_keras.config import Config
 from kd_keras.distiller import Distiller, Taps
 from kd_keras.errors import InputError
@@ -70,14 +70,21 @@ class Experiment:
         self.config = config
         if config.threads is not None:
             device.limit_threads(config.threads)
+        # Early, since machines can only be joined before TensorFlow has computed anything.
+        self.strategy = distribute.strategy(config.strategy, timeout=config.worker_timeout)
+        #: (number of this worker, number of workers): worker 0 alone writes and prints.
+        self.worker = distribute.worker(self.strategy)
+        self.chief = self.worker[0] == 0
+        if not self.chief:
+            logging.set_verbosity(logging.ERROR)
         # A pipe or a log has no width of its own; Rich would take 80 columns, which is narrow for the table.
-        self.console = console or Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+        width = None if sys.stdout.isatty() else 120
+        self.console = console or Console(soft_wrap=True, width=width, quiet=not self.chief)
         keras.config.set_dtype_policy(device.precision() if config.precision == "auto" else config.precision)
         keras.config.disable_interactive_logging()
         if config.deterministic:
             keras.utils.set_random_seed(config.seed)
             tf.config.experimental.enable_op_determinism()
-        self.strategy = distribute.strategy(config.strategy)
         self.augment = [spec.build("kd_keras.data._augment", one) for one in config.augment]
         self.splits = self._load()
         self.views = None
@@ -107,7 +114,8 @@ class Experiment:
 
     def finish(self, stage: str, record: dict) -> dict:
         """Ends a stage; it is not done again."""
-        report.write_json(record, self._state / f"{stage}.json")
+        if self.chief:
+            report.write_json(record, self._state / f"{stage}.json")
         return record
 
     @property
@@ -138,7 +146,7 @@ class Experiment:
 
     def _open_tracker(self) -> None:
         config = self.config
-        if config.tracking == "none":
+        if config.tracking == "none" or not self.chief:
             return
         uri = config.tracking_uri or tracking.local_store(config.workdir)
         runs = self.done("runs") or {}
@@ -184,6 +192,7 @@ class Experiment:
         """A compiled `Distiller` of ``student``, with the teacher's or the student's optimizer."""
         config = self.config
         jit = device.jit_compile(self.strategy) if config.jit_compile == "auto" else config.jit_compile == "true"
+        self._check_last_batch(student)
         with self.strategy.scope():
             distiller = Distiller(
                 student=student,
@@ -204,6 +213,22 @@ class Experiment:
                 jit_compile=jit,
             )
         return distiller
+
+    def _check_last_batch(self, model) -> None:
+        """Refuses batches of which a replica gets nothing, where that changes what is learnt.
+
+        It is given a blank image instead, which no loss counts but batch norm does.
+        """
+        count, size, replicas = len(self.splits.train), self.config.batch_size, self.strategy.num_replicas_in_sync
+        if size < replicas:
+            raise InputError(f"--batch_size={size} is less than the {replicas} replicas: it is the global batch size")
+        left = count % size
+        if 0 < left < replicas and any(isinstance(x, keras.layers.BatchNormalization) for x in graph.layers(model)):
+            fits = next(n for n in range(size - 1, 0, -1) if count % n == 0 or count % n >= replicas)
+            raise InputError(
+                f"the last of {count} images in batches of {size} are {left}, fewer than the {replicas} replicas, and "
+                f"{model.name}'s batch norm would count blank images: give another --batch_size, such as {fits}"
+            )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -231,7 +256,12 @@ class Experiment:
         """
         config, path = self.config, self.config.workdir / f"{stage}.keras"
         epochs = config.epochs if epochs is None else epochs
-        done = self.done(stage) or (self._adopt(stage) if of_teacher and config.teacher_from else None)
+        done = self.done(stage)
+        # All have looked before one of them may write, and all do the same: making a model takes every worker.
+        if len(set(distribute.gather(self.strategy, int(done is not None)))) > 1:
+            raise InputError(f"not all workers find the stage {stage!r} finished: put --workdir where all share it")
+        if done is None and of_teacher and config.teacher_from:
+            done = self._adopt(stage)
         if done is None:
             model = self.model(one)
             history = training.History()
@@ -239,10 +269,14 @@ class Experiment:
                 history = self._fit(stage, model, losses, teacher, epochs, of_teacher)
             else:
                 self._check_class_order(model)
-            save_model(model, path)
+            if self.chief:
+                save_model(model, path)
             record = {"architecture": str(one), "series": history.series, "best_epoch": history.best_epoch}
             done = self.finish(stage, {**record, "seconds": round(history.seconds, 1)})
-            self._checkpoint(stage).unlink(missing_ok=True)
+            if self.chief:
+                self._checkpoint(stage).unlink(missing_ok=True)
+            distribute.gather(self.strategy, 1)
+        distribute.wait_for(path)
         trained = Trained(stage, done["architecture"], path, done["series"], done["best_epoch"])
         self.console.print(f"{stage:<8} {_summary(trained, done['seconds'])}")
         return trained
@@ -272,8 +306,14 @@ class Experiment:
         """Takes a stage, and what was measured of it, from another run."""
         self.check_teacher_from()
         source = self.config.teacher_from
-        for path in (source / f"{stage}.keras", *source.glob(f"{stage}_*.*"), *(source / "state").glob(f"{stage}-*")):
-            files.copy(path, self.config.workdir / path.relative_to(source))
+        found = (source / f"{stage}.keras", *source.glob(f"{stage}_*.*"), *(source / "state").glob(f"{stage}-*"))
+        copies = {path: self.config.workdir / path.relative_to(source) for path in found}
+
+        def copy():
+            for path, own in copies.items():
+                files.copy(path, own)
+
+        self._by_chief(copy, copies.values())
         self.console.print(f"{stage:<8} taken from {source}")
         return self.finish(stage, json.loads((source / "state" / f"{stage}.json").read_text(encoding="utf-8")))
 
@@ -312,18 +352,19 @@ class Experiment:
                 augment=self.augment,
                 num_classes=splits.num_classes,
                 cache=cache,
+                shard=self.worker,
             )
 
         try:
             history = training.fit(
                 distiller,
                 stream,
-                self.batches(splits.val),
+                datasets.batches(splits.val, config.batch_size, shard=self.worker),
                 epochs=epochs,
                 steps_per_epoch=self.steps_per_epoch,
                 checkpoint=self._checkpoint(stage),
                 callbacks=[_Laps(self.seconds), _Track(child)],
-                progress=f"{stage:<8}" if config.progress == "auto" else None,
+                progress=f"{stage:<8}" if config.progress == "auto" and self.chief else None,
             )
         except BaseException:
             child.close("FAILED")
@@ -337,8 +378,10 @@ class Experiment:
         if asked is None:
             return None
         stage = f"{trained.stage}-dtype"
-        done = self.done(stage)
-        if done is None:
+
+        def choose():
+            if self.done(stage) is not None:
+                return
             done = self.finish(stage, self._choice_of_dtype(asked, teacher))
             if done["agreement"] is not None:
                 self.console.print(
@@ -346,7 +389,9 @@ class Experiment:
                     f"{done['agreement']:.2%} of {done['images']} validation images",
                     highlight=False,
                 )
-        return done["dtype"]
+
+        self._by_chief(choose, [self._state / f"{stage}.json"])
+        return self.done(stage)["dtype"]
 
     def _choice_of_dtype(self, asked, teacher):
         dtype = device.teacher_dtype() if asked == "auto" else asked
@@ -397,12 +442,19 @@ class Experiment:
             highlight=False,
         )
         start = time.perf_counter()
-        with self.timed("teacher cache"), self.console.status("running the teacher") as status:
-            # A forward pass keeps a layer or two, a training step all of them.
-            images = cache.fill(
-                4 * self.config.batch_size,
-                lambda done, total: status.update(f"running the teacher: {done} of {total} images"),
-            )
+        images = 0
+
+        def fill():
+            nonlocal images
+            with self.console.status("running the teacher") as status:
+                # A forward pass keeps a layer or two, a training step all of them.
+                images = cache.fill(
+                    4 * self.config.batch_size,
+                    lambda done, total: status.update(f"running the teacher: {done} of {total} images"),
+                )
+
+        with self.timed("teacher cache"):
+            self._by_chief(fill, cache.records)
         seconds = round(time.perf_counter() - start, 1)
         found = "the teacher's outputs are there already" if not images else f"the teacher ran on {images} images"
         self.console.print(f"cache    {found}, {seconds} s", highlight=False)
@@ -416,6 +468,21 @@ class Experiment:
                 "seconds": before["seconds"] + seconds,
             },
         )
+
+    def _by_chief(self, work, paths) -> None:
+        """Has the chief do some work that leaves files; the other workers go on when they see these."""
+        if self.chief:
+            work()
+        distribute.gather(self.strategy, 1)
+        for path in paths:
+            distribute.wait_for(path)
+
+    def end_training(self) -> bool:
+        """Parts from the other workers, so that the chief measures alone; tells whether this one is the chief."""
+        distribute.gather(self.strategy, 1)
+        if self.worker[1] > 1:
+            self.strategy = tf.distribute.get_strategy()
+        return self.chief
 
     def batches(self, source):
         """A split once, in order, as (image, label) batches."""

@@ -1,6 +1,7 @@
 """The command line: ``python -m kd_keras.run --flagfile=experiments/digits.flags``.
 
-Exit codes: 0 done, 2 bad input (one line says what), 130 interrupted; anything else is a bug.
+Exit codes: 0 done, 2 bad input (one line says what), 3 another machine has stopped or never started (likewise),
+130 interrupted; anything else is a bug.
 """
 
 import os
@@ -9,7 +10,7 @@ import time
 
 from kd_keras import config as configuration
 from kd_keras import spec
-from kd_keras.errors import InputError
+from kd_keras.errors import InputError, WorkerError
 
 _HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort", "-?"}
 
@@ -33,6 +34,9 @@ def main(argv: list[str]) -> int:
     except InputError as error:
         print(f"kd_keras: {error}", file=sys.stderr)
         return 2
+    except WorkerError as error:
+        print(f"kd_keras: {error}", file=sys.stderr)
+        return 3
     except KeyboardInterrupt:
         print("kd_keras: stopped; the same command goes on from the last epoch", file=sys.stderr)
         return 130
@@ -41,19 +45,25 @@ def main(argv: list[str]) -> int:
 
 def _run(config) -> None:
     start = time.perf_counter()
-    # TensorFlow tells of every instruction set it was not built for.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from kd_keras import measure, report
+    # TensorFlow tells of every instruction set it was not built for; and of a worker that is lost, in many lines.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if config.strategy == "multi_worker" else "2")
+    from kd_keras import distribute, measure, report
     from kd_keras.experiment import Experiment
 
     experiment = Experiment(config)
     if not experiment.finished:
         scheme = spec.build("kd_keras.schemes", config.scheme)
-        scheme.check(experiment)
-        configuration.claim_workdir(config)
+        with distribute.watch(experiment.strategy):
+            scheme.check(experiment)
+        if experiment.chief:
+            configuration.claim_workdir(config)
         experiment.begin()
         try:
-            measure.measure(experiment, *scheme.run(experiment))
+            with distribute.watch(experiment.strategy):
+                models = scheme.run(experiment)
+                if not experiment.end_training():
+                    return
+            measure.measure(experiment, *models)
         except BaseException:
             experiment.tracker.close("FAILED")
             raise

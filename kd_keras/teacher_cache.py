@@ -149,6 +149,11 @@ class TeacherCache:
             (view, tap) for view in range(self.views.count) for tap in self.taps if not self._record(view, tap).exists()
         ]
 
+    @property
+    def records(self) -> list[pathlib.Path]:
+        """The files that are there once the cache is filled: one for each view and tap, written last."""
+        return [self._record(view, tap) for view in range(self.views.count) for tap in self.taps]
+
     def _record(self, view, tap) -> pathlib.Path:
         return self.folder / f"view{view:03}-{_file_name(tap)}.json"
 

@@ -2,7 +2,8 @@
 
 A checkpoint is one file, replaced atomically at the end of an epoch: every variable of the Distiller (the states of
 dropout's generators among them), the optimizer's, the best student so far and the history. Order and augmentation are
-functions of (seed, epoch, index), so nothing else is needed to go on exactly.
+functions of (seed, epoch, index), so nothing else is needed to go on exactly. Of several workers each keeps the state
+in memory, and the chief writes it.
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from kd_keras import files, schedules, spec
+from kd_keras import distribute, files, schedules, spec
 from kd_keras.distiller import Distiller
 from kd_keras.errors import InputError
 
@@ -86,13 +87,20 @@ def fit(distiller: Distiller, train, val, *, epochs, steps_per_epoch, checkpoint
         The `History`.
 
     Raises:
-        InputError: the loss is no longer finite, or the checkpoint is of another model.
+        InputError: the loss is no longer finite, the checkpoint is of another model, or not all workers see it.
     """
-    with distiller.distribute_strategy.scope():
+    strategy = distiller.distribute_strategy
+    with strategy.scope():
         distiller.optimizer.build(distiller.trainable_variables)
-    keeper = _Keeper(pathlib.Path(checkpoint), time.perf_counter())
+    keeper = _Keeper(pathlib.Path(checkpoint), time.perf_counter(), writes=distribute.worker(strategy)[0] == 0)
     keeper.restore(distiller)
     done = keeper.history.epochs
+    seen = distribute.gather(strategy, done)
+    if len(set(seen)) > 1:
+        raise InputError(
+            f"the workers see checkpoints of {', '.join(map(str, seen))} epochs at {checkpoint}: "
+            "put --workdir where all machines share it"
+        )
     if done < epochs:
         distiller.fit(
             train(done),
@@ -112,9 +120,9 @@ def fit(distiller: Distiller, train, val, *, epochs, steps_per_epoch, checkpoint
 class _Keeper(keras.callbacks.Callback):
     """Writes the checkpoint at the end of each epoch."""
 
-    def __init__(self, path, start):
+    def __init__(self, path, start, writes=True):
         super().__init__()
-        self.path, self.start = path, start
+        self.path, self.start, self.writes = path, start, writes
         self.history, self.best = History(), None
 
     @staticmethod
@@ -148,7 +156,8 @@ class _Keeper(keras.callbacks.Callback):
         stored = {**dataclasses.asdict(self.history), "states": len(state), "bests": len(self.best)}
         arrays = {f"state{i}": value for i, value in enumerate(state)}
         arrays |= {f"best{i}": value for i, value in enumerate(self.best)}
-        files.write(self.path, lambda file: np.savez(file, history=np.array(json.dumps(stored)), **arrays))
+        if self.writes:
+            files.write(self.path, lambda file: np.savez(file, history=np.array(json.dumps(stored)), **arrays))
 
     def restore_best(self, distiller):
         if self.best is not None:

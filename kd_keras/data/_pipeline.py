@@ -41,6 +41,7 @@ def batches(
     cache: Any = None,
     with_index: bool = False,
     drop_remainder: bool = False,
+    shard: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
     """Batches of a source.
 
@@ -60,6 +61,8 @@ def batches(
             batches, dictionaries, bring the teacher's taps for it.
         with_index: give dictionaries ``{image, label, index}``, the index being the sample's place in the source.
         drop_remainder: leave out a smaller last batch (of each epoch).
+        shard: (w, n) gives worker w's part of each batch; the parts of all n workers, one behind the other, are the
+            batch. Only the part is read, unless an operation mixes labels: partners come from the whole batch.
 
     Returns:
         A dataset of (image, label): float32 (B, H, W, C) in 0…255, and int32 (B,) or, where an operation mixes
@@ -79,6 +82,9 @@ def batches(
             raise InputError(f"{_name(op)} mixes labels, which takes the number of classes: give num_classes")
     if cache is not None:
         _check_cache(cache, source, augment)
+    worker, workers = shard
+    if not 0 <= worker < workers <= batch_size:
+        raise InputError(f"shard={shard} of batches of {batch_size}: give (w, n) with 0 <= w < n <= batch_size")
     steps = steps_per_epoch(len(source), batch_size, drop_remainder)
     if steps == 0:
         raise InputError(f"{len(source)} samples make no batch of {batch_size}: lower the batch size or add samples")
@@ -90,9 +96,19 @@ def batches(
         dataset = _in_order(len(source), batch_size, None, drop_remainder)
         count = steps
 
+    def part(rows):
+        size = tf.shape(rows, tf.int64)[0]
+        return rows[worker * size // workers : (worker + 1) * size // workers]
+
+    mixes = any(op.mixes_labels for op in augment)
+
     def load(index, noise, mix_seed, view):
+        if workers > 1 and not mixes:
+            index, noise = part(index), part(noise)
         image, label = source.read(index)
         image, label = _augmented(image, label, noise, mix_seed, augment, num_classes)
+        if workers > 1 and mixes:
+            index, image, label = part(index), part(image), part(label)
         image = tf.cast(image, tf.float32)
         if cache is None and not with_index:
             return image, label
@@ -103,16 +119,19 @@ def batches(
             batch["teacher"] = cache.read(view, index)
         return batch
 
-    return _run(dataset, load, count)
+    return _run(dataset, load, count, sharded=workers > 1)
 
 
-def _run(dataset, load, count):
+def _run(dataset, load, count, sharded=False):
     dataset = dataset.map(load, num_parallel_calls=os.cpu_count() or 1, deterministic=True)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(count)).prefetch(2)
     options = tf.data.Options()
     # Its thread sleeps for doubling periods and a dropped iterator waits for it: seconds at the end of each fit.
     options.autotune.enabled = False
     options.deterministic = True
+    if sharded:
+        # TensorFlow would take a part of the part.
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.with_options(options)
 
 

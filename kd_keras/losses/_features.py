@@ -4,6 +4,7 @@ import re
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from kd_keras.errors import InputError
@@ -67,7 +68,13 @@ class FeatureProjector(keras.layers.Layer):
             self.projection = keras.layers.Dense(channels, name="projection", dtype="float32")
         else:
             self.projection = keras.layers.Conv2D(channels, 1, name="projection", dtype="float32")
-        self.norm = keras.layers.BatchNormalization(momentum=0.9, name="norm", dtype="float32") if batch_norm else None
+        self.norm = None
+        if batch_norm:
+            # Over the global batch, so that the loss does not depend on the number of replicas.
+            several = tf.distribute.get_strategy().num_replicas_in_sync > 1
+            self.norm = keras.layers.BatchNormalization(
+                momentum=0.9, synchronized=several, name="norm", dtype="float32"
+            )
 
     def build(self, shape):
         self.projection.build(shape)

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from kd_keras.errors import InputError
 
@@ -73,8 +74,9 @@ def conv(x: keras.KerasTensor, filters: int, size: int, *, name: str, stride: in
 
 
 def batch_norm(x: keras.KerasTensor, *, name: str) -> keras.KerasTensor:
-    """Batch normalisation over the last axis."""
-    return keras.layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, name=name)(x)
+    """Batch normalisation over the last axis; over the global batch, where it is built for several replicas."""
+    several = tf.distribute.get_strategy().num_replicas_in_sync > 1
+    return keras.layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, synchronized=several, name=name)(x)
 
 
 def relu(x: keras.KerasTensor, *, name: str) -> keras.KerasTensor:
