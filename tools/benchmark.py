@@ -8,7 +8,7 @@
 
 What can share a process is run in turns within it, round by round; other processes (PyTorch, start-up) take turns
 too. With ``--into``, what stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` in that file is replaced for
-every section that was measured, and for ``machine``; with ``--section``, for that one.
+every section that was measured, and for ``machine``; with ``--section``, for that one. Figures go beside the page.
 """
 
 import argparse
@@ -32,18 +32,18 @@ from kd_keras.errors import InputError
 SECTIONS = ("step", "losses", "pipeline", "tflite", "startup", "growth", "plan")
 #: What ``--quick`` makes smaller, (full, quick).
 _SIZES = {
-    "rounds": (40, 10),
+    "rounds": (25, 8),
     "loss_rounds": (30, 8),
     "pipeline_rounds": (15, 5),
     "images": (16384, 4096),
-    "files": (1024, 256),
+    "files": (1024, 512),
     "ends": (3, 1),
     "end_seconds": (5.0, 1.5),
     "latency_rounds": (300, 50),
-    "startup_rounds": (5, 1),
-    "growth_steps": (20, 6),
-    "growth_losses": (None, 2),
-    "batches": ((8, 32, 128, 512), (8, 64)),
+    "startup_rounds": (3, 1),
+    "growth_steps": (15, 6),
+    "growth_losses": (None, 1),
+    "batches": ((8, 32, 64, 128, 512), (8, 64)),
     "class_counts": ((10, 100, 1000, 10000), (10, 1000)),
     "replicas": ((1, 2, 4), (1, 2)),
     "trees": ((1000, 4000, 16000), (500, 2000)),
@@ -115,6 +115,8 @@ def read(arguments: list[str]) -> argparse.Namespace:
             raise InputError(spec.unknown(name, "sections", SECTIONS))
     if options.source and not options.source.exists():
         raise InputError(f"--from={options.source} is not there: give the benchmark.json of an earlier run")
+    if options.into and not options.into.exists():
+        raise InputError(f"--into={options.into} is not there: give a page with marks, such as docs/performance.md")
     return options
 
 
@@ -158,18 +160,21 @@ def main(arguments: list[str]) -> int:
 
 
 def fill(options, done) -> None:
-    """Puts the sections into the page.
+    """Puts the sections into the page, and their figures into the folder ``figures`` beside it.
 
     Raises:
-        InputError: the page lacks the marks.
+        InputError: the section was not measured.
     """
     texts = {"machine": show.machine_markdown(done["machine"])}
     texts |= {name: show.markdown(section) for name, section in done["sections"].items()}
-    wanted = [options.section] if options.section else list(texts)
-    for name in wanted:
-        if name not in texts:
-            raise InputError(f"the section {name} was not measured: add --sections={name}")
-        results.put(options.into, name, texts[name])
+    if options.section:
+        if options.section not in texts:
+            raise InputError(f"the section {options.section} was not measured: add --sections={options.section}")
+        texts = {options.section: texts[options.section]}
+    for name, text in texts.items():
+        results.put(options.into, name, text)
+    drawn = {name: section for name, section in done["sections"].items() if name in texts}
+    show.figures(drawn, options.into.parent / "figures")
 
 
 if __name__ == "__main__":

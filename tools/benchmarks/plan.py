@@ -106,8 +106,8 @@ def layout(options, *, student, teacher, decoded, costs) -> list[dict]:
     bound = "decoding" if decoded < student else "the student's step"
     note = (
         "Extrapolated: seconds grow with multiply-accumulates, decoding with pixels, machines with the share given."
-        " Large networks often use a device better than the small ones measured, memory may ask for a smaller batch, and"
-        f" evaluation is left out. What limits the student from the cache: {bound}."
+        " Large networks often use a device better than small ones, memory may ask for a smaller batch, and evaluation"
+        f" is left out. What limits the student from the cache: {bound}."
     )
     days = f"machines for {options.plan_days} days"
     return [

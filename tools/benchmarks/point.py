@@ -1,7 +1,7 @@
 """One training in a process of its own, whose peak memory is its own: ``python -m benchmarks.point JSON``.
 
-The JSON gives ``teacher``, ``student``, ``batch``, ``classes``, ``image_size`` and ``steps``. It may give ``loss`` (by
-default ce + kd), ``replicas`` (virtual CPUs), or ``folder`` (a tree of images: one epoch of it is trained in place of
+The JSON gives ``teacher``, ``student``, ``batch``, ``classes``, ``image_size``, ``steps`` and ``replicas`` (virtual
+CPUs). It may give ``loss`` (by default ce + kd) or ``folder`` (a tree of images: one epoch of it is trained in place of
 ``steps``). The last line of the output is JSON: ``seconds`` of each step but the first two, ``peak_bytes``.
 """
 
@@ -16,7 +16,7 @@ from benchmarks import measure
 def train(point: dict) -> dict:
     import tensorflow as tf
 
-    replicas = point.get("replicas", 1)
+    replicas = point["replicas"]
     if replicas > 1:
         # Virtual devices are of the processor; an accelerator would be chosen before them.
         tf.config.set_visible_devices([], "GPU")

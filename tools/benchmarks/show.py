@@ -1,8 +1,8 @@
 """What a section found, for people: tables on the screen, Markdown for a page, figures.
 
 A section is a dict in JSON's own types: ``title``; ``tables``, each with ``title``, ``columns``, ``rows`` of texts and
-a ``note`` or none; ``claims`` from `measure.Claim.judge`; ``samples``, a `measure.summary` by variant; and, for figures,
-``bars`` or ``curves``.
+a ``note`` or none; ``claims`` from `measure.Claim.judge`; ``samples``, a `measure.summary` by variant; for figures,
+``bars`` or ``curves``; and ``other_load``, the cores that other processes kept busy meanwhile.
 """
 
 import pathlib
@@ -26,7 +26,7 @@ def tables(section: dict) -> list[dict]:
         rows = [_claim_row(claim) for claim in section["claims"]]
         found.append({"title": "Claims", "columns": _CLAIM_COLUMNS, "rows": rows, "note": None})
     load = section.get("other_load")
-    if load is not None and load > _IDLE:
+    if section["samples"] and load is not None and load > _IDLE:
         note = f"Not idle: other processes kept {load:.2f} cores busy meanwhile."
         found[-1] = {**found[-1], "note": " ".join(filter(None, [found[-1]["note"], note]))}
     return found

@@ -18,6 +18,7 @@ def run(options, done) -> dict:
         "classes": options.classes,
         "image_size": options.image_size,
         "steps": 1,
+        "replicas": 1,
     }
     lines = {
         "python -c pass": ["-c", "pass"],
@@ -39,8 +40,8 @@ def run(options, done) -> dict:
     kept = {name: measure.summary(values) for name, values in samples.items()}
     rows = [[name, f"{one['median']:.2f}", f"{one['iqr']:.2f}"] for name, one in kept.items()]
     note = (
-        f"Seconds of a whole process, {options.startup_rounds} rounds. The first step: imports, building, tracing and one"
-        f" step of `fit`, {options.loss_teacher} to {options.loss_student}."
+        f"Seconds of a whole process, {options.startup_rounds} rounds. The first step: imports, building, tracing and"
+        f" one step of `fit`, {options.loss_teacher} to {options.loss_student}."
     )
     return {
         "title": TITLE,

@@ -17,6 +17,8 @@ from kd_keras.errors import InputError
 
 TITLE = "A training step"
 FULL, BF16, OTHER = "float32", "bfloat16 teacher", "further settings"
+# In the order of the table: rows of equal precision come first.
+GROUPS = (FULL, BF16, OTHER)
 STEPS_PER_EXECUTION = 8
 
 
@@ -24,7 +26,7 @@ def run(options, done) -> dict:
     """Measures every variant of a step in one interleaved run; see `benchmarks.show` for what is returned."""
     with contextlib.ExitStack() as stack:
         calls, precision, skipped = {}, {}, {}
-        for name, group, build in variants(options, stack):
+        for name, group, build in sorted(variants(options, stack), key=lambda one: GROUPS.index(one[1])):
             precision[name] = group
             try:
                 calls[name] = build()
@@ -80,7 +82,7 @@ def claims(bfloat16_units) -> list[measure.Claim]:
 
 
 def variants(options, stack):
-    """(name, group, build) of every variant, those of equal precision first; ``build()`` gives the call to be timed.
+    """(name, group, build) of every variant; ``build()`` gives the call to be timed, or raises `measure.Skip`.
 
     Args:
         options: of the command.
