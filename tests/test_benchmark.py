@@ -16,12 +16,12 @@ sys.path.insert(0, str(ROOT / "tools"))
 import benchmark  # noqa: E402
 from benchmarks import measure, plan, show  # noqa: E402
 
-TINY = "cnn(filters=(4, 4, 4), dense=())"
+TINY = "cnn(filters=(4, 4, 4), dense=(), pool='global')"
 SMALL = [
     *("--quick", f"--teacher={TINY}", f"--student={TINY}", f"--loss_teacher={TINY}", f"--loss_student={TINY}"),
     *("--batch=4", "--image_size=8", "--rounds=3", "--loss_rounds=2", "--pipeline_rounds=2", "--latency_rounds=5"),
     *("--images=64", "--files=16", "--end_seconds=0.1", "--growth_steps=4", "--batches=4,8", "--class_counts=10,20"),
-    *("--trees=20,40", "--plan_image_size=32", f"--plan_teacher={TINY}", f"--plan_student={TINY}"),
+    *("--trees=200,400", "--plan_image_size=32", f"--plan_teacher={TINY}", f"--plan_student={TINY}"),
 ]
 
 
@@ -286,6 +286,6 @@ def test_the_sections_that_take_processes_of_their_own(tmp_path):
     assert {"float32", "int8"} <= set(done["tflite"]["samples"])
     assert done["startup"]["samples"]["import kd_keras"]["median"] < 1
     growth = done["growth"]["samples"]
-    assert {"batch=4", "batch=8", "classes=20", "replicas=2", "files=40"} <= set(growth)
+    assert {"batch=4", "batch=8", "classes=20", "replicas=2", "files=400"} <= set(growth)
     assert all(1e8 < point["peak_bytes"] < 1e10 for point in growth.values())
     assert (tmp_path / "growth.png").exists()

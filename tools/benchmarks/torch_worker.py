@@ -23,6 +23,10 @@ except ImportError:
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
+#: Of a Keras layer, what the loop takes for granted.
+_ONLY = {"activation": "linear", "groups": 1, "dilation_rate": [1, 1]}
+
+
 class Unknown(Exception):
     """A layer that has no counterpart here."""
 
@@ -43,6 +47,8 @@ class Net(nn.Module):
         self.layers = nn.ModuleDict()
         for name, kind, _, config in self.plan:
             arrays = [torch.from_numpy(weights[key]) for key in sorted(weights) if key.rpartition("/")[0] == name]
+            if any(config.get(key, value) != value for key, value in _ONLY.items()):
+                raise Unknown(f"{name} has settings that have no counterpart in the PyTorch loop")
             if kind == "Conv2D":
                 self.layers[name] = _convolution(config, arrays)
             elif kind == "BatchNormalization":
