@@ -228,21 +228,24 @@ def test_a_mistake_is_one_line(arguments, message, capsys, tmp_path):
 
 def test_the_plan_by_hand():
     options = argparse.Namespace(
-        **{"plan_images": 1000, "plan_epochs": 360, "plan_views": 2, "plan_classes": 50, "plan_top_k": 3},
+        **{"plan_images": 1_000_000, "plan_epochs": 3, "plan_views": 2, "plan_classes": 50, "plan_top_k": 3},
         **{"plan_top_k_bytes": 4, "plan_image_size": 64, "plan_teacher": "t", "plan_student": "s"},
         **{"plan_efficiency": 0.5, "plan_days": 0.5},
     )
-    costs = {"teacher": 1e9, "student": 1e9}
-    given, sizes, times = plan.layout(options, student=5.0, teacher=20.0, decoded=10.0, costs=costs)
+    rates = {"student": 5.0, "teacher": 20.0, "decoded": 10.0, "costs": {"teacher": 1e9, "student": 1e9}}
+    given, sizes, times = plan.layout(options, **rates)
     assert all(row[2].startswith("--plan_") for row in given["rows"])
-    # 2 000 entries of 50 × 2 bytes, or of 3 × 4 + 2; in GB, two digits.
-    assert [row[1] for row in sizes["rows"]] == ["0.00", "0.00"]
+    # 2 million entries of 50 × 2 bytes, or of 3 × 4 + 2.
+    assert [row[1] for row in sizes["rows"]] == ["0.20", "0.03"]
     hours = {row[0]: row[1:] for row in times["rows"]}
-    # 2 000 views at 10/s (decoding is the slower); 360 000 images at 5/s, live at 1 / (1/5 + 1/20) = 4/s.
-    assert hours["teacher's outputs, once"] == ["0.1", "1"]
-    # 20 hours in 12 are 1.67 machines, at half the speed each 3.33, so 4.
-    assert hours["student from the cache"] == ["20.0", "4"]
-    assert hours["student with a live teacher"] == ["25.0", "5"]
+    # 2 million views at 10/s (decoding is the slower) are 55.6 hours: 4.6 times 12, at half the speed each 9.3.
+    assert hours["teacher's outputs, once"] == ["55.6", "10"]
+    # 3 million images at 5/s; live at 1 / (1/5 + 1/20) = 4/s.
+    assert hours["student from the cache"] == ["166.7", "28"]
+    assert hours["student with a live teacher"] == ["208.3", "35"]
+    # One machine shares its work with nobody.
+    options.plan_days = 8.7
+    assert {row[2] for row in plan.layout(options, **rates)[2]["rows"][:2]} == {"1"}
 
 
 def test_a_pipe_does_not_end_a_markdown_cell():
