@@ -19,6 +19,8 @@ import pathlib
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# On a GPU the processes that take turns share its memory; TensorFlow would take all of it.
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
 
 import results
 from benchmarks import measure, show
@@ -134,6 +136,8 @@ def run(options, console) -> dict:
             with measure.OtherLoad() as others:
                 done["sections"][name] = section.run(options, done)
             done["sections"][name]["other_load"] = others.cores
+            # At once: a long run that is stopped keeps what it has.
+            report.write_json(done, options.out / "benchmark.json")
         show.on_screen(done["sections"][name], console)
     return done
 
@@ -144,14 +148,13 @@ def main(arguments: list[str]) -> int:
     try:
         options = read(arguments)
         done = run(options, console)
-        report.write_json(done, options.out / "benchmark.json")
         figures = show.figures(done["sections"], options.out)
         if options.into:
             fill(options, done)
     except InputError as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 2
-    for path in (options.out / "benchmark.json", *figures):
+    for path in (*([options.out / "benchmark.json"] if options.sections else []), *figures):
         console.print(Text(str(path)))
     failed = [claim for section in done["sections"].values() for claim in section["claims"] if claim["holds"] is False]
     for claim in failed:
