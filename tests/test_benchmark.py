@@ -169,6 +169,17 @@ def test_check_fails_where_a_claim_does(finished, tmp_path):
         assert benchmark.main([f"--from={source}", f"--out={tmp_path}"]) == 0
 
 
+def test_sections_of_two_machines_are_not_mixed(finished, tmp_path, capsys):
+    done = json.loads(json.dumps(finished[1]))
+    done["machine"]["processor"] = "another"
+    source = tmp_path / "elsewhere.json"
+    source.write_text(json.dumps(done))
+    assert benchmark.main([*SMALL, f"--from={source}", "--sections=pipeline", f"--out={tmp_path}"]) == 2
+    assert "measured with other processor" in capsys.readouterr().err
+    # The plan measures nothing.
+    assert benchmark.main([*SMALL, f"--from={source}", "--sections=plan", f"--out={tmp_path}"]) == 0
+
+
 @pytest.mark.parametrize("slow", ["kd, cached", "plain student"])
 def test_a_slowed_variant_decides_its_claim(slow):
     import contextlib

@@ -34,9 +34,9 @@ from kd_keras.errors import InputError
 SECTIONS = ("step", "losses", "pipeline", "tflite", "startup", "growth", "plan")
 #: What ``--quick`` makes smaller, (full, quick).
 _SIZES = {
-    "rounds": (25, 8),
+    "rounds": (20, 6),
     "loss_rounds": (30, 8),
-    "pipeline_rounds": (15, 5),
+    "pipeline_rounds": (10, 4),
     "images": (16384, 4096),
     "files": (1024, 512),
     "ends": (2, 1),
@@ -123,9 +123,14 @@ def read(arguments: list[str]) -> argparse.Namespace:
 
 
 def run(options, console) -> dict:
-    """Measures the sections that were asked for, printing each; gives the whole report."""
+    """Measures the sections that were asked for, printing each; gives the whole report.
+
+    Raises:
+        InputError: see `check_machine`, and the sections.
+    """
     if options.source:
         done = json.loads(options.source.read_text(encoding="utf-8"))
+        check_machine(options, done)
     else:
         done = {"machine": measure.machine(), "sections": {}}
     shown = options.sections or tuple(done["sections"])
@@ -140,6 +145,20 @@ def run(options, console) -> dict:
             report.write_json(done, options.out / "benchmark.json")
         show.on_screen(done["sections"][name], console)
     return done
+
+
+def check_machine(options, done) -> None:
+    """Raises InputError where measured sections would be added to those of another machine, or of other versions."""
+    if set(options.sections) <= {"plan"}:
+        return
+    here, there = (
+        {key: value for key, value in one.items() if key != "load_at_start"}
+        for one in (measure.machine(), done["machine"])
+    )
+    if differing := [key for key in here if here[key] != there.get(key)]:
+        raise InputError(
+            f"--from={options.source} was measured with other {', '.join(differing)}: measure all of it here"
+        )
 
 
 def main(arguments: list[str]) -> int:

@@ -36,7 +36,7 @@ def run(options, done) -> dict:
 
     calls = {name: process(arguments) for name, arguments in lines.items()}
     # One uncounted round brings the files into the system's cache.
-    samples = measure.interleave(calls, options.startup_rounds, warmup=1)
+    samples = measure.interleave(calls, options.startup_rounds, warmup=0 if options.quick else 1)
     kept = {name: measure.summary(values) for name, values in samples.items()}
     rows = [[name, f"{one['median']:.2f}", f"{one['iqr']:.2f}"] for name, one in kept.items()]
     note = (
