@@ -246,7 +246,8 @@ _COST = (
 # ---- figures ----
 
 
-def _figure(width, height):
+def new_figure(width, height):
+    """A matplotlib figure of that size in inches, which belongs to no screen."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -256,7 +257,8 @@ def _figure(width, height):
     return figure
 
 
-def _save(figure, path):
+def save_figure(figure, path):
+    """Writes a figure as PNG, cropped to what is drawn."""
     content = io.BytesIO()
     # Tight: beside axes of fixed aspect the layout leaves too little room for long class names.
     figure.savefig(content, format="png", dpi=120, bbox_inches="tight", pad_inches=0.12)
@@ -283,7 +285,7 @@ def curves(histories, path):
         colours = [palette(i) for i in range(len(histories))]
     else:
         colours = [palette(x) for x in np.linspace(0, 1, len(histories))]
-    figure = _figure(10, 4.2 + 0.22 * math.ceil((len(histories) + 2) / 3))
+    figure = new_figure(10, 4.2 + 0.22 * math.ceil((len(histories) + 2) / 3))
     panels = figure.subplots(1, 2)
     for (_, history), colour in zip(histories.items(), colours, strict=True):
         train_loss = "ce" if len(history.get("ce", ())) else "loss"
@@ -312,7 +314,7 @@ def curves(histories, path):
         for style, name in (("--", "train"), ("-", "validation"))
     ]
     figure.legend(handles=keys, loc="outside lower center", ncols=min(3, len(keys)), frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def confusion_figure(matrix, class_names, path, title):
@@ -331,7 +333,7 @@ def confusion_figure(matrix, class_names, path, title):
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     names = [_short(name, 18) for name in class_names]
     side = float(np.clip(2.6 + 0.42 * count, 4.5, 11))
-    figure = _figure(side + 0.9, side)
+    figure = new_figure(side + 0.9, side)
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the true class", fraction=0.046, pad=0.03)
@@ -349,7 +351,7 @@ def confusion_figure(matrix, class_names, path, title):
             axes.text(
                 j, i, value, ha="center", va="center", fontsize=size, color="white" if shares[i, j] > 0.5 else "black"
             )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def class_report_figure(report, class_names, path, title):
@@ -370,7 +372,7 @@ def class_report_figure(report, class_names, path, title):
     names += [name for name in ("macro avg", "weighted avg") if name in report]
     blocks = math.ceil(len(names) / 36)
     per_block = math.ceil(len(names) / blocks)
-    figure = _figure(max(5.5, 4.6 * blocks), 1.3 + 0.24 * per_block)
+    figure = new_figure(max(5.5, 4.6 * blocks), 1.3 + 0.24 * per_block)
     all_axes = figure.subplots(1, blocks, squeeze=False)[0]
     measures = ("precision", "recall", "f1-score")
     for block, axes in enumerate(all_axes):
@@ -391,7 +393,7 @@ def class_report_figure(report, class_names, path, title):
         for spine in axes.spines.values():
             spine.set_visible(False)
     figure.suptitle(title, fontsize=12, wrap=True)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _short(name, length):

@@ -128,8 +128,8 @@ def test_counts_have_three_digits(value, text):
 def drawn(monkeypatch):
     """The figures as they were when saved."""
     figures = []
-    save = report._save
-    monkeypatch.setattr(report, "_save", lambda figure, path: (figures.append(figure), save(figure, path)))
+    save = report.save_figure
+    monkeypatch.setattr(report, "save_figure", lambda figure, path: (figures.append(figure), save(figure, path)))
     return figures
 
 

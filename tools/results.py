@@ -69,6 +69,16 @@ def table(runs: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def put(page: pathlib.Path, section: str, text: str) -> None:
+    """Replaces what stands between a page's marks of that section."""
+    begin, end = f"<!-- begin {section} -->", f"<!-- end {section} -->"
+    old = page.read_text(encoding="utf-8")
+    if begin not in old or end not in old:
+        sys.exit(f"{page} has no lines {begin} and {end}: add them where the table belongs")
+    before, _, rest = old.partition(begin)
+    page.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workdirs", nargs="+", type=pathlib.Path)
@@ -79,12 +89,7 @@ def main() -> None:
     if options.into is None:
         print(text)
         return
-    begin, end = f"<!-- begin {options.section} -->", f"<!-- end {options.section} -->"
-    page = options.into.read_text(encoding="utf-8")
-    if begin not in page or end not in page:
-        sys.exit(f"{options.into} has no lines {begin} and {end}: add them where the table belongs")
-    before, _, rest = page.partition(begin)
-    options.into.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+    put(options.into, options.section, text)
 
 
 if __name__ == "__main__":

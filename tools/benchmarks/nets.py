@@ -1,0 +1,100 @@
+"""The networks, the batch and the ways to run a step that several sections share."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from benchmarks import measure
+from kd_keras import Distiller, losses, spec
+from kd_keras.errors import InputError
+
+# So many models in one process look to TensorFlow like one that is traced again and again.
+tf.get_logger().setLevel("ERROR")
+RATE, MOMENTUM, TEMPERATURE, WEIGHT = 0.01, 0.9, 4.0, 0.9
+
+
+def model(text: str, options, policy: str = "float32", image_size: int | None = None):
+    """A model by its spec, built under a dtype policy."""
+    side = image_size or options.image_size
+    keras.config.set_dtype_policy(policy)
+    try:
+        return spec.build("kd_keras.models", spec.parse(text), num_classes=options.classes, input_shape=(side, side, 3))
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def batch(options):
+    """Images float32 (B, H, W, 3) of whole pixels, and labels int32 (B,)."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (options.batch, options.image_size, options.image_size, 3))
+    return images.astype("float32"), rng.integers(0, options.classes, options.batch).astype("int32")
+
+
+def repeated(data):
+    """The same batch without end, ready before it is asked for: what is timed is the step, not the pipeline."""
+    settings = tf.data.Options()
+    settings.autotune.enabled = False
+    return tf.data.Dataset.from_tensors(data).repeat().prefetch(2).with_options(settings)
+
+
+def optimizer():
+    return keras.optimizers.SGD(RATE, momentum=MOMENTUM)
+
+
+def distiller(student, teacher, terms, *, teacher_dtype=None, **compile_options):
+    made = Distiller(student=student, teacher=teacher, losses=terms, teacher_dtype=teacher_dtype)
+    made.compile(optimizer(), metrics=["accuracy"], **compile_options)
+    return made
+
+
+def hinton():
+    return [losses.CE(weight=1 - WEIGHT), losses.KD(weight=WEIGHT, temperature=TEMPERATURE)]
+
+
+def each_loss(options):
+    """A Distiller for every loss that can be built from its defaults and asks for no more than taps.
+
+    Returns:
+        Distillers by the loss's name, and why each other loss was left out, by name.
+    """
+    teacher, found, skipped = model(options.loss_teacher, options), {}, {}
+    for name in spec.names("kd_keras.losses"):
+        try:
+            loss = spec.build("kd_keras.losses", spec.parse(name))
+            if needs := sorted(getattr(loss, "needs", ())):
+                raise InputError(f"needs {', '.join(needs)} beside the taps")
+            found[name] = distiller(model(options.loss_student, options), teacher, [loss])
+        except InputError as reason:
+            skipped[name] = str(reason)
+    return found, skipped
+
+
+def train_call(compiled, data):
+    """A call that runs Keras' own train function, the one that `fit` runs, and gives the seconds a step."""
+    compiled.make_train_function()
+    iterator = iter(repeated(data))
+    # Reading the logs waits for the device.
+    return measure.timed(
+        lambda: [float(np.ravel(value)[0]) for value in tf.nest.flatten(compiled.train_function(iterator))],
+        steps=compiled.steps_per_execution,
+    )
+
+
+def forward_call(network, data):
+    """A call that runs a network's forward pass for inference, and gives its seconds."""
+    forward = tf.function(lambda images: network(images, training=False))
+    iterator = iter(repeated(data))
+    return measure.timed(lambda: forward(next(iterator)).numpy())
+
+
+def stages(*networks) -> list[str]:
+    """The last three stages that all of the networks have, the deepest last."""
+    names = [{layer.name for layer in network.layers} for network in networks]
+    found = []
+    while all(f"stage{len(found) + 1}" in known for known in names):
+        found.append(f"stage{len(found) + 1}")
+    return found[-3:]
