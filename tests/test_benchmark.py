@@ -118,7 +118,7 @@ def test_the_json_holds_machine_samples_and_claims(finished):
         assert step["samples"][name]["n"] == 3
         assert 0 < step["samples"][name]["median"] < 10
     claims = {claim["claim"]: claim for claim in step["claims"]}
-    assert len(claims) == 7
+    assert len(claims) == 8
     one = claims["kd + features ≤ 0.70 × keras.distillation + features"]
     assert one["holds"] == (one["ratio"]["median"] <= 0.70)
 
@@ -127,7 +127,7 @@ def test_rows_of_equal_precision_come_first(finished):
     (table,) = finished[1]["sections"]["step"]["tables"]
     precision = [row[1] for row in table["rows"]]
     assert precision == sorted(precision, key=["float32", "bfloat16 teacher", "further settings"].index)
-    assert precision.count("float32") == 10
+    assert precision.count("float32") == 13
 
 
 def test_the_page_is_filled_and_the_figure_drawn(finished):
@@ -246,8 +246,8 @@ def test_the_plan_by_hand():
     rates = {"student": 5.0, "teacher": 20.0, "decoded": 10.0, "costs": {"teacher": 1e9, "student": 1e9}}
     given, sizes, times = plan.layout(options, **rates)
     assert all(row[2].startswith("--plan_") for row in given["rows"])
-    # 2 million entries of 50 × 2 bytes, or of 3 × 4 + 2.
-    assert [row[1] for row in sizes["rows"]] == ["0.20", "0.03"]
+    # 2 million entries of 50 × 2 + 4 bytes, or of 3 × 4 + 8.
+    assert [row[1] for row in sizes["rows"]] == ["0.21", "0.04"]
     hours = {row[0]: row[1:] for row in times["rows"]}
     # 2 million views at 10/s (decoding is the slower) are 55.6 hours: 4.6 times 12, at half the speed each 9.3.
     assert hours["teacher's outputs, once"] == ["55.6", "10"]

@@ -69,6 +69,7 @@ def test_every_flag_reaches_its_field():
         "cache_limit_gb": "1.5",
         "cache_folder": os.path.abspath("caches"),
         "strategy": "one",
+        "worker_timeout": "5",
         "deterministic": "True",
         "jit_compile": "false",
         "steps_per_execution": "4",

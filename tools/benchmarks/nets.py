@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import measure
-from kd_keras import Distiller, losses, spec
+from kd_keras import Distiller, TeacherCache, data, losses, spec
 from kd_keras.errors import InputError
 
 # So many models in one process look to TensorFlow like one that is traced again and again.
@@ -34,11 +34,11 @@ def batch(options):
     return images.astype("float32"), rng.integers(0, options.classes, options.batch).astype("int32")
 
 
-def repeated(data):
+def repeated(one):
     """The same batch without end, ready before it is asked for: what is timed is the step, not the pipeline."""
     settings = tf.data.Options()
     settings.autotune.enabled = False
-    return tf.data.Dataset.from_tensors(data).repeat().prefetch(2).with_options(settings)
+    return tf.data.Dataset.from_tensors(one).repeat().prefetch(2).with_options(settings)
 
 
 def optimizer():
@@ -73,10 +73,34 @@ def each_loss(options):
     return found, skipped
 
 
-def train_call(compiled, data):
-    """A call that runs Keras' own train function, the one that `fit` runs, and gives the seconds a step."""
+def stream(options, cache_of=None, folder=None):
+    """Batches of the whole input pipeline, pad_crop + flip, without end.
+
+    Args:
+        options: of the command.
+        cache_of: the teacher whose cached logits the batches bring; None for plain batches.
+        folder: where its cache is put.
+    """
+    shape = (8 * options.batch, options.image_size, options.image_size, 3)
+    rng = np.random.default_rng(1)
+    images, classes = rng.integers(0, 256, shape, np.uint8), rng.integers(0, options.classes, shape[0])
+    source, augment = data.ArraySource(images, classes), data.augmentations("pad_crop(pixels=4) + flip()")
+    cache = None
+    if cache_of is not None:
+        cache = TeacherCache(folder, data.Views(source, 2, augment), cache_of)
+        cache.fill(options.batch)
+    return data.batches(source, options.batch, training=True, epochs=10**6, augment=augment, cache=cache)
+
+
+def train_call(compiled, batches):
+    """A call that runs Keras' own train function, the one that `fit` runs, and gives the seconds a step.
+
+    Args:
+        compiled: the model.
+        batches: one batch, which is given again and again, or a data set.
+    """
     compiled.make_train_function()
-    iterator = iter(repeated(data))
+    iterator = iter(batches if isinstance(batches, tf.data.Dataset) else repeated(batches))
     # Reading the logs waits for the device.
     return measure.timed(
         lambda: [float(np.ravel(value)[0]) for value in tf.nest.flatten(compiled.train_function(iterator))],
@@ -84,10 +108,10 @@ def train_call(compiled, data):
     )
 
 
-def forward_call(network, data):
+def forward_call(network, images):
     """A call that runs a network's forward pass for inference, and gives its seconds."""
-    forward = tf.function(lambda images: network(images, training=False))
-    iterator = iter(repeated(data))
+    forward = tf.function(lambda batch: network(batch, training=False))
+    iterator = iter(repeated(images))
     return measure.timed(lambda: forward(next(iterator)).numpy())
 
 

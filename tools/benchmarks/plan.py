@@ -11,7 +11,8 @@ from kd_keras import evaluate
 from kd_keras.errors import InputError
 
 TITLE = "A plan: ImageNet-1k (an extrapolation, not a measurement)"
-_HALF = 2  # bytes of a float16
+# Bytes of what kd_keras.teacher_cache keeps: a logit, and for each row the largest, and the mass of the rest.
+_LOGIT, _ROW = 2, 4
 
 
 def run(options, done) -> dict:
@@ -87,7 +88,7 @@ def layout(options, *, student, teacher, decoded, costs) -> list[dict]:
         ["days it may take", f"{options.plan_days}", "--plan_days"],
     ]
     entries = count * views
-    full, top = classes * _HALF, options.plan_top_k * options.plan_top_k_bytes + _HALF
+    full, top = classes * _LOGIT + _ROW, options.plan_top_k * options.plan_top_k_bytes + 2 * _ROW
     sizes = [
         [f"float16 logits of all {classes:,} classes", _gigabytes(entries * full)],
         [f"top {options.plan_top_k}, and the mass of the rest", _gigabytes(entries * top)],

@@ -14,6 +14,7 @@ from keras import distillation
 from benchmarks import measure, nets
 from kd_keras import evaluate, losses
 from kd_keras.errors import InputError
+from kd_keras.frozen import frozen
 
 TITLE = "A training step"
 FULL, BF16, OTHER = "float32", "bfloat16 teacher", "further settings"
@@ -72,6 +73,7 @@ def claims(bfloat16_units) -> list[measure.Claim]:
     void = None if bfloat16_units else "this machine computes no bfloat16"
     return [
         measure.Claim(("kd, cached",), 1.05, ("plain student",)),
+        measure.Claim(("kd, cached on disk, whole pipeline",), 1.05, ("plain student, whole pipeline",)),
         measure.Claim(("kd",), 1.02, ("plain student", "teacher forward")),
         measure.Claim(("kd",), 1.0, ("keras.distillation",)),
         measure.Claim(("kd + features",), 0.70, ("keras.distillation + features",)),
@@ -95,14 +97,22 @@ def variants(options, stack):
     def student(policy="float32"):
         return nets.model(options.student, options, policy)
 
-    def plain(policy="float32"):
+    def plain(policy="float32", batch=data):
         made = student(policy)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         made.compile(nets.optimizer(), loss, metrics=["accuracy"])
-        return nets.train_call(made, data)
+        return nets.train_call(made, batch)
 
     def ours(terms, policy="float32", batch=data, **settings):
         return nets.train_call(nets.distiller(student(policy), teacher, terms(), **settings), batch)
+
+    def cached():
+        taps = {"logits": teacher.predict(images, options.batch, verbose=0)}
+        return {"image": images, "label": labels, "teacher": taps}
+
+    def from_disk():
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        return ours(nets.hinton, batch=nets.stream(options, teacher, folder))
 
     def with_features():
         return [*nets.hinton(), losses.Hint(pairs=",".join(f"{name}:{name}" for name in stages))]
@@ -135,8 +145,11 @@ def variants(options, stack):
     xla = not nets.distiller(student(), teacher, nets.hinton()).jit_compile
     yield "plain student", FULL, plain
     yield "teacher forward", FULL, lambda: nets.forward_call(teacher, images)
-    yield "kd, cached", FULL, lambda: ours(nets.hinton, batch=cached_batch(options, teacher, images, labels))
+    yield "kd, cached", FULL, lambda: ours(nets.hinton, batch=cached())
+    yield "plain student, whole pipeline", FULL, lambda: plain(batch=nets.stream(options))
+    yield "kd, cached on disk, whole pipeline", FULL, from_disk
     yield "kd", FULL, lambda: ours(nets.hinton)
+    yield "kd, folded teacher", FULL, lambda: ours(nets.hinton, teacher_dtype="float32")
     yield "keras.distillation", FULL, lambda: theirs(their_logits())
     yield "PyTorch", FULL, lambda: torch.call("kd")
     yield "PyTorch, channels-last", FULL, lambda: torch.call("kd channels_last")
@@ -148,19 +161,15 @@ def variants(options, stack):
     if options.quick:
         return
     yield "ce", FULL, lambda: ours(lambda: [losses.CE()])
-    low = nets.model(options.teacher, options, "mixed_bfloat16")
-    yield "teacher forward, bfloat16", BF16, lambda: nets.forward_call(low, images)
+    for dtype, group in (("float32", FULL), ("bfloat16", BF16)):
+        copy = frozen(teacher, dtype)
+        yield f"teacher forward, folded, {dtype}", group, lambda copy=copy: nets.forward_call(copy, images)
     name = f"kd, steps_per_execution={STEPS_PER_EXECUTION}"
     yield name, OTHER, lambda: ours(nets.hinton, steps_per_execution=STEPS_PER_EXECUTION)
     yield f"kd, jit_compile={xla}", OTHER, lambda: ours(nets.hinton, jit_compile=xla)
     yield "plain student, mixed_bfloat16", OTHER, lambda: plain("mixed_bfloat16")
     name = "kd, mixed_bfloat16, bfloat16 teacher"
     yield name, OTHER, lambda: ours(nets.hinton, "mixed_bfloat16", teacher_dtype="bfloat16")
-
-
-def cached_batch(options, teacher, images, labels) -> dict:
-    """A batch as a teacher cache gives it. The place where a pipeline that reads a real cache is put in."""
-    return {"image": images, "label": labels, "teacher": {"logits": teacher.predict(images, options.batch, verbose=0)}}
 
 
 class Torch:
