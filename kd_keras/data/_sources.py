@@ -84,6 +84,32 @@ class ArraySource(Source):
             return tf.gather(self._images, indices), tf.gather(self._labels, indices)
 
 
+class NumpySource(Source):
+    """A source of images in a NumPy array, in memory or mapped from a file, of which no copy is made.
+
+    For large arrays: TensorFlow would hold a constant of its own, and copy it for each iterator.
+
+    Args:
+        images: uint8 (N, H, W, C).
+        labels: integers (N,).
+    """
+
+    def __init__(self, images: np.ndarray, labels: Any):
+        self.labels = np.asarray(labels, np.int32)
+        self.image_shape = tuple(int(side) for side in images.shape[1:])
+        self._images = images
+        with tf.device("CPU:0"):
+            self._labels = tf.constant(self.labels)
+
+    def read(self, indices: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        def gather(rows):
+            return np.asarray(self._images.take(rows, axis=0))
+
+        with tf.device("CPU:0"):
+            images = tf.numpy_function(gather, [indices], tf.uint8, stateful=False)
+            return tf.ensure_shape(images, (None, *self.image_shape)), tf.gather(self._labels, indices)
+
+
 class FileSource(Source):
     """A source of image files, decoded when read.
 
@@ -138,6 +164,14 @@ class _Subset(Source):
             return self._source.read(tf.gather(self._rows, indices))
 
 
+def decode_rgb(path: tf.Tensor) -> tf.Tensor:
+    """Reads one image file in its own size: uint8 (H, W, 3); `decode` says what is raised."""
+    # Always by way of RGB: the decoder cannot turn CMYK, GIF or BMP into grey itself.
+    image = tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False)
+    image.set_shape((None, None, 3))
+    return image
+
+
 def decode(path: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tensor:
     """Reads one image file as TensorFlow operations.
 
@@ -152,9 +186,7 @@ def decode(path: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tensor:
         tf.errors.InvalidArgumentError: the file is no whole image.
     """
     height, width, channels = image_shape
-    # Always by way of RGB: the decoder cannot turn CMYK, GIF or BMP into grey itself.
-    image = tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False)
-    image.set_shape((None, None, 3))
+    image = decode_rgb(path)
 
     def resized():
         scaled = tf.image.resize(image, (height, width), antialias=True)

@@ -1,5 +1,6 @@
 """Sources read what they were given; splits are stratified, disjoint and repeat."""
 
+import os
 import subprocess
 import sys
 
@@ -7,8 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kd_keras.data import ArraySource, digits
-from kd_keras.data._sources import carve, carve_three, take
+from kd_keras.data import ArraySource, batches, digits
+from kd_keras.data._sources import NumpySource, carve, carve_three, take
 from kd_keras.errors import InputError
 
 LABELS = np.repeat([0, 1, 2], [60, 30, 10])
@@ -19,10 +20,11 @@ def test_package_does_not_import_tensorflow():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize("kind", [ArraySource, NumpySource])
 @pytest.mark.parametrize("mode", ["eager", "map"])
-def test_read_gathers_and_subset_composes(mode):
+def test_read_gathers_and_subset_composes(kind, mode):
     images = np.arange(100 * 2 * 3 * 1, dtype=np.uint8).reshape(100, 2, 3, 1)
-    source = ArraySource(images, LABELS).subset(np.arange(99, -1, -1)).subset([0, 50, 98])
+    source = kind(images, LABELS).subset(np.arange(99, -1, -1)).subset([0, 50, 98])
     assert len(source) == 3 and source.image_shape == (2, 3, 1) and source.labels.tolist() == [2, 0, 0]
     indices = tf.constant([2, 0], tf.int64)
     if mode == "eager":
@@ -31,6 +33,23 @@ def test_read_gathers_and_subset_composes(mode):
         read, labels = next(iter(tf.data.Dataset.from_tensors(indices).map(source.read)))
     np.testing.assert_array_equal(read, images[[1, 99]])
     assert labels.numpy().tolist() == [0, 2] and labels.dtype == tf.int32 and read.dtype == tf.uint8
+
+
+def anonymous_megabytes():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) // 1024 for line in status if line.startswith("RssAnon"))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads Linux' account of memory")
+def test_a_mapped_file_is_not_copied_into_memory(tmp_path):
+    with open(tmp_path / "images", "wb") as file:
+        file.truncate(2**30)  # holes, which take no disk
+    images = np.memmap(tmp_path / "images", np.uint8, "r", shape=(2**16, 64, 64, 4))
+    source = NumpySource(images, np.zeros(len(images)))
+    before = anonymous_megabytes()
+    for _ in batches(source.subset(np.arange(0, 2**16, 8)), 64, training=True):
+        pass
+    assert anonymous_megabytes() - before < 200
 
 
 @pytest.mark.parametrize("indices", [[100], [-1], [[0]]])
