@@ -24,7 +24,7 @@ from absl import logging
 
 from kd_keras import files as whole_files
 from kd_keras.data._files import cache_folder
-from kd_keras.data._sources import FileSource, NumpySource, Source, decode_rgb
+from kd_keras.data._sources import FileSource, NumpySource, Source, aligned, decode_rgb
 from kd_keras.errors import InputError
 
 _CACHES = ("none", "memory", "disk")
@@ -93,7 +93,7 @@ class ImageFiles:
             name = f"{_root_name(files)}-{'x'.join(map(str, shape))}"
             images = mapped_images(name, digest, (len(usable), *shape), lambda: _decoded(source))
         else:
-            images = np.empty((len(usable), *shape), np.uint8)
+            images = aligned((len(usable), *shape))
             at = 0
             for batch in _decoded(source):
                 images[at : at + len(batch)] = batch
@@ -113,7 +113,7 @@ def mapped_images(
         images: gives the images, uint8 (B, H, W, C), batch after batch; asked only where they are to be written.
 
     Returns:
-        uint8 (N, H, W, C), read only.
+        uint8 (N, H, W, C), for `NumpySource`; writing to it would change the cache.
 
     Raises:
         InputError: the disk has no room, or refuses the file.
@@ -145,7 +145,7 @@ def mapped_images(
         whole_files.write(path, write)
     except OSError as error:
         raise InputError(f"{what}, which cannot be written ({error.strerror}): {advice}") from error
-    return np.memmap(path, np.uint8, "r", len(header), shape)
+    return np.memmap(path, np.uint8, "r+", len(header), shape)
 
 
 def _header(shape: tuple[int, ...]) -> bytes:
@@ -165,7 +165,7 @@ def _mapped(path: pathlib.Path, digest: bytes, shape: tuple[int, ...]) -> np.nda
             head = file.read(len(header))
             file.seek(-len(digest), os.SEEK_END)
             if head == header and file.read() == digest:
-                return np.memmap(path, np.uint8, "r", len(header), shape)
+                return np.memmap(path, np.uint8, "r+", len(header), shape)
     logging.warning("%s is damaged or of other images: it is made anew", path)
     return None
 

@@ -5,6 +5,7 @@ augmentation and sharding are the pipeline's business: with random access they c
 """
 
 import dataclasses
+import mmap
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from kd_keras.errors import InputError
 
 # Enough draws to find one in which every class keeps its share; a draw costs milliseconds.
 _GROUP_DRAWS = 50
+_ALIGNMENT = 64  # bytes; TensorFlow's kernels refuse other memory
 
 
 class Source:
@@ -87,27 +89,34 @@ class ArraySource(Source):
 class NumpySource(Source):
     """A source of images in a NumPy array, in memory or mapped from a file, of which no copy is made.
 
-    For large arrays: TensorFlow would hold a constant of its own, and copy it for each iterator.
+    For large arrays: of a constant, TensorFlow holds two copies and makes a third for each iterator.
 
     Args:
-        images: uint8 (N, H, W, C).
+        images: uint8 (N, H, W, C), writable (nothing is written), from `aligned` or a memory map.
         labels: integers (N,).
     """
 
     def __init__(self, images: np.ndarray, labels: Any):
+        if images.ctypes.data % _ALIGNMENT:
+            raise ValueError(f"images must begin at a multiple of {_ALIGNMENT} bytes: make the array by aligned()")
         self.labels = np.asarray(labels, np.int32)
         self.image_shape = tuple(int(side) for side in images.shape[1:])
-        self._images = images
         with tf.device("CPU:0"):
+            # A variable is handed on by its handle, and takes the array's memory as it is. Python code that reads
+            # the array would do for speed, but a program that ends meanwhile hangs.
+            shared = tf.experimental.dlpack.from_dlpack(images.__dlpack__())
+            self._images = tf.Variable(shared, trainable=False)
             self._labels = tf.constant(self.labels)
 
     def read(self, indices: Any) -> tuple[tf.Tensor, tf.Tensor]:
-        def gather(rows):
-            return np.asarray(self._images.take(rows, axis=0))
-
         with tf.device("CPU:0"):
-            images = tf.numpy_function(gather, [indices], tf.uint8, stateful=False)
-            return tf.ensure_shape(images, (None, *self.image_shape)), tf.gather(self._labels, indices)
+            # Not gathered from the variable itself, which makes it copy its memory.
+            return tf.gather(self._images.read_value(), indices), tf.gather(self._labels, indices)
+
+
+def aligned(shape: tuple[int, ...]) -> np.ndarray:
+    """An array uint8 of zeros that begins where TensorFlow can read it in place."""
+    return np.frombuffer(mmap.mmap(-1, int(np.prod(shape))), np.uint8).reshape(shape)
 
 
 class FileSource(Source):
