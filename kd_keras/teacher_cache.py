@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kd_keras import files, graph
+from kd_keras import arrays, files, graph
 from kd_keras.distiller import Taps
 from kd_keras.errors import InputError
 from kd_keras.frozen import frozen
@@ -94,7 +94,7 @@ class TeacherCache:
         self.folder = pathlib.Path(folder).absolute() / key[:16]
         self._check_identity()
         self._check_room(limit_gb)
-        self._maps: dict[tuple[int, str], list[np.ndarray]] = {}
+        self._rows: dict[tuple[int, str], dict[str, arrays.Rows]] = {}
 
     def _format(self, tap) -> dict[str, tuple[tuple[int, ...], str]]:
         """The arrays that keep a tap: part → (shape of a sample, dtype)."""
@@ -107,7 +107,7 @@ class TeacherCache:
             return {"values": (shape, self._dtype)}
         if self._top_k is None:
             return {"values": (shape, "float16"), "largest": ((), "float32")}
-        index = "uint16" if self._given.num_classes <= 1 << 16 else "uint32"
+        index = "int16" if self._given.num_classes <= 1 << 15 else "int32"
         k = (self._top_k,)
         return {"values": (k, self._dtype), "largest": ((), "float32"), "index": (k, index), "rest": ((), "float32")}
 
@@ -235,22 +235,22 @@ class TeacherCache:
         Raises:
             InputError: something is missing (call `fill`), or a file is not what was written.
         """
-        if not self._maps:
+        if not self._rows:
             self._open()
-        order = [(tap, part) for tap in self.taps for part in self._formats[tap]]
+        index = tf.cast(index, tf.int64)
+        views = [lambda view=view: self._parts(view, index) for view in range(self.views.count)]
+        parts = views[0]() if len(views) == 1 else tf.switch_case(tf.cast(view, tf.int32), views)
+        return {tap: self._value(parts[tap]) for tap in self.taps}
 
-        # Widened here: TensorFlow's operations on float16 are no faster on a CPU, and few of them are made for it.
-        types = ["int32" if part == "index" else "float32" for _, part in order]
-
-        def gather(view, index):
-            kept = (self._maps[int(view), tap][part][index] for tap, part in order)
-            return [rows.astype(dtype) for rows, dtype in zip(kept, types, strict=True)]
-
-        arrays = tf.numpy_function(gather, [view, index], types, stateful=False)
-        taps = {tap: {} for tap in self.taps}
-        for (tap, part), array in zip(order, arrays, strict=True):
-            taps[tap][part] = tf.ensure_shape(array, (*index.shape, *self._formats[tap][part][0]))
-        return {tap: self._value(parts) for tap, parts in taps.items()}
+    def _parts(self, view, index):
+        # Widened at once: few of TensorFlow's operations are made for float16 on a CPU, and none is faster.
+        return {
+            tap: {
+                part: tf.cast(rows(index), "int32" if part == "index" else "float32")
+                for part, rows in self._rows[view, tap].items()
+            }
+            for tap in self.taps
+        }
 
     def _value(self, parts):
         values = parts["values"]
@@ -265,24 +265,24 @@ class TeacherCache:
     def _open(self):
         if self.missing:
             raise InputError(f"the teacher cache {self.folder} lacks {len(self.missing)} parts: call fill() first")
-        maps = {}
+        opened = {}
         for view in range(self.views.count):
             for tap in self.taps:
                 sums = json.loads(self._record(view, tap).read_text(encoding="utf-8"))
-                maps[view, tap] = {part: self._map(view, tap, part, sums) for part in self._formats[tap]}
-        self._maps = maps
+                opened[view, tap] = {part: self._read(view, tap, part, sums) for part in self._formats[tap]}
+        self._rows = opened
 
-    def _map(self, view, tap, part, sums):
+    def _read(self, view, tap, part, sums) -> arrays.Rows:
         path = self._part(view, tap, part)
         shape, dtype = self._formats[tap][part]
         try:
-            array = np.load(path, mmap_mode="r")
-            whole = array.shape == (len(self.views), *shape) and array.dtype == dtype and _sha256(path) == sums[part]
+            found = np.load(path, mmap_mode="r")
+            whole = found.shape == (len(self.views), *shape) and found.dtype == dtype and _sha256(path) == sums[part]
         except (OSError, ValueError, KeyError):
             whole = False
         if not whole:
             raise InputError(f"{path} is damaged: remove {self.folder} to make the cache anew")
-        return array
+        return arrays.Rows(arrays.mapped(path, found.dtype, found.shape, found.offset))
 
 
 class _Writer:

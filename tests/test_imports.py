@@ -11,7 +11,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What `--help` reads; no TensorFlow before a function needs it.
 QUICK = {"errors", "files", "spec", "schedules", "config"}
-SHARED = {"labels"}
+SHARED = {"arrays", "labels"}
 LEAVES = {"losses", "models", "data"}
 HANDED = {
     "device",

@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from sklearn.model_selection import GroupShuffleSplit, train_test_split
 
+from kd_keras import arrays
 from kd_keras.errors import InputError
 
 # Enough draws to find one in which every class keeps its share; a draw costs milliseconds.
@@ -95,6 +96,31 @@ class ArraySource(Source):
         return _hash(self._images.numpy(), self.labels)
 
 
+class NumpySource(Source):
+    """A source of images in a large NumPy array, in memory or mapped from a file, of which no copy is made.
+
+    Args:
+        images: uint8 (N, H, W, C), writable (nothing is written), from `kd_keras.arrays`.
+        labels: integers (N,).
+        fingerprint: hash of the samples, where it is known without reading all images.
+    """
+
+    def __init__(self, images: np.ndarray, labels: Any, fingerprint: str | None = None):
+        self.labels = np.asarray(labels, np.int32)
+        self.image_shape = tuple(int(side) for side in images.shape[1:])
+        self._images, self._fingerprint = arrays.Rows(images), fingerprint
+        with tf.device("CPU:0"):
+            self._labels = tf.constant(self.labels)
+
+    def read(self, indices: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        with tf.device("CPU:0"):
+            return self._images(indices), tf.gather(self._labels, indices)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return self._fingerprint or _hash(self._images.numpy(), self.labels)
+
+
 class FileSource(Source):
     """A source of image files, decoded when read.
 
@@ -168,6 +194,14 @@ def _hash(*parts: Any) -> str:
     return digest.hexdigest()
 
 
+def decode_rgb(path: tf.Tensor) -> tf.Tensor:
+    """Reads one image file in its own size: uint8 (H, W, 3); `decode` says what is raised."""
+    # Always by way of RGB: the decoder cannot turn CMYK, GIF or BMP into grey itself.
+    image = tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False)
+    image.set_shape((None, None, 3))
+    return image
+
+
 def decode(path: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tensor:
     """Reads one image file as TensorFlow operations.
 
@@ -182,9 +216,7 @@ def decode(path: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tensor:
         tf.errors.InvalidArgumentError: the file is no whole image.
     """
     height, width, channels = image_shape
-    # Always by way of RGB: the decoder cannot turn CMYK, GIF or BMP into grey itself.
-    image = tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False)
-    image.set_shape((None, None, 3))
+    image = decode_rgb(path)
 
     def resized():
         scaled = tf.image.resize(image, (height, width), antialias=True)

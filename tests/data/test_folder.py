@@ -1,12 +1,25 @@
 """Folders of images, of every mode that the decoder meets, and what is wrong with them."""
 
+import os
+import shutil
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from absl import logging
 from PIL import Image
 
-from kd_keras.data import batches, folder
+from kd_keras.data import _image_files, batches, folder
 from kd_keras.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def keras_home(tmp_path_factory, monkeypatch):
+    """What is kept of a test's images is not kept for the next one, nor among the user's."""
+    home = tmp_path_factory.mktemp("keras")
+    monkeypatch.setenv("KERAS_HOME", str(home))
+    return home
 
 
 def picture(value, size=(10, 12)):
@@ -28,10 +41,10 @@ def reds(source):
     return {(int(label), int(red)) for label, red in zip(labels, images[:, 0, 0, 0], strict=True)}
 
 
-@pytest.mark.parametrize("in_memory", [False, True])
-def test_one_tree_is_split_stratified_without_overlap(tmp_path, in_memory):
+@pytest.mark.parametrize("cache", ["none", "memory", "disk"])
+def test_one_tree_is_split_stratified_without_overlap(tmp_path, cache):
     write_tree(tmp_path)
-    splits = folder.build(str(tmp_path), val_fraction=0.2, test_fraction=0.3, in_memory=in_memory)
+    splits = folder.build(str(tmp_path), val_fraction=0.2, test_fraction=0.3, cache=cache)
     parts = [reds(split) for split in (splits.train, splits.val, splits.test)]
     assert [len(part) for part in parts] == [20, 8, 12]
     assert len(set().union(*parts)) == 40
@@ -145,8 +158,8 @@ def test_broken_files_are_named_and_counted(tmp_path):
     assert message.count(".jpg") == 5 and "\n" not in message
 
 
-@pytest.mark.parametrize("in_memory", [False, True])
-def test_broken_files_can_be_left_out(tmp_path, in_memory, monkeypatch):
+@pytest.mark.parametrize("cache", ["none", "memory", "disk"])
+def test_broken_files_can_be_left_out(tmp_path, cache, monkeypatch):
     write_tree(tmp_path)
     break_files(tmp_path, 2)
     (tmp_path / "dog" / "empty.png").write_bytes(b"")
@@ -154,7 +167,7 @@ def test_broken_files_can_be_left_out(tmp_path, in_memory, monkeypatch):
     picture((200, 30, 9)).quantize(4).save(tmp_path / "dog" / "palette.bmp")
     said = []
     monkeypatch.setattr(logging, "warning", lambda message, *args: said.append(message % args))
-    splits = folder.build(str(tmp_path), skip_bad_images=True, in_memory=in_memory)
+    splits = folder.build(str(tmp_path), skip_bad_images=True, cache=cache)
     found = [reds(split) for split in (splits.train, splits.val, splits.test)]
     assert set().union(*found) == {(label, n) for label in (0, 1) for n in range(20)}
     assert "5 of 45 images" in said[0] and "palette.bmp" in said[0] and "empty.png" in said[0]
@@ -176,6 +189,9 @@ def test_another_size_is_named(tmp_path):
     with pytest.raises(InputError, match=r"wide.png is 10×13 pixels and .*000.png 10×12: set image_size"):
         folder.build(str(tmp_path))
     assert len(folder.build(str(tmp_path), image_size=(10, 12)).class_names) == 2
+    # The sizes are known by now, from the check.
+    with pytest.raises(InputError, match=r"wide.png is 10×13 pixels and .*000.png 10×12: set image_size"):
+        folder.build(str(tmp_path))
 
 
 def test_mistakes_are_refused(tmp_path):
@@ -189,7 +205,7 @@ def test_mistakes_are_refused(tmp_path):
     (tmp_path / "dog").mkdir()
     with pytest.raises(InputError, match=r"dog has no image"):
         folder.build(str(tmp_path))
-    for wrong in ({"channels": 2}, {"image_size": 0}, {"image_size": (1, 2, 3)}, {"image_size": 1.5}):
+    for wrong in ({"channels": 2}, {"image_size": 0}, {"image_size": (1, 2, 3)}, {"image_size": 1.5}, {"cache": True}):
         with pytest.raises(InputError, match=next(iter(wrong))):
             folder.build(str(tmp_path), **wrong)
 
@@ -206,3 +222,193 @@ def test_two_names_of_one_split_are_refused(tmp_path):
         write_tree(tmp_path / name, counts=2)
     with pytest.raises(InputError, match="both val and validation"):
         folder.build(str(tmp_path))
+
+
+def checks(monkeypatch):
+    """The names of the files that are decoded to be checked, as they come."""
+    decoded = []
+    original = _image_files._decoded_sizes
+
+    def watched(files, places):
+        decoded.extend(os.path.basename(files[place]) for place in places)
+        return original(files, places)
+
+    monkeypatch.setattr(_image_files, "_decoded_sizes", watched)
+    return decoded
+
+
+def warnings(monkeypatch):
+    said = []
+    monkeypatch.setattr(logging, "warning", lambda message, *args: said.append(message % args))
+    return said
+
+
+def kept(keras_home, kind):
+    (path,) = (keras_home / "datasets" / "kd_keras" / kind).iterdir()
+    return path
+
+
+def test_an_unchanged_file_is_checked_once(tmp_path, monkeypatch):
+    write_tree(tmp_path, counts=10)
+    decoded = checks(monkeypatch)
+    folder.build(str(tmp_path))
+    assert len(decoded) == 20
+    decoded.clear()
+    # Neither another size nor another cache asks for a new check.
+    folder.build(str(tmp_path), image_size=5, channels=1, cache="memory")
+    assert decoded == []
+    picture((3, 0, 9)).save(tmp_path / "cat" / "new.png")
+    picture((4, 0, 9)).save(tmp_path / "cat" / "003.png")
+    broken = tmp_path / "dog" / "005.png"
+    broken.write_bytes(broken.read_bytes()[:-30])
+    with pytest.raises(InputError, match=r"1 of 21 images cannot be used: .*dog/005.png \(cannot be decoded\)"):
+        folder.build(str(tmp_path))
+    assert sorted(decoded) == ["003.png", "005.png", "new.png"]
+    decoded.clear()
+    with pytest.raises(InputError, match="1 of 21 images"):
+        folder.build(str(tmp_path))
+    said = warnings(monkeypatch)
+    splits = folder.build(str(tmp_path), skip_bad_images=True)
+    assert "005.png" in said[0] and sum(map(len, (splits.train, splits.val, splits.test))) == 20
+    assert decoded == []
+
+
+def test_a_touched_file_is_checked_again_though_its_size_is_the_same(tmp_path, monkeypatch):
+    write_tree(tmp_path, counts=10)
+    folder.build(str(tmp_path))
+    decoded = checks(monkeypatch)
+    path = tmp_path / "dog" / "004.png"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    before = path.stat()
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    with pytest.raises(InputError, match=r"dog/004\.png"):
+        folder.build(str(tmp_path))
+    assert decoded == ["004.png"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "foreign", "empty"])
+@pytest.mark.parametrize("kind", ["checked", "images"])
+def test_a_damaged_record_is_made_anew(tmp_path, keras_home, monkeypatch, kind, damage):
+    write_tree(tmp_path, counts=10)
+    first = folder.build(str(tmp_path), cache="disk")
+    wanted = reds(first.train)
+    path = kept(keras_home, kind)
+    whole = path.read_bytes()
+    flipped = bytes([whole[0] ^ 1]) + whole[1:-1] + bytes([whole[-1] ^ 1])
+    path.write_bytes({"cut": whole[:-1], "flipped": flipped, "foreign": b"x" * len(whole), "empty": b""}[damage])
+    said, decoded = warnings(monkeypatch), checks(monkeypatch)
+    assert reds(folder.build(str(tmp_path), cache="disk").train) == wanted
+    assert any(str(path) in line and "made anew" in line for line in said)
+    assert len(decoded) == (20 if kind == "checked" else 0) and path.read_bytes() == whole
+    said.clear()
+    folder.build(str(tmp_path), cache="disk")
+    assert said == []
+
+
+def test_a_cache_folder_that_cannot_be_written_is_told(tmp_path, keras_home, monkeypatch):
+    write_tree(tmp_path, counts=10)
+    (keras_home / "datasets").write_text("in the way")
+    said = warnings(monkeypatch)
+    assert len(folder.build(str(tmp_path)).train) == 16
+    assert "cannot be written" in said[0] and "checked again next time" in said[0]
+    with pytest.raises(InputError, match=r"cannot be written .*set KERAS_HOME"):
+        folder.build(str(tmp_path), cache="disk")
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_a_cache_gives_the_images_of_the_files(tmp_path, cache):
+    write_tree(tmp_path, counts=10, classes=("b",))
+    (tmp_path / "a").mkdir()
+    modes(tmp_path / "a")
+    for keys in ({}, {"image_size": (7, 5)}, {"image_size": (7, 5), "channels": 1}):
+        plain, cached = (folder.build(str(tmp_path), cache=kind, **keys) for kind in ("none", cache))
+        for one, other in zip(
+            (plain.train, plain.val, plain.test), (cached.train, cached.val, cached.test), strict=True
+        ):
+            rows = np.arange(len(one))[::-1]
+            for left, right in zip(one.read(rows), other.read(rows), strict=True):
+                np.testing.assert_array_equal(left, right)
+
+
+def test_disk_cache_is_written_once_until_a_file_changes(tmp_path, keras_home, monkeypatch):
+    write_tree(tmp_path, counts=10)
+    said = warnings(monkeypatch)
+    folder.build(str(tmp_path), cache="disk")
+    path = kept(keras_home, "images")
+    assert len(said) == 1 and "20 decoded images of 10×12×3 take 0.000 GB" in said[0] and str(path) in said[0]
+    assert np.load(path).shape == (20, 10, 12, 3)
+    before = path.stat()
+    # Nothing is decoded any more: the mapped images serve.
+    monkeypatch.setattr(_image_files, "_decoded", lambda source: pytest.fail("decoded again"))
+    assert len(reds(folder.build(str(tmp_path), cache="disk").train)) == 16
+    assert path.stat().st_mtime_ns == before.st_mtime_ns and len(said) == 1
+    monkeypatch.undo()
+    monkeypatch.setenv("KERAS_HOME", str(keras_home))
+    picture((77, 0, 9)).save(tmp_path / "cat" / "003.png")
+    splits = folder.build(str(tmp_path), cache="disk")
+    assert (0, 77) in set().union(*(reds(split) for split in (splits.train, splits.val, splits.test)))
+    assert kept(keras_home, "images") == path
+
+
+def test_disk_cache_is_refused_where_there_is_no_room(tmp_path, keras_home, monkeypatch):
+    write_tree(tmp_path, counts=10)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=7199))
+    with pytest.raises(InputError, match=r"take 0.000 GB as .*0.000 GB are free: make room") as caught:
+        folder.build(str(tmp_path), cache="disk")
+    assert "\n" not in str(caught.value)
+    assert list((keras_home / "datasets" / "kd_keras" / "images").iterdir()) == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=7200))
+    folder.build(str(tmp_path), cache="disk")
+
+
+def test_a_file_that_breaks_after_its_check_is_told(tmp_path, monkeypatch):
+    write_tree(tmp_path, counts=10)
+    original = _image_files._check
+
+    def check(*args, **keys):
+        found = original(*args, **keys)
+        (tmp_path / "cat" / "003.png").write_bytes(b"")
+        return found
+
+    monkeypatch.setattr(_image_files, "_check", check)
+    with pytest.raises(InputError, match="changed while it was read"):
+        folder.build(str(tmp_path), cache="memory")
+
+
+# Prints the most memory of its own, in MB, that a run over a folder takes.
+RUN = """
+import sys
+from kd_keras.data import _augment, batches, folder
+splits = folder.build(sys.argv[1], image_size=128, cache=sys.argv[2], val_fraction=0.01, test_fraction=0.01)
+augment = (_augment.pad_crop(pixels=4), _augment.flip())
+most = 0
+for step, _ in enumerate(batches(splits.train, 64, training=True, epochs=2, augment=augment)):
+    if step % 10 == 0:
+        status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+        most = max(most, int(status["RssAnon"].split()[0]) // 1024)
+print(most)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads Linux' account of memory")
+@pytest.mark.parametrize("cache", ["none", "disk"])
+def test_memory_of_a_run_does_not_grow_with_the_folder(tmp_path, keras_home, cache):
+    one = tmp_path / "one.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(one)
+    most = {}
+    for count in (1000, 4000, 16000):
+        root = tmp_path / str(count)
+        for place in range(count):
+            name = root / str(place % 2) / f"{place}.jpg"
+            name.parent.mkdir(parents=True, exist_ok=True)
+            os.link(one, name)
+        line = [sys.executable, "-c", RUN, str(root), cache]
+        done = subprocess.run(line, capture_output=True, text=True, check=True)
+        most[count] = int(done.stdout.split()[-1])
+    print(f"cache={cache!r}: MB by files: {most}")
+    # 15 000 decoded images are 737 MB; paths, labels and verdicts are a few.
+    assert most[16000] - most[1000] < 60

@@ -1,10 +1,13 @@
 """The pipeline is a pure function of (seed, epoch, index)."""
 
+import time
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from kd_keras.data import ArraySource, Views, _augment, batches, steps_per_epoch
+from kd_keras.data._sources import Source
 from kd_keras.errors import InputError
 
 N, BATCH = 50, 8
@@ -198,6 +201,79 @@ def test_static_shapes_are_known():
     image, label = batches(SOURCE, BATCH, training=True, augment=MIXING, num_classes=5).element_spec
     assert image.shape.as_list()[1:] == [12, 12, 3] and label.shape.as_list()[1:] == [5]
     assert image.dtype == tf.float32
+
+
+@pytest.mark.parametrize("seconds", [0.7, 1.0, 1.4])
+def test_an_iterator_dropped_midway_does_not_hang(seconds):
+    # tf.data's autotuner would sleep for longer and longer, and be waited for: by chance, hence at several moments.
+    iterator = iter(batches(SOURCE, BATCH, training=True, augment=PLAIN, epochs=10**6))
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        next(iterator)
+    started = time.monotonic()
+    del iterator
+    assert time.monotonic() - started < 0.4
+
+
+class Counted(Source):
+    """As many samples as ImageNet, which cost nothing to read."""
+
+    def __init__(self, n=1_281_167):
+        self.labels, self.image_shape = np.zeros(n, np.int32), (2, 2, 3)
+
+    def read(self, indices):
+        return tf.zeros((tf.size(indices), 2, 2, 3), tf.uint8), tf.cast(indices, tf.int32)
+
+
+@pytest.mark.slow
+def test_no_stall_between_epochs_of_as_many_samples_as_imagenet():
+    size = 8192
+    steps = steps_per_epoch(len(Counted()), size)
+    augment = (_augment.pad_crop(pixels=1), _augment.flip(), _augment.colour())
+    waits, last = [], time.perf_counter()
+    for _ in batches(Counted(), size, training=True, augment=augment, epochs=4):
+        now = time.perf_counter()
+        waits.append(now - last)
+        last = now
+    between = [max(waits[epoch * steps - 1 : epoch * steps + 2]) for epoch in (1, 2, 3)]
+    print(f"seconds at epoch ends: {np.round(between, 3)}; a batch: {np.median(waits):.4f}")
+    assert np.median(between) < 0.2
+
+
+def usual(images, labels, batch_size, epochs):
+    """The pipeline that most examples of tf.data write: pad, crop and flip sample by sample."""
+
+    def augment(image, label):
+        image = tf.image.random_crop(tf.pad(image, [[4, 4], [4, 4], [0, 0]]), (32, 32, 3))
+        return tf.cast(tf.image.random_flip_left_right(image), tf.float32), label
+
+    dataset = tf.data.Dataset.from_tensor_slices((images, labels)).shuffle(len(images)).repeat(epochs)
+    return dataset.map(augment, tf.data.AUTOTUNE).batch(batch_size).prefetch(tf.data.AUTOTUNE)
+
+
+def images_per_second(dataset):
+    count, started = 0, None
+    for _, labels in dataset:
+        if started is None:  # the first batch pays for starting
+            started = time.perf_counter()
+        else:
+            count += len(labels)
+    return count / (time.perf_counter() - started)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["zero", "reflect"])
+def test_twice_the_images_a_second_of_the_usual_pipeline(mode):
+    images = np.random.default_rng(0).integers(0, 256, (20_000, 32, 32, 3), dtype=np.uint8)
+    labels = np.arange(len(images)) % 10
+    source, augment = ArraySource(images, labels), (_augment.pad_crop(pixels=4, mode=mode), _augment.flip())
+    rates = {"usual": [], "ours": []}
+    for _ in range(5):  # in turns, so that a busy moment of the machine meets both
+        rates["usual"].append(images_per_second(usual(images, labels, 128, epochs=1)))
+        rates["ours"].append(images_per_second(batches(source, 128, training=True, augment=augment, epochs=2)))
+    medians = {name: np.median(rate) for name, rate in rates.items()}
+    print(f"{mode}: images a second { ({name: round(rate) for name, rate in medians.items()}) }")
+    assert medians["ours"] >= 2 * medians["usual"]
 
 
 def test_nothing_is_left_of_a_finished_training():

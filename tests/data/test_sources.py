@@ -1,5 +1,6 @@
 """Sources read what they were given; splits are stratified, disjoint and repeat."""
 
+import os
 import subprocess
 import sys
 
@@ -7,8 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kd_keras.data import ArraySource, digits
-from kd_keras.data._sources import carve, carve_three, take
+from kd_keras.arrays import aligned
+from kd_keras.data import ArraySource, batches, digits
+from kd_keras.data._sources import NumpySource, carve, carve_three, take
 from kd_keras.errors import InputError
 
 LABELS = np.repeat([0, 1, 2], [60, 30, 10])
@@ -19,10 +21,12 @@ def test_package_does_not_import_tensorflow():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize("kind", [ArraySource, NumpySource])
 @pytest.mark.parametrize("mode", ["eager", "map"])
-def test_read_gathers_and_subset_composes(mode):
-    images = np.arange(100 * 2 * 3 * 1, dtype=np.uint8).reshape(100, 2, 3, 1)
-    source = ArraySource(images, LABELS).subset(np.arange(99, -1, -1)).subset([0, 50, 98])
+def test_read_gathers_and_subset_composes(kind, mode):
+    images = aligned((100, 2, 3, 1))
+    images[:] = np.arange(100 * 2 * 3 * 1, dtype=np.uint8).reshape(images.shape)
+    source = kind(images, LABELS).subset(np.arange(99, -1, -1)).subset([0, 50, 98])
     assert len(source) == 3 and source.image_shape == (2, 3, 1) and source.labels.tolist() == [2, 0, 0]
     indices = tf.constant([2, 0], tf.int64)
     if mode == "eager":
@@ -33,10 +37,48 @@ def test_read_gathers_and_subset_composes(mode):
     assert labels.numpy().tolist() == [0, 2] and labels.dtype == tf.int32 and read.dtype == tf.uint8
 
 
+def anonymous_megabytes():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) // 1024 for line in status if line.startswith("RssAnon"))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads Linux' account of memory")
+def test_a_mapped_file_is_not_copied_into_memory(tmp_path):
+    with open(tmp_path / "images", "wb") as file:
+        file.truncate(2**30)  # holes, which take no disk
+    images = np.memmap(tmp_path / "images", np.uint8, "r+", shape=(2**16, 64, 64, 4))
+    before = anonymous_megabytes()
+    source = NumpySource(images, np.zeros(len(images)))
+    for _ in batches(source.subset(np.arange(0, 2**16, 8)), 64, training=True):
+        pass
+    assert anonymous_megabytes() - before < 200
+
+
+def test_a_program_ends_while_an_array_is_read():
+    # Threads of tf.data that call Python, which is on its way out, would hang here.
+    code = """
+import numpy as np
+from kd_keras.data import batches
+from kd_keras.arrays import aligned
+from kd_keras.data._sources import NumpySource
+source = NumpySource(aligned((512, 64, 64, 3)), np.zeros(512))
+iterators = [iter(batches(source, 64, training=True, epochs=10**6)) for _ in range(3)]
+print([next(iterator)[0].shape[0] for iterator in iterators])
+del iterators[0]
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "[64, 64, 64]\n"
+
+
 @pytest.mark.parametrize("indices", [[100], [-1], [[0]]])
 def test_subset_refuses_indices_outside(indices):
     with pytest.raises(InputError, match="from 0 to 99"):
         ArraySource(np.zeros((100, 1, 1, 1), np.uint8), LABELS).subset(indices)
+
+
+def test_numpy_source_refuses_memory_that_tensorflow_cannot_read():
+    with pytest.raises(ValueError, match="multiple of 64"):
+        NumpySource(aligned((3, 2, 2, 1))[1:], [0, 1])
 
 
 def test_array_source_refuses_wrong_types():
