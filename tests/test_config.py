@@ -62,6 +62,7 @@ def test_every_flag_reaches_its_field():
         "teacher_dtype": "bfloat16",
         "strategy": "one",
         "deterministic": "True",
+        "worker_timeout": "60",
         "steps_per_execution": "4",
         "export": "int8,float32",
         "workdir": os.path.abspath("somewhere"),
