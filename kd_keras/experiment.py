@@ -477,12 +477,10 @@ class Experiment:
         for path in paths:
             distribute.wait_for(path)
 
-    def end_training(self) -> bool:
-        """Parts from the other workers, so that the chief measures alone; tells whether this one is the chief."""
-        distribute.gather(self.strategy, 1)
+    def leave_cluster(self) -> None:
+        """What is built from now on is this worker's alone, so that the chief can measure by itself."""
         if self.worker[1] > 1:
             self.strategy = tf.distribute.get_strategy()
-        return self.chief
 
     def batches(self, source):
         """A split once, in order, as (image, label) batches."""

@@ -53,22 +53,27 @@ def _run(config) -> None:
     experiment = Experiment(config)
     if not experiment.finished:
         scheme = spec.build("kd_keras.schemes", config.scheme)
-        with distribute.watch(experiment.strategy):
+        strategy = experiment.strategy
+        with distribute.watch(strategy):
             scheme.check(experiment)
         if experiment.chief:
             configuration.claim_workdir(config)
         experiment.begin()
         try:
-            with distribute.watch(experiment.strategy):
+            with distribute.watch(strategy):
                 models = scheme.run(experiment)
-                if not experiment.end_training():
-                    return
-            measure.measure(experiment, *models)
+                experiment.leave_cluster()
+                if experiment.chief:
+                    measure.measure(experiment, *models)
+                # The others wait: should the chief stop while it measures, all have to start again to go on.
+                distribute.gather(strategy, 1)
         except BaseException:
             experiment.tracker.close("FAILED")
             raise
         experiment.tracker.close()
         experiment.print_seconds(start)
+    if not experiment.chief:
+        return
     rows, notes = experiment.results()
     report.print_table(rows, experiment.console, caption="\n".join(notes))
     experiment.print_places()

@@ -192,6 +192,34 @@ def test_images_stay_in_range_as_float32():
         assert batch["image"].dtype == np.float32 and batch["image"].min() >= 0 and batch["image"].max() <= 255
 
 
+@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("augment", [PLAIN, MIXING])
+def test_the_workers_parts_make_the_batch(augment, workers):
+    parts = [stream(augment=augment, epochs=2, shard=(worker, workers)) for worker in range(workers)]
+    # The last batch of 2 leaves one of three workers without a sample.
+    together = [
+        {key: np.concatenate([batch[key] for batch in same]) for key in same[0]} for same in zip(*parts, strict=True)
+    ]
+    assert_equal(together, stream(augment=augment, epochs=2))
+    sizes = [len(batch["index"]) for part in parts for batch in part]
+    assert max(sizes) == -(-BATCH // workers) and sum(sizes) == 2 * N
+
+
+@pytest.mark.parametrize(("augment", "whole"), [(PLAIN, False), (MIXING, True)])
+def test_a_worker_reads_its_own_part_alone_unless_partners_are_needed(augment, whole):
+    asked = []
+
+    class Counted(ArraySource):
+        def read(self, indices):
+            count = tf.numpy_function(lambda i: asked.append(len(i)) or np.int64(0), [indices], tf.int64)
+            return super().read(indices + tf.ensure_shape(count, ()))
+
+    source = Counted(SOURCE.read(range(N))[0].numpy(), SOURCE.labels)
+    asked.clear()
+    list(batches(source, BATCH, training=True, augment=augment, num_classes=5, shard=(1, 2)))
+    assert sum(asked) == (N if whole else N // 2)
+
+
 def test_autotune_is_off():
     options = batches(SOURCE, BATCH, training=True).options()
     assert options.autotune.enabled is False and options.deterministic is True
@@ -289,6 +317,8 @@ def test_nothing_is_left_of_a_finished_training():
         ({"training": False}, "only with training=True"),
         ({"augment": MIXING}, "give num_classes"),
         ({"batch_size": 51, "drop_remainder": True}, "no batch of 51"),
+        ({"shard": (2, 2)}, r"shard=\(2, 2\)"),
+        ({"shard": (0, 2), "batch_size": 1}, "batches of 1"),
     ],
 )
 def test_mistakes_are_refused(kw, message):
