@@ -137,10 +137,14 @@ def feed(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset):
     sharded = dataset.options().experimental_distribute.auto_shard_policy == tf.data.experimental.AutoShardPolicy.OFF
     if strategy.num_replicas_in_sync == 1 or (workers > 1 and not sharded):
         return dataset
-    local = strategy.num_replicas_in_sync // workers
+    local, batches = strategy.num_replicas_in_sync // workers, dataset.cardinality().numpy()
     if local > 1:
         dataset = dataset.flat_map(lambda *batch: _parts(batch if len(batch) > 1 else batch[0], local))
-    return strategy.distribute_datasets_from_function(lambda context: dataset)
+    shared = strategy.distribute_datasets_from_function(lambda context: dataset)
+    # Counted in global batches, as Keras does: where it does not know the end it runs one step too many, which fails
+    # for want of a batch but not before the optimizer has counted it.
+    shared._cardinality = batches
+    return shared
 
 
 def _parts(batch, count) -> tf.data.Dataset:
