@@ -380,7 +380,8 @@ class Experiment:
         stage = f"{trained.stage}-dtype"
 
         def choose():
-            if self.done(stage) is not None:
+            # One that was taken from another run may have been asked for something else.
+            if (kept := self.done(stage)) is not None and kept["asked"] == asked:
                 return
             done = self.finish(stage, self._choice_of_dtype(asked, teacher))
             if done["agreement"] is not None:
@@ -395,7 +396,9 @@ class Experiment:
 
     def _choice_of_dtype(self, asked, teacher):
         dtype = device.teacher_dtype() if asked == "auto" else asked
-        exact = {"dtype": "float32", "agreement": None, "images": 0}
+        exact = {"asked": asked, "dtype": "float32", "agreement": None, "images": 0}
+        if asked == "auto" and not frozen.can_be_frozen(teacher):
+            return {**exact, "dtype": None}
         if dtype == "float32":
             return exact
         source = self.splits.val
@@ -412,7 +415,7 @@ class Experiment:
                 logging.warning("%s of %d validation images: it computes in float32", told, len(full))
                 return exact
             logging.warning("%s of %d validation images: consider --teacher_dtype=float32", told, len(full))
-        return {"dtype": dtype, "agreement": agreement, "images": len(full)}
+        return {"asked": asked, "dtype": dtype, "agreement": agreement, "images": len(full)}
 
     def cache(self, distiller: Distiller) -> TeacherCache | None:
         """The teacher cache that a training would read, not filled; None where there is none to be read.

@@ -47,7 +47,7 @@ def frozen(model: keras.Model, dtype: str = "auto", keep: tuple[str, ...] = ()) 
     if dtype not in DTYPES:
         known = ", ".join(map(repr, ("auto", *DTYPES)))
         raise InputError(f"teacher_dtype={dtype!r}: known are None, {known}")
-    if not (getattr(model, "operations", None) or isinstance(model, keras.Sequential)):
+    if not can_be_frozen(model):
         raise InputError("teacher_dtype needs a functional or Sequential teacher: build yours under a mixed policy")
     folds = _folds(model, keep)
     norms = {id(norm) for norm in folds.values()}
@@ -71,6 +71,11 @@ def frozen(model: keras.Model, dtype: str = "auto", keep: tuple[str, ...] = ()) 
         elif id(layer) not in norms:
             copied.set_weights(layer.get_weights())
     return clone
+
+
+def can_be_frozen(model: keras.Model) -> bool:
+    """Whether a model is functional or Sequential, and so can be copied layer by layer."""
+    return bool(getattr(model, "operations", None)) or isinstance(model, keras.Sequential)
 
 
 def _models(model) -> list[keras.Model]:

@@ -154,6 +154,8 @@ def test_a_cache_and_another_runs_teacher(finished, tmp_path, capsys):
     hint = "--loss=ce() + kd() + hint(pairs='pooled:pooled')"
     assert main(*shared, hint, "--seed=3", f"--workdir={tmp_path / 'b'}") == 0
     assert "are there already" in capsys.readouterr().out and state(tmp_path / "b", "student-cache")["images"] == 0
+    assert main(*flags, "--teacher_dtype=float32", f"--workdir={tmp_path / 'd'}") == 0
+    assert state(tmp_path / "d", "teacher-dtype")["dtype"] == "float32"
     for name in "ab":
         assert figures(tmp_path / name)[0] == figures(finished)[0]
         assert state(tmp_path / name, "teacher") == state(finished, "teacher")

@@ -38,7 +38,7 @@ _SIZES = {
     "loss_rounds": (30, 8),
     "pipeline_rounds": (10, 4),
     "images": (16384, 4096),
-    "files": (1024, 512),
+    "files": (2048, 512),
     "ends": (2, 1),
     "end_seconds": (6.5, 3.0),
     "latency_rounds": (300, 50),
