@@ -87,7 +87,8 @@ def stream(options, cache_of=None, folder=None):
     source, augment = data.ArraySource(images, classes), data.augmentations("pad_crop(pixels=4) + flip()")
     cache = None
     if cache_of is not None:
-        cache = TeacherCache(folder, data.Views(source, 2, augment), cache_of)
+        # A deep teacher that was never trained gives logits that float16 does not hold.
+        cache = TeacherCache(folder, data.Views(source, 2, augment), cache_of, dtype="float32")
         cache.fill(options.batch)
     return data.batches(source, options.batch, training=True, epochs=10**6, augment=augment, cache=cache)
 
