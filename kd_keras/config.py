@@ -262,6 +262,9 @@ def _resolve(values: dict, flagfile: str | None) -> Config:
         known[name] = parse(text)
         own = values[f"teacher_{name}"]
         known[f"teacher_{name}"] = known[name] if own is None else parse(own)
+    for name in ("cache_taps", "cache_dtype", "cache_top_k", "cache_seed"):
+        if not values["cache_views"] and FLAGS[name].present:
+            raise InputError(f"--{name} has no effect without --cache_views: give the number of views")
     known["export"] = _variants(values["export"])
     known["teacher_dtype"] = None if values["teacher_dtype"] == "none" else values["teacher_dtype"]
     known["cache_taps"] = tuple(values["cache_taps"])

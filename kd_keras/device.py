@@ -54,9 +54,14 @@ def jit_compile(strategy: tf.distribute.Strategy) -> bool:
     return bool(_gpus()) and strategy.num_replicas_in_sync == 1
 
 
-def steps_per_execution() -> int:
-    """Steps in one call: a call costs a CPU nothing that can be seen; a GPU waits for each."""
-    return 8 if _gpus() else 1
+def steps_per_execution(strategy: tf.distribute.Strategy, steps_per_epoch: int) -> int:
+    """Steps in one call: a call costs a CPU nothing that can be seen; a GPU waits for each.
+
+    Whole calls make an epoch: where they don't, Keras goes on into the next epoch's batches.
+    """
+    if not _gpus() or strategy.num_replicas_in_sync > 1:
+        return 1
+    return next(steps for steps in range(8, 0, -1) if steps_per_epoch % steps == 0)
 
 
 def limit_threads(threads: int) -> None:

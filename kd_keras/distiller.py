@@ -98,7 +98,7 @@ class Taps:
         self.model, self.role = model, role
         self._functions: dict[tuple[str, ...], Callable] = {}
         # Functional and Sequential models are graphs of operations; only those can be cut at a layer.
-        self._is_graph = bool(getattr(model, "operations", None)) or isinstance(model, keras.Sequential)
+        self._is_graph = graph.is_graph(model)
         if not model.built:
             raise InputError(f"the {role} is not built: call it once on a batch, or give it an Input")
         if self._is_graph:
@@ -466,12 +466,11 @@ class Distiller(keras.Model):
         student_names, teacher_names = self._reads.value
         replicas, local, total = self._batch_sizes(batch.image)
         filled, real = self._filled(batch)
-        teacher = {}
-        if teacher_names:
-            teacher = filled.teacher or self._teacher_taps.value(filled.image, teacher_names, training=False)
-            teacher = {name: tf.stop_gradient(teacher[name]) for name in teacher_names}
         with tf.GradientTape() as tape:
             student = self._student_taps.value(filled.image, student_names, training=True)
+            # Behind the student's pass: in this order TensorFlow runs more of the two side by side.
+            with tape.stop_recording():
+                teacher = self._taught(filled, teacher_names)
             loss, reported = 0.0, 0.0
             for term, tracker in zip(self.terms, self._term_trackers, strict=True):
                 value = term(student, teacher, filled.label, training=True)
@@ -498,6 +497,13 @@ class Distiller(keras.Model):
                 logs[f"{name}_{key}"] = ops.cast(term.now(schedule), "float32")
         self.step.assign_add(1)
         return self._for_keras(logs)
+
+    def _taught(self, batch, names):
+        """The teacher's taps: those that the batch brings, or else its own forward pass."""
+        if not names:
+            return {}
+        teacher = batch.teacher or self._teacher_taps.value(batch.image, names, training=False)
+        return {name: tf.stop_gradient(teacher[name]) for name in names}
 
     def _batch_sizes(self, image):
         """(replicas, samples on this replica, samples on all), the last two as float32 scalars."""

@@ -96,8 +96,10 @@ def _meet(addresses, index, timeout):
         while missing := [number for number in missing if not _answers(addresses[number])]:
             if time.monotonic() > deadline:
                 names = ", ".join(f"{number} ({addresses[number]})" for number in missing)
+                # The chief opens its address last, so only it knows which of several others is missing.
+                waits = ", or still waits for another" if index and len(addresses) > 2 else ""
                 raise WorkerError(
-                    f"worker {names} did not start within {timeout:g} s: see its log, then start all again"
+                    f"worker {names} did not start within {timeout:g} s{waits}: see its log, then start all again"
                 )
             time.sleep(0.2)
 

@@ -19,7 +19,7 @@ from absl import logging
 from rich.console import Console
 
 from kd_keras import data as datasets
-from kd_keras import device, distribute, evaluate, files, frozen, graph, report, spec, tracking, training
+from kd_keras import device, distribute, evaluate, files, frozen, report, spec, tracking, training
 from kd_keras.config import Config
 from kd_keras.distiller import Distiller, Taps
 from kd_keras.errors import InputError
@@ -192,7 +192,6 @@ class Experiment:
         """A compiled `Distiller` of ``student``, with the teacher's or the student's optimizer."""
         config = self.config
         jit = device.jit_compile(self.strategy) if config.jit_compile == "auto" else config.jit_compile == "true"
-        self._check_last_batch(student)
         with self.strategy.scope():
             distiller = Distiller(
                 student=student,
@@ -209,26 +208,40 @@ class Experiment:
             distiller.compile(
                 optimizer=optimizer,
                 metrics=["accuracy"],
-                steps_per_execution=config.steps_per_execution or device.steps_per_execution(),
+                steps_per_execution=self._steps_per_execution(),
                 jit_compile=jit,
             )
+        self._check_last_batch(distiller)
         return distiller
 
-    def _check_last_batch(self, model) -> None:
+    def _check_last_batch(self, distiller) -> None:
         """Refuses batches of which a replica gets nothing, where that changes what is learnt.
 
-        It is given a blank image instead, which no loss counts but batch norm does.
+        It is given a blank image instead, which no loss counts but batch norm does, the student's or a projector's.
         """
         count, size, replicas = len(self.splits.train), self.config.batch_size, self.strategy.num_replicas_in_sync
         if size < replicas:
             raise InputError(f"--batch_size={size} is less than the {replicas} replicas: it is the global batch size")
         left = count % size
-        if 0 < left < replicas and any(isinstance(x, keras.layers.BatchNormalization) for x in graph.layers(model)):
-            fits = next(n for n in range(size - 1, 0, -1) if count % n == 0 or count % n >= replicas)
+        counts = any(isinstance(layer, keras.layers.BatchNormalization) for layer in distiller._flatten_layers())
+        if 0 < left < replicas and counts:
+            fitting = (n for n in range(size - 1, replicas - 1, -1) if count % n == 0 or count % n >= replicas)
+            advice = next((f"give another --batch_size, such as {n}" for n in fitting), "train on fewer replicas")
             raise InputError(
                 f"the last of {count} images in batches of {size} are {left}, fewer than the {replicas} replicas, and "
-                f"{model.name}'s batch norm would count blank images: give another --batch_size, such as {fits}"
+                f"batch norm would count blank images: {advice}"
             )
+
+    def _steps_per_execution(self) -> int:
+        asked, steps = self.config.steps_per_execution, self.steps_per_epoch
+        if asked is None:
+            return device.steps_per_execution(self.strategy, steps)
+        if steps % asked:
+            fits = ", ".join(str(n) for n in range(1, min(steps, 64) + 1) if steps % n == 0)
+            raise InputError(
+                f"--steps_per_execution={asked} does not divide the {steps} steps of an epoch: give {fits}"
+            )
+        return asked
 
     @property
     def steps_per_epoch(self) -> int:
@@ -352,6 +365,8 @@ class Experiment:
                 augment=self.augment,
                 num_classes=splits.num_classes,
                 cache=cache,
+                # The student without KD sees what the distilled one sees.
+                views=None if of_teacher else self.views,
                 shard=self.worker,
             )
 
@@ -406,7 +421,7 @@ class Experiment:
             source = datasets.take(source, _AGREEMENT_IMAGES, self.config.seed)
         full, fast = (
             evaluate.predict(logits(model), self.batches(source))[0]
-            for model in (teacher, frozen.frozen(teacher, dtype))
+            for model in (frozen.frozen(teacher, "float32"), frozen.frozen(teacher, dtype))
         )
         agreement = evaluate.agreement(fast, full) if np.isfinite(fast).all() else 0.0
         if agreement < frozen.LEAST_AGREEMENT:
@@ -416,6 +431,12 @@ class Experiment:
                 return exact
             logging.warning("%s of %d validation images: consider --teacher_dtype=float32", told, len(full))
         return {"asked": asked, "dtype": dtype, "agreement": agreement, "images": len(full)}
+
+    def check_teacher(self, teacher: keras.Model) -> None:
+        """Raises InputError where the teacher can't be run in the dtype that is asked for."""
+        asked = self.config.teacher_dtype
+        if asked not in (None, "auto") and not frozen.can_be_frozen(teacher):
+            raise InputError(f"--teacher_dtype={asked} takes a functional teacher: give auto or none")
 
     def cache(self, distiller: Distiller) -> TeacherCache | None:
         """The teacher cache that a training would read, not filled; None where there is none to be read.
@@ -446,6 +467,11 @@ class Experiment:
         )
         start = time.perf_counter()
         images = 0
+        if len(set(distribute.gather(self.strategy, int(cache.folder.name[:7], 16)))) > 1:
+            raise InputError(
+                "the workers' teacher caches differ, since their data or teachers do: share the data set's folder, or "
+                "copy it with the times of its files"
+            )
 
         def fill():
             nonlocal images

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import uuid
 from collections.abc import Callable
 from typing import BinaryIO
 
@@ -16,7 +17,8 @@ def write(path: str | os.PathLike, content: bytes | str | Callable[[BinaryIO], N
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # Not by the process' number: in containers that share a disk each may be number 1.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         with open(partial, "wb") as file:
             if callable(content):

@@ -60,7 +60,8 @@ def frozen(model: keras.Model, dtype: str = "auto", keep: tuple[str, ...] = ()) 
             return _Folded(name=layer.name, dtype=policy)
         if id(layer) in folds:
             config["use_bias"] = True
-        if not isinstance(layer, keras.layers.InputLayer):
+        # What is no layer, an operation of keras.ops, follows the dtype of its inputs.
+        if isinstance(layer, keras.layers.Layer) and not isinstance(layer, keras.layers.InputLayer):
             config["dtype"] = "float32" if id(layer) in exact else policy
         return type(layer).from_config(config)
 
@@ -74,8 +75,9 @@ def frozen(model: keras.Model, dtype: str = "auto", keep: tuple[str, ...] = ()) 
 
 
 def can_be_frozen(model: keras.Model) -> bool:
-    """Whether a model is functional or Sequential, and so can be copied layer by layer."""
-    return bool(getattr(model, "operations", None)) or isinstance(model, keras.Sequential)
+    """Whether a model, and each inside it, is functional or Sequential, and so can be copied layer by layer."""
+    inside = (layer for layer in model.layers if isinstance(layer, keras.Model))
+    return graph.is_graph(model) and all(map(can_be_frozen, inside))
 
 
 def _models(model) -> list[keras.Model]:
@@ -132,6 +134,7 @@ def _tail(model) -> set[int]:
             tensor = layer.outputs[0]
             continue
         tail.add(id(layer))
-        if layer.weights or len(node.input_tensors) != 1:
+        # An operation of keras.ops is no layer, and has none.
+        if getattr(layer, "weights", ()) or len(node.input_tensors) != 1:
             return tail
         tensor = node.input_tensors[0]

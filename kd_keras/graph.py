@@ -13,6 +13,50 @@ def layers(model: keras.Model) -> list[keras.layers.Layer]:
     ]
 
 
+def is_graph(model: keras.Model) -> bool:
+    """Whether a model is functional or Sequential: a graph of operations that can be read and cut."""
+    return bool(getattr(model, "operations", None)) or isinstance(model, keras.Sequential)
+
+
+def description(model: keras.Model) -> list:
+    """What a model computes, but for its weights and its names: operations, their settings, and what feeds them.
+
+    A subclassed model's code is not in it; its own config and its layers are.
+    """
+    if not is_graph(model):
+        return [type(model).__qualname__, _settings(model), *(_inside(layer) for layer in model.layers)]
+    at, found = {}, []
+    for place, (_, node) in enumerate(uses(model.outputs)):
+        at |= {id(tensor): [place, number] for number, tensor in enumerate(node.output_tensors)}
+    for operation, node in uses(model.outputs):
+        given = keras.tree.map_structure(
+            lambda value: at[id(value)] if isinstance(value, keras.KerasTensor) else value,
+            [list(node.arguments.args), dict(node.arguments.kwargs)],
+        )
+        found.append([_inside(operation), given])
+    return found
+
+
+def places(model: keras.Model) -> dict[str, int]:
+    """Where in the model each layer is used last, by the layer's name; empty for a subclassed model."""
+    if not is_graph(model):
+        return {}
+    return {operation.name: place for place, (operation, _) in enumerate(uses(model.outputs))}
+
+
+def _inside(operation):
+    if isinstance(operation, keras.Model):
+        return [type(operation).__qualname__, description(operation)]
+    return [type(operation).__qualname__, _settings(operation)]
+
+
+def _settings(operation) -> dict:
+    try:
+        return {key: value for key, value in operation.get_config().items() if key != "name"}
+    except NotImplementedError:  # one of the user's own without: its weights have to do
+        return {}
+
+
 def made_by(tensor):
     """The operation that made a symbolic tensor, and the node: that use of the operation among its others."""
     operation, index, _ = tensor._keras_history

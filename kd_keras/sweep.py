@@ -35,7 +35,7 @@ flags.DEFINE_string(
 flags.DEFINE_bool("shared_teacher", True, "Train one teacher for all runs, of the first one's seed.", flag_values=FLAGS)
 # Flags that change the data or the teacher by name: runs that differ in one have teachers of their own.
 _OF_THE_TEACHER = (
-    *("data", "image_size", "val_fraction", "skip_bad_images"),
+    *("data", "image_size", "val_fraction", "skip_bad_images", "train_examples"),
     *("teacher", "teacher_loss", "teacher_epochs", "teacher_optimizer", "teacher_learning_rate"),
 )
 
@@ -82,7 +82,7 @@ def plan(argv: list[str]) -> tuple[pathlib.Path, list[Run], list[str]]:
     for flag in ("teacher_from", "workdir"):
         if any(flag == name for name in varied):
             raise InputError(f"--{flag} can't be varied: the sweep sets it")
-    digest = hashlib.sha256(json.dumps([common, varied]).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps([common, varied, FLAGS.shared_teacher]).encode()).hexdigest()[:8]
     root = pathlib.Path(FLAGS.workdir or f"runs/sweep-{digest}").absolute()
     runs, first = [], {}
     for values in itertools.product(*varied.values()):

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kd_keras import arrays, files, graph
+from kd_keras import arrays, device, files, graph
 from kd_keras.distiller import Taps
 from kd_keras.errors import InputError
 from kd_keras.frozen import frozen
@@ -53,8 +53,8 @@ class TeacherCache:
         folder: where this very cache lies.
 
     Raises:
-        InputError: a value is out of range, a tap does not exist or has no known size, the cache would exceed the limit
-            or the disk, or the folder holds something else under this name.
+        InputError: a value is out of range, a tap does not exist or has no known size, the cache would exceed the
+            limit, or the folder holds something else under this name.
     """
 
     def __init__(
@@ -77,7 +77,10 @@ class TeacherCache:
             raise InputError(f"top_k={top_k!r}: give a whole number of at least 1, or None to keep all logits")
         if top_k is not None and top_k >= self._given.num_classes:
             top_k = None
+        if teacher_dtype == "auto":
+            teacher_dtype = device.teacher_dtype()
         self.views, self.taps = views, tuple(taps)
+        self._places = graph.places(teacher)
         self._dtype, self._top_k, self._teacher_dtype = dtype, top_k, teacher_dtype
         self._formats = {tap: self._format(tap) for tap in self.taps}
         identity = {
@@ -93,7 +96,7 @@ class TeacherCache:
         key = hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()
         self.folder = pathlib.Path(folder).absolute() / key[:16]
         self._check_identity()
-        self._check_room(limit_gb)
+        self._check_size("limit_gb", self.nbytes, None if limit_gb is None else limit_gb * 1e9)
         self._rows: dict[tuple[int, str], dict[str, arrays.Rows]] = {}
 
     def _format(self, tap) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -132,15 +135,12 @@ class TeacherCache:
         if differing:
             raise InputError(f"{self.folder} was made with another {', '.join(differing)}: remove it, or name another")
 
-    def _check_room(self, limit_gb):
-        needed, free = sum(self._tap_bytes(tap) for _, tap in self.missing), _free_bytes(self.folder)
-        for what, room in (("limit_gb", None if limit_gb is None else limit_gb * 1e9), ("the disk's free space", free)):
-            asked = self.nbytes if what == "limit_gb" else needed
-            if room is not None and asked > room:
-                raise InputError(
-                    f"the teacher cache would take {asked / 1e9:.3g} GB, more than {what} ({room / 1e9:.3g} GB): "
-                    "keep fewer views, fewer taps or only the top_k logits, or allow more"
-                )
+    def _check_size(self, what, nbytes, room):
+        if room is not None and nbytes > room:
+            raise InputError(
+                f"the teacher cache would take {nbytes / 1e9:.3g} GB, more than {what} ({room / 1e9:.3g} GB): "
+                "keep fewer views, fewer taps or only the top_k logits, or allow more"
+            )
 
     @property
     def missing(self) -> list[tuple[int, str]]:
@@ -155,10 +155,15 @@ class TeacherCache:
         return [self._record(view, tap) for view in range(self.views.count) for tap in self.taps]
 
     def _record(self, view, tap) -> pathlib.Path:
-        return self.folder / f"view{view:03}-{_file_name(tap)}.json"
+        return self.folder / f"{self._stem(view, tap)}.json"
 
     def _part(self, view, tap, part) -> pathlib.Path:
-        return self.folder / f"view{view:03}-{_file_name(tap)}-{part}.npy"
+        return self.folder / f"{self._stem(view, tap)}-{part}.npy"
+
+    def _stem(self, view, tap) -> str:
+        # With the layer's place: names such as conv2d_5 are numbered anew in each process.
+        place = f"{self._places[tap]}-" if tap in self._places and tap != "logits" else ""
+        return f"view{view:03}-{place}{tap.replace('/', '_')}"
 
     def fill(self, batch_size: int = 256, progress: Callable[[int, int], None] | None = None) -> int:
         """Runs the teacher over what is missing, in inference and in order.
@@ -171,12 +176,18 @@ class TeacherCache:
             How many images the teacher was run on; 0 where everything was there.
 
         Raises:
-            InputError: the teacher gives a number that is not finite, or none that float16 holds.
+            InputError: the teacher gives a number that is not finite, or none that float16 holds; it is no longer what
+                it was; or the disk has no room.
         """
         missing = self.missing
         views = sorted({view for view, _ in missing})
         if not views:
             return 0
+        if _model_hash(self._given.model) != self._identity["teacher"]:
+            raise InputError(
+                "the teacher has changed since this TeacherCache was made: make one of the teacher as it is"
+            )
+        self._check_size("the disk's free space", sum(self._tap_bytes(t) for _, t in missing), _free_bytes(self.folder))
         teacher = self._given
         if self._teacher_dtype is not None:
             teacher = Taps(frozen(self._given.model, self._teacher_dtype, keep=self.taps), "teacher")
@@ -321,7 +332,11 @@ class _Writer:
 
     def _finish(self):
         sums = {}
+        # Another run may have been quicker: what others read already is left as it is.
+        taps = [tap for tap in self._taps if not self._cache._record(self._view, tap).exists()]
         for (tap, part), array in self._arrays.items():
+            if tap not in taps:
+                continue
             array.flush()
             partial, path = self._partial[tap, part]
             with open(partial, "rb") as file:
@@ -329,12 +344,8 @@ class _Writer:
             sums.setdefault(tap, {})[part] = _sha256(partial)
             os.replace(partial, path)
         # The record comes last: where it is, the files are whole.
-        for tap in self._taps:
+        for tap in taps:
             files.write(self._cache._record(self._view, tap), json.dumps(sums[tap]) + "\n")
-
-
-def _file_name(tap: str) -> str:
-    return tap.replace("/", "_")
 
 
 def _sha256(path: pathlib.Path) -> str:
@@ -349,16 +360,17 @@ def _free_bytes(folder: pathlib.Path) -> int:
 
 
 def _model_hash(model: keras.Model) -> str:
-    """A hash of layers and weights; names, which Keras numbers anew in each process, do not count."""
-    digest = hashlib.sha256()
-    for layer in graph.layers(model):
-        try:
-            config = {key: value for key, value in layer.get_config().items() if key != "name"}
-        except NotImplementedError:  # a layer of the user's own without one: its weights have to do
-            config = {}
-        digest.update(json.dumps([type(layer).__qualname__, config], sort_keys=True, default=str).encode())
+    """A hash of layers, wiring and weights; names, which Keras numbers anew in each process, do not count."""
+    digest = hashlib.sha256(json.dumps(graph.description(model), sort_keys=True, default=_constant).encode())
     for weight in model.weights:
-        value = np.ascontiguousarray(keras.ops.convert_to_numpy(weight))
-        digest.update(f"{value.dtype}{value.shape}".encode())
-        digest.update(value.tobytes())
+        digest.update(_constant(weight).encode())
     return digest.hexdigest()
+
+
+def _constant(value) -> str:
+    """An array or anything else of a model's description as text."""
+    try:
+        array = np.ascontiguousarray(keras.ops.convert_to_numpy(value))
+    except (TypeError, ValueError):
+        return type(value).__qualname__
+    return f"{array.dtype}{array.shape}{hashlib.sha256(array.tobytes()).hexdigest()}"

@@ -287,6 +287,7 @@ def test_the_teacher_is_left_alone_and_kept_out(tmp_path, capsys):
     size = (tmp_path / "with.keras").stat().st_size
     distiller(teacher=net((64, 128), seed=2), terms=[losses.CE(), losses.KD()]).save(tmp_path / "huge.keras")
     assert (tmp_path / "huge.keras").stat().st_size < 1.2 * size
+    keras.config.enable_interactive_logging()  # another test may have turned it off
     d.summary()
     assert f"{d.student.count_params():,}" in capsys.readouterr().out
 

@@ -112,7 +112,10 @@ flags += ["--strategy=mirrored", f"--workdir={sys.argv[1]}/refused", *sys.argv[3
 from kd_keras import run
 assert run.main(["kd_keras", *flags]) == 2
 """
-REFUSED = {2: ["--student=cnn(filters=(4,), batch_norm=True)"], 4: ["--batch_size=3"]}
+REFUSED = {
+    2: ["--student=cnn(filters=(4,))", "--teacher=cnn(filters=(4,))", "--loss=kd() + hint(batch_norm=True)"],
+    4: ["--batch_size=3"],
+}
 WORKER = """
 import sys
 from kd_keras import distribute

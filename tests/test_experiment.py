@@ -3,7 +3,8 @@
 import keras
 import pytest
 
-from kd_keras import config, device
+from kd_keras import config, data, device, training
+from kd_keras.errors import InputError
 from kd_keras.experiment import Experiment
 
 
@@ -23,13 +24,18 @@ def made(tmp_path):
 def test_compile_settings_are_the_devices_unless_named(made):
     _, plain = made()
     assert (plain.jit_compile, plain.steps_per_execution) == (False, 1)
-    _, named = made("--jit_compile=true", "--steps_per_execution=3")
-    assert (named.jit_compile, named.steps_per_execution) == (True, 3)
+    # 1 168 images are 19 batches of 64.
+    _, named = made("--jit_compile=true", "--steps_per_execution=19")
+    assert (named.jit_compile, named.steps_per_execution) == (True, 19)
+    with pytest.raises(
+        InputError, match="--steps_per_execution=3 does not divide the 19 steps of an epoch: give 1, 19"
+    ):
+        made("--steps_per_execution=3")
 
 
 def test_the_devices_choices_are_asked_for(made, monkeypatch):
     monkeypatch.setattr(device, "jit_compile", lambda strategy: True)
-    monkeypatch.setattr(device, "steps_per_execution", lambda: 5)
+    monkeypatch.setattr(device, "steps_per_execution", lambda *_: 5)
     monkeypatch.setattr(device, "precision", lambda: "mixed_bfloat16")
     _, distiller = made("--precision=auto")
     assert (distiller.jit_compile, distiller.steps_per_execution) == (True, 5)
@@ -52,3 +58,32 @@ def test_views_are_made_where_a_cache_is_asked_for(made):
     teacher = experiment.model(experiment.config.teacher)
     student = experiment.distiller(distiller.student, experiment.config.loss, teacher=teacher, epochs=1)
     assert experiment.cache(student).taps == ("logits",)
+
+
+def test_several_steps_a_call_are_whole_epochs(made, tmp_path):
+    experiment, distiller = made("--train_examples=384", "--steps_per_execution=3", "--batch_size=64")
+    splits = experiment.splits
+    stream = lambda first: data.batches(splits.train, 64, training=True, epochs=4, initial_epoch=first)  # noqa: E731
+    options = {"epochs": 4, "steps_per_epoch": 6, "checkpoint": tmp_path / "c.npz"}
+    history = training.fit(distiller, stream, data.batches(splits.val, 64), **options)
+    assert history.epochs == 4 and int(keras.ops.convert_to_numpy(distiller.step)) == 24
+
+
+def test_the_student_without_a_teacher_sees_the_same_views(made, monkeypatch):
+    experiment, distiller = made("--cache_views=2", "--augment=flip()", "--teacher=cnn()", "--tracking=none")
+    seen = {}
+    monkeypatch.setattr(training, "fit", lambda *args, **kwargs: seen.update(stream=args[1]) or training.History())
+    losses = experiment.config.baseline_loss
+    for of_teacher in (False, True):
+        experiment._fit("baseline", distiller.student, losses, None, 3, of_teacher)
+        images = next(iter(seen["stream"](2)))[0].numpy()
+        own = data.batches(
+            experiment.splits.train,
+            64,
+            training=True,
+            epochs=3,
+            initial_epoch=2,
+            augment=experiment.augment,
+            views=None if of_teacher else experiment.views,
+        )
+        assert (images == next(iter(own))[0].numpy()).all()

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from kd_keras import Distiller, Taps, device, losses
 from kd_keras.errors import InputError
-from kd_keras.frozen import frozen
+from kd_keras.frozen import can_be_frozen, frozen
 
 L = keras.layers
 X = np.random.default_rng(0).uniform(0, 1, (5, 8, 8, 3)).astype("float32")
@@ -140,6 +140,27 @@ def test_a_sequential_model_in_another_dtype(dtype, tmp_path):
     np.testing.assert_allclose(out, model(X, training=False), atol=0.05)
 
 
+def test_a_model_that_ends_in_an_operation():
+    image = keras.Input((8, 8, 3))
+    x = L.Flatten(name="flat")(L.BatchNormalization(name="norm")(L.Conv2D(6, 3, name="conv")(image)))
+    model = with_moved_norms(keras.Model(image, L.Dense(4, name="logits")(x) / 2.0))
+    copy = frozen(model, "bfloat16")
+    assert copy.get_layer("logits").compute_dtype == "float32" and norms(copy) == []
+    np.testing.assert_allclose(copy(X), model(X), atol=0.05)
+
+
+def test_a_graph_with_a_subclassed_model_inside_cannot_be_frozen():
+    class Inner(keras.Model):
+        def call(self, x):
+            return x
+
+    image = keras.Input((8, 8, 3))
+    model = keras.Model(image, L.Dense(4)(L.Flatten()(Inner()(image))))
+    assert not can_be_frozen(model) and can_be_frozen(chain(L.Conv2D(4, 3)))
+    with pytest.raises(InputError, match="functional or Sequential"):
+        frozen(model, "float32")
+
+
 def test_auto_is_what_the_machine_is_fastest_in():
     model = chain(*BLOCKS["a convolution"]())
     assert frozen(model, "auto").get_layer("conv").compute_dtype == device.teacher_dtype()
@@ -198,4 +219,5 @@ def test_the_choices_of_a_device(monkeypatch, gpus, capability, features, dtype)
     assert device.teacher_dtype() == dtype
     assert device.precision() == (dtype if dtype == "float32" else f"mixed_{dtype}")
     assert device.jit_compile(tf.distribute.get_strategy()) is bool(gpus)
-    assert device.steps_per_execution() == (8 if gpus else 1)
+    strategy = tf.distribute.get_strategy()
+    assert [device.steps_per_execution(strategy, steps) for steps in (80, 19, 6)] == ([8, 1, 6] if gpus else [1, 1, 1])

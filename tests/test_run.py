@@ -155,7 +155,8 @@ def test_a_cache_and_another_runs_teacher(finished, tmp_path, capsys):
     assert main(*shared, hint, "--seed=3", f"--workdir={tmp_path / 'b'}") == 0
     assert "are there already" in capsys.readouterr().out and state(tmp_path / "b", "student-cache")["images"] == 0
     assert main(*flags, "--teacher_dtype=float32", f"--workdir={tmp_path / 'd'}") == 0
-    assert state(tmp_path / "d", "teacher-dtype")["dtype"] == "float32"
+    kept = state(tmp_path / "d", "teacher-dtype")
+    assert (kept["dtype"], kept["asked"]) == ("float32", "float32")
     for name in "ab":
         assert figures(tmp_path / name)[0] == figures(finished)[0]
         assert state(tmp_path / name, "teacher") == state(finished, "teacher")
@@ -224,6 +225,8 @@ BAD = {
     "a cache without teacher": (["--cache_views=2", "--teacher=none", "--loss=ce()"], "--teacher=none"),
     "a cache of no tap": (["--cache_views=2", "--cache_taps=stage9"], "stage9"),
     "a cache too large": (["--cache_views=2", "--cache_limit_gb=1e-6"], "limit_gb"),
+    "a cache's setting without a cache": (["--cache_taps=pooled"], "--cache_taps has no effect without --cache_views"),
+    "a cache that nothing reads": (["--cache_views=2", "--loss=ce()"], "no loss of --loss reads a teacher"),
     "nobody's teacher": (["--teacher_from=no/such"], "no finished teacher"),
     "threads too late": (["--threads=7"], "--threads=7"),
 }

@@ -3,15 +3,17 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from kd_keras import Distiller, Taps, TeacherCache, losses
+from kd_keras import Distiller, Taps, TeacherCache, device, losses
 from kd_keras.data import ArraySource, Views, _augment, batches
 from kd_keras.errors import InputError
 
@@ -142,6 +144,26 @@ def test_size(tmp_path, teacher):
     assert cache.nbytes < on_disk < cache.nbytes + 128 * len(list(cache.folder.glob("*.npy"))) + 1
 
 
+def test_the_disk_has_to_have_room_for_what_is_missing(tmp_path, teacher, monkeypatch):
+    cache = TeacherCache(tmp_path, views(), teacher)
+    full = SimpleNamespace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: full)
+    with pytest.raises(InputError, match="more than the disk's free space"):
+        cache.fill()
+    full.free = 10**9
+    cache.fill()
+    full.free = 0
+    assert TeacherCache(tmp_path, views(), teacher).fill() == 0
+
+
+def test_a_teacher_that_has_changed_since_is_refused(tmp_path):
+    teacher = model(1)
+    cache = TeacherCache(tmp_path, views(), teacher)
+    teacher.layers[-1].bias.assign([1.0, 0, 0, 0, 0])
+    with pytest.raises(InputError, match="the teacher has changed since"):
+        cache.fill()
+
+
 def test_a_limit(tmp_path, teacher):
     with pytest.raises(InputError, match=r"would take 8.4e-07 GB, more than limit_gb \(8e-07 GB\): keep fewer views"):
         TeacherCache(tmp_path, views(), teacher, limit_gb=8e-7)
@@ -191,6 +213,12 @@ def test_another_teacher_or_other_views_are_another_cache(tmp_path, teacher):
     kernel = changed.layers[-1].kernel
     kernel.assign(keras.ops.convert_to_numpy(kernel) + 1e-3)
     less = Views(SOURCE, 2, AUGMENT[:1])
+    image, logits = teacher.inputs[0], teacher.outputs[0]
+    pooled = teacher.get_layer("pooled").output
+    wired = [keras.Model(image, logits * 0.5), keras.Model(image, logits * 0.25)]
+    twice = keras.Model(image, teacher.layers[-1](pooled * 1.0))
+    folders = {TeacherCache(tmp_path, views(), one).folder for one in (*wired, twice, teacher)}
+    assert len(folders) == 4
     for other in (
         TeacherCache(tmp_path, views(), changed),
         TeacherCache(tmp_path, views(seed=1), teacher),
@@ -201,6 +229,27 @@ def test_another_teacher_or_other_views_are_another_cache(tmp_path, teacher):
         TeacherCache(tmp_path, views(), teacher, teacher_dtype="bfloat16"),
     ):
         assert other.folder != folder and other.missing
+
+
+def test_auto_is_the_dtype_that_it_stands_for(tmp_path, teacher):
+    one, other = (TeacherCache(tmp_path, views(), teacher, teacher_dtype=d) for d in ("auto", device.teacher_dtype()))
+    assert one.folder == other.folder
+
+
+def test_taps_are_told_apart_by_their_place(tmp_path):
+    """Names that Keras numbers anew in each process must not stand for another layer."""
+
+    def make(names):
+        keras.utils.set_random_seed(0)
+        x = image = keras.Input((8, 8, 3))
+        for name in names:
+            x = L.Conv2D(3, 1, name=name)(x)
+        return keras.Model(image, L.Dense(K, name="logits")(L.Flatten(name="flat")(x)))
+
+    one = TeacherCache(tmp_path, views(1), make(["conv_1", "conv_2"]), ("conv_2",))
+    one.fill()
+    other = TeacherCache(tmp_path, views(1), make(["conv_2", "conv_1"]), ("conv_2",))
+    assert other.folder == one.folder and other.missing == [(0, "conv_2")]
 
 
 def test_a_cache_under_a_wrong_name_is_refused(tmp_path, teacher):

@@ -4,4 +4,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 ruff check .
 ruff format --check .
-pytest --cov=kd_keras --cov-report=term:skip-covered --cov-fail-under=90 --durations=10 "$@"
+# In two processes: most tests wait for one core, while Keras builds and TensorFlow traces.
+pytest -n 2 --dist loadfile --cov=kd_keras --cov-report=term:skip-covered --cov-fail-under=90 --durations=10 "$@"

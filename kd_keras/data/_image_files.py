@@ -229,7 +229,8 @@ def _check(files: list[str], keys: np.ndarray, one_size: bool) -> tuple[np.ndarr
             # At once: the user need not wait for the rest to learn that image_size is missing.
             good = np.concatenate([good[:1], places])
             _refuse_several_sizes(files, sizes, good)
-    content = np.sort(verdicts, order="key").tobytes()
+    # Broken ones are looked at again: what could not be read may only have been out of reach.
+    content = np.sort(verdicts[problems != _BROKEN], order="key").tobytes()
     try:
         whole_files.write(path, hashlib.sha256(content).digest() + content)
     except OSError as error:

@@ -39,6 +39,7 @@ def batches(
     augment: Sequence[Any] = (),
     num_classes: int | None = None,
     cache: Any = None,
+    views: "Views | None" = None,
     with_index: bool = False,
     drop_remainder: bool = False,
     shard: tuple[int, int] = (0, 1),
@@ -59,6 +60,7 @@ def batches(
         num_classes: K; needed where an operation mixes labels.
         cache: a `kd_keras.teacher_cache.TeacherCache` of this source: each epoch shows the next of its views, and the
             batches, dictionaries, bring the teacher's taps for it.
+        views: the views that a cache would have, without one: for a comparison that differs in the teacher alone.
         with_index: give dictionaries ``{image, label, index}``, the index being the sample's place in the source.
         drop_remainder: leave out a smaller last batch (of each epoch).
         shard: (w, n) gives worker w's part of each batch; the parts of all n workers, one behind the other, are the
@@ -80,8 +82,9 @@ def batches(
     for op in augment:
         if op.mixes_labels and num_classes is None:
             raise InputError(f"{_name(op)} mixes labels, which takes the number of classes: give num_classes")
-    if cache is not None:
-        _check_cache(cache, source, augment)
+    views = views if cache is None else cache.views
+    if views is not None:
+        _check_views(views, source, augment)
     worker, workers = shard
     if not 0 <= worker < workers <= batch_size:
         raise InputError(f"shard={shard} of batches of {batch_size}: give (w, n) with 0 <= w < n <= batch_size")
@@ -90,7 +93,7 @@ def batches(
         raise InputError(f"{len(source)} samples make no batch of {batch_size}: lower the batch size or add samples")
 
     if training:
-        dataset = _epochs(len(source), batch_size, seed, epochs, initial_epoch, augment, cache, drop_remainder)
+        dataset = _epochs(len(source), batch_size, seed, epochs, initial_epoch, augment, views, drop_remainder)
         count = max(epochs - initial_epoch, 0) * steps
     else:
         dataset = _in_order(len(source), batch_size, None, drop_remainder)
@@ -139,9 +142,8 @@ def _name(op) -> str:
     return type(op).__name__.lstrip("_").lower()
 
 
-def _check_cache(cache, source, augment):
-    made = cache.views.identity()
-    asked = {**made, **Views(source, cache.views.count, augment, cache.views.seed).identity()}
+def _check_views(views, source, augment):
+    made, asked = views.identity(), Views(source, views.count, augment, views.seed).identity()
     differing = [key for key in made if made[key] != asked[key]]
     if differing:
         raise InputError(f"the teacher cache was made with another {', '.join(differing)}: make one for these batches")
@@ -215,14 +217,14 @@ def _in_order(n, batch_size, noise, drop_remainder):
     return dataset.map(lambda index: (index, tf.gather(rows, index), tf.zeros((2,), tf.int64), tf.zeros((), tf.int64)))
 
 
-def _epochs(n, batch_size, seed, epochs, initial_epoch, augment, cache, drop_remainder):
+def _epochs(n, batch_size, seed, epochs, initial_epoch, augment, views, drop_remainder):
     """Batches of (index, noise, seed for mixing, view), epoch after epoch."""
     seed = tf.constant([seed, 0], tf.int64)
-    views_seed = seed if cache is None else tf.constant([cache.views.seed, 0], tf.int64)
+    views_seed = seed if views is None else tf.constant([views.seed, 0], tf.int64)
 
     def epoch_batches(epoch):
         order = tf.random.experimental.stateless_shuffle(tf.range(n, dtype=tf.int64), _fold(_fold(seed, _ORDER), epoch))
-        view = epoch if cache is None else epoch % cache.views.count
+        view = epoch if views is None else epoch % views.count
         table = _noise(n, augment, views_seed, view)
         mixing = _fold(_fold(seed, _MIX), epoch)
         dataset = tf.data.Dataset.from_tensor_slices(order).batch(batch_size, drop_remainder).enumerate()

@@ -21,6 +21,7 @@ class Offline:
         teacher = None
         if config.teacher is not None:
             teacher = experiment.model(config.teacher)
+            experiment.check_teacher(teacher)
             epochs = experiment.teacher_epochs
             experiment.distiller(teacher, config.teacher_loss, epochs=epochs, of_teacher=True)
         student = experiment.model(config.student)
@@ -31,6 +32,8 @@ class Offline:
             raise InputError(
                 "--loss reads a teacher and --teacher is none: name one, such as --teacher='resnet(depth=50)'"
             )
+        if config.cache_views and not distiller.teacher_taps:
+            raise InputError(f"--cache_views={config.cache_views} but no loss of --loss reads a teacher: leave it out")
         experiment.cache(distiller)
 
     def run(self, experiment):

@@ -270,7 +270,8 @@ def test_an_unchanged_file_is_checked_once(tmp_path, monkeypatch):
     said = warnings(monkeypatch)
     splits = folder.build(str(tmp_path), skip_bad_images=True)
     assert "005.png" in said[0] and sum(map(len, (splits.train, splits.val, splits.test))) == 20
-    assert decoded == []
+    # What could not be read may only have been out of reach.
+    assert decoded == ["005.png"] * 2
 
 
 def test_a_touched_file_is_checked_again_though_its_size_is_the_same(tmp_path, monkeypatch):
