@@ -118,7 +118,7 @@ def test_the_json_holds_machine_samples_and_claims(finished):
         assert step["samples"][name]["n"] == 3
         assert 0 < step["samples"][name]["median"] < 10
     claims = {claim["claim"]: claim for claim in step["claims"]}
-    assert len(claims) == 8
+    assert len(claims) == 9
     one = claims["kd + features ≤ 0.70 × keras.distillation + features"]
     assert one["holds"] == (one["ratio"]["median"] <= 0.70)
 

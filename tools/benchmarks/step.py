@@ -76,6 +76,7 @@ def claims(bfloat16_units) -> list[measure.Claim]:
         measure.Claim(("kd, cached on disk, whole pipeline",), 1.05, ("plain student, whole pipeline",)),
         measure.Claim(("kd",), 1.02, ("plain student", "teacher forward")),
         measure.Claim(("kd",), 1.0, ("keras.distillation",)),
+        measure.Claim(("kd, folded teacher",), 1.0, ("keras.distillation",)),
         measure.Claim(("kd + features",), 0.70, ("keras.distillation + features",)),
         measure.Claim(("kd, bfloat16 teacher",), 0.9, ("keras.distillation",), void),
         measure.Claim(("kd + features, bfloat16 teacher",), 0.65, ("keras.distillation + features",), void),
