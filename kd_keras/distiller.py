@@ -468,7 +468,7 @@ class Distiller(keras.Model):
         filled, real = self._filled(batch)
         with tf.GradientTape() as tape:
             student = self._student_taps.value(filled.image, student_names, training=True)
-            # Behind the student's pass: in this order TensorFlow runs more of the two side by side.
+            # Neither pass waits for the other; nothing of the teacher's is kept for the gradient.
             with tape.stop_recording():
                 teacher = self._taught(filled, teacher_names)
             loss, reported = 0.0, 0.0
@@ -503,7 +503,7 @@ class Distiller(keras.Model):
         if not names:
             return {}
         teacher = batch.teacher or self._teacher_taps.value(batch.image, names, training=False)
-        return {name: tf.stop_gradient(teacher[name]) for name in names}
+        return {name: teacher[name] for name in names}
 
     def _batch_sizes(self, image):
         """(replicas, samples on this replica, samples on all), the last two as float32 scalars."""

@@ -85,7 +85,7 @@ class Experiment:
         if config.deterministic:
             keras.utils.set_random_seed(config.seed)
             tf.config.experimental.enable_op_determinism()
-        self.augment = [spec.build("kd_keras.data._augment", one) for one in config.augment]
+        self.augment = datasets.augmentations(config.augment)
         self.splits = self._load()
         self.views = None
         if config.cache_views:

@@ -1,5 +1,6 @@
 """Files that a reader never meets half of."""
 
+import hashlib
 import os
 import pathlib
 import shutil
@@ -17,22 +18,33 @@ def write(path: str | os.PathLike, content: bytes | str | Callable[[BinaryIO], N
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Not by the process' number: in containers that share a disk each may be number 1.
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    unfinished = partial(path)
     try:
-        with open(partial, "wb") as file:
+        with open(unfinished, "wb") as file:
             if callable(content):
                 content(file)
             else:
                 file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        os.replace(unfinished, path)
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 def copy(source: str | os.PathLike, target: str | os.PathLike) -> None:
     """Copies a file; a reader of ``target`` never meets half of it."""
     with open(source, "rb") as read:
         write(target, lambda file: shutil.copyfileobj(read, file))
+
+
+def partial(path: pathlib.Path) -> pathlib.Path:
+    """A name beside a file for what is to take its place, no other process' own."""
+    # Not by the process' number: in containers that share a disk each may be number 1.
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """A file's SHA-256, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -25,10 +25,10 @@ def description(model: keras.Model) -> list:
     """
     if not is_graph(model):
         return [type(model).__qualname__, _settings(model), *(_inside(layer) for layer in model.layers)]
-    at, found = {}, []
-    for place, (_, node) in enumerate(uses(model.outputs)):
+    at, found, used = {}, [], uses(model.outputs)
+    for place, (_, node) in enumerate(used):
         at |= {id(tensor): [place, number] for number, tensor in enumerate(node.output_tensors)}
-    for operation, node in uses(model.outputs):
+    for operation, node in used:
         given = keras.tree.map_structure(
             lambda value: at[id(value)] if isinstance(value, keras.KerasTensor) else value,
             [list(node.arguments.args), dict(node.arguments.kwargs)],

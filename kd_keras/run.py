@@ -10,7 +10,7 @@ import time
 
 from kd_keras import config as configuration
 from kd_keras import spec
-from kd_keras.errors import InputError, WorkerError
+from kd_keras.errors import exit_code
 
 _HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort", "-?"}
 
@@ -27,24 +27,13 @@ def main(argv: list[str]) -> int:
     if _HELP & set(argv[1:]):
         print(configuration.help_text())
         return 0
-    try:
-        config = configuration.read(argv)
-        configuration.check_workdir(config)
-        _run(config)
-    except InputError as error:
-        print(f"kd_keras: {error}", file=sys.stderr)
-        return 2
-    except WorkerError as error:
-        print(f"kd_keras: {error}", file=sys.stderr)
-        return 3
-    except KeyboardInterrupt:
-        print("kd_keras: stopped; the same command goes on from the last epoch", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code(lambda: _run(argv), "stopped; the same command goes on from the last epoch")
 
 
-def _run(config) -> None:
+def _run(argv) -> int:
     start = time.perf_counter()
+    config = configuration.read(argv)
+    configuration.check_workdir(config)
     # TensorFlow tells of every instruction set it was not built for; and of a worker that is lost, in many lines.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if config.strategy == "multi_worker" else "2")
     from kd_keras import distribute, measure, report
@@ -72,11 +61,11 @@ def _run(config) -> None:
             raise
         experiment.tracker.close()
         experiment.print_seconds(start)
-    if not experiment.chief:
-        return
-    rows, notes = experiment.results()
-    report.print_table(rows, experiment.console, caption="\n".join(notes))
-    experiment.print_places()
+    if experiment.chief:
+        rows, notes = experiment.results()
+        report.print_table(rows, experiment.console, caption="\n".join(notes))
+        experiment.print_places()
+    return 0
 
 
 if __name__ == "__main__":

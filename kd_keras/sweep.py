@@ -22,7 +22,7 @@ from rich.table import Table
 
 from kd_keras import config as configuration
 from kd_keras import files, tracking
-from kd_keras.errors import InputError
+from kd_keras.errors import InputError, exit_code
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_multi_string(
@@ -137,16 +137,13 @@ def main(argv: list[str]) -> int:
     if {"--help", "-h"} & set(argv[1:]):
         print(f"{__doc__}\n{FLAGS.get_help()}\nEvery other flag goes to each run: python -m kd_keras.run --help")
         return 0
+    return exit_code(lambda: _run(argv), "stopped; the same command goes on where it stopped")
+
+
+def _run(argv) -> int:
     console = Console(soft_wrap=True)
-    try:
-        root, runs, common = plan(argv)
-        failed = _all(root, runs, common, console)
-    except InputError as error:
-        print(f"kd_keras: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("kd_keras: stopped; the same command goes on where it stopped", file=sys.stderr)
-        return 130
+    root, runs, common = plan(argv)
+    failed = _all(root, runs, common, console)
     summary = [{"flags": run.varied, "workdir": str(run.workdir), "rows": run.results} for run in runs]
     files.write(root / "sweep.json", json.dumps(summary, indent=2) + "\n")
     _print(runs, console)

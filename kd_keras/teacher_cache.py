@@ -10,7 +10,6 @@ import json
 import os
 import pathlib
 import shutil
-import uuid
 from collections.abc import Callable, Sequence
 
 import keras
@@ -145,14 +144,16 @@ class TeacherCache:
     @property
     def missing(self) -> list[tuple[int, str]]:
         """The (view, tap) pairs that are not on disk yet."""
-        return [
-            (view, tap) for view in range(self.views.count) for tap in self.taps if not self._record(view, tap).exists()
-        ]
+        return [one for one in self._pairs if not self._record(*one).exists()]
 
     @property
     def records(self) -> list[pathlib.Path]:
         """The files that are there once the cache is filled: one for each view and tap, written last."""
-        return [self._record(view, tap) for view in range(self.views.count) for tap in self.taps]
+        return [self._record(*one) for one in self._pairs]
+
+    @property
+    def _pairs(self) -> list[tuple[int, str]]:
+        return [(view, tap) for view in range(self.views.count) for tap in self.taps]
 
     def _record(self, view, tap) -> pathlib.Path:
         return self.folder / f"{self._stem(view, tap)}.json"
@@ -277,10 +278,9 @@ class TeacherCache:
         if self.missing:
             raise InputError(f"the teacher cache {self.folder} lacks {len(self.missing)} parts: call fill() first")
         opened = {}
-        for view in range(self.views.count):
-            for tap in self.taps:
-                sums = json.loads(self._record(view, tap).read_text(encoding="utf-8"))
-                opened[view, tap] = {part: self._read(view, tap, part, sums) for part in self._formats[tap]}
+        for view, tap in self._pairs:
+            sums = json.loads(self._record(view, tap).read_text(encoding="utf-8"))
+            opened[view, tap] = {part: self._read(view, tap, part, sums) for part in self._formats[tap]}
         self._rows = opened
 
     def _read(self, view, tap, part, sums) -> arrays.Rows:
@@ -288,7 +288,9 @@ class TeacherCache:
         shape, dtype = self._formats[tap][part]
         try:
             found = np.load(path, mmap_mode="r")
-            whole = found.shape == (len(self.views), *shape) and found.dtype == dtype and _sha256(path) == sums[part]
+            whole = (
+                found.shape == (len(self.views), *shape) and found.dtype == dtype and files.sha256(path) == sums[part]
+            )
         except (OSError, ValueError, KeyError):
             whole = False
         if not whole:
@@ -307,7 +309,7 @@ class _Writer:
         for tap in self._taps:
             for part, (shape, dtype) in self._cache._formats[tap].items():
                 path = self._cache._part(self._view, tap, part)
-                partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+                partial = files.partial(path)
                 self._partial[tap, part] = (partial, path)
                 shape = (len(self._cache.views), *shape)
                 self._arrays[tap, part] = np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=shape)
@@ -341,16 +343,11 @@ class _Writer:
             partial, path = self._partial[tap, part]
             with open(partial, "rb") as file:
                 os.fsync(file.fileno())
-            sums.setdefault(tap, {})[part] = _sha256(partial)
+            sums.setdefault(tap, {})[part] = files.sha256(partial)
             os.replace(partial, path)
         # The record comes last: where it is, the files are whole.
         for tap in taps:
             files.write(self._cache._record(self._view, tap), json.dumps(sums[tap]) + "\n")
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _free_bytes(folder: pathlib.Path) -> int:

@@ -16,6 +16,7 @@ import time
 
 from absl import logging
 
+from kd_keras import files
 from kd_keras.errors import InputError
 
 # MLflow's own defaults keep trying a dead server for more than four minutes.
@@ -303,7 +304,7 @@ def _open_sqlite(uri):
         if file.tell():
             return
     path.unlink()
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = files.partial(path)
     try:
         mlflow.MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments(max_results=1)
         try:

@@ -169,7 +169,7 @@ class StopAtNaN(keras.callbacks.Callback):
     """Stops at the first loss that is not finite, with an `InputError` that names step, learning rate and term.
 
     The loss is read on a thread of Keras', so that a GPU need not wait for it: the training may be a few steps further
-    before it stops, and never at the end of the epoch.
+    before it stops, at the latest at the end of the epoch.
     """
 
     async_safe = True

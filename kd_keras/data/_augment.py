@@ -12,6 +12,7 @@ Images are uint8 or float32 (B, H, W, C) in 0…255, and stay uint8 where they c
 import dataclasses
 import inspect
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -69,13 +70,17 @@ class BatchOp:
         raise NotImplementedError
 
 
-def augmentations(text: str) -> list:
+def augmentations(wanted: str | Sequence[spec.Spec]) -> list:
     """The operations that a text names, such as ``'pad_crop(pixels=4) + flip()'``; none for ``''`` or ``'none'``.
+
+    Args:
+        wanted: the text, or the specs that it was parsed to.
 
     Raises:
         InputError: an unknown operation or key, or a value out of range.
     """
-    return [spec.build(__name__, one) for one in spec.parse_many(text)]
+    specs = spec.parse_many(wanted) if isinstance(wanted, str) else wanted
+    return [spec.build(__name__, one) for one in specs]
 
 
 def _number(op: str, key: str, value: Any, low: float, high: float = float("inf"), whole: bool = False) -> None:

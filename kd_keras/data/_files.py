@@ -1,12 +1,12 @@
 """Finding the files of published data sets: in the user's folder, in Keras' cache, or by download."""
 
-import hashlib
 import os
 import pathlib
 import socket
 
 import keras
 
+from kd_keras import files
 from kd_keras.errors import InputError
 
 # A host that does not answer must end in a message, not in a hanging run.
@@ -56,7 +56,7 @@ def fetch(
     folder = cache_folder(subdir)
     archive = folder / (f"{target}_archive" if extract else target)
     # Keras deletes a file whose hash differs, though the user may have put it there: look first.
-    if file_hash and archive.exists() and _sha256(archive) != file_hash:
+    if file_hash and archive.exists() and files.sha256(archive) != file_hash:
         raise InputError(f"{archive} is not the published file (its hash differs): move it away, or {instead}")
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_TIMEOUT_SECONDS)
@@ -77,11 +77,3 @@ def fetch(
     finally:
         socket.setdefaulttimeout(before)
     return pathlib.Path(path)
-
-
-def _sha256(path: pathlib.Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -10,7 +10,7 @@ import tensorflow as tf
 from PIL import Image
 
 from benchmarks import measure
-from kd_keras import data, spec
+from kd_keras import data
 
 TITLE = "The input pipeline"
 _SIDE, _PADDING, _FILE_SIDE = 32, 4, 96
@@ -75,8 +75,7 @@ def run(options, done) -> dict:
 
 
 def _ours(source, batch, epochs=1):
-    wanted = spec.parse_many(f"pad_crop(pixels={_PADDING}) + flip()")
-    augment = [spec.build("kd_keras.data._augment", one) for one in wanted]
+    augment = data.augmentations(f"pad_crop(pixels={_PADDING}) + flip()")
     return data.batches(source, batch, training=True, epochs=epochs, augment=augment, drop_remainder=True)
 
 
