@@ -32,7 +32,7 @@ _WHERE = {
     "InputError": "kd_keras.errors",
 }
 # What Keras saves by a registered name lives here; `keras.models.load_model` finds it once these are imported.
-_REGISTERING = ("kd_keras.distiller", "kd_keras.losses")
+_REGISTERING = ("kd_keras.distiller", "kd_keras.joined", "kd_keras.losses")
 
 
 def __getattr__(name):

@@ -4,10 +4,12 @@ Flags come from absl, so ``--flagfile=experiments/digits.flags`` works, and what
 No TensorFlow is imported here: ``--help`` has to answer at once.
 """
 
+import csv
 import dataclasses
 import hashlib
 import json
 import pathlib
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -17,7 +19,7 @@ from kd_keras.spec import Spec
 
 # Flags of our own, so that those of other packages are neither shown nor taken.
 FLAGS = flags.FlagValues()
-PACKAGES = {"data": "data", "teacher": "models", "student": "models", "loss": "losses", "scheme": "schemes"}
+PACKAGES = {"data": "data", "student": "models", "loss": "losses", "scheme": "schemes"}
 VARIANTS = ("float32", "float16", "dynamic", "int8")
 _RECORD = "config.json"
 #: Fields that change neither what is trained nor what is measured.
@@ -39,13 +41,24 @@ def _define(kind, name, default, text, **kwargs):
 
 
 _define("string", "data", "digits()", "Data set: a spec such as cifar10(folder='…') or folder(path='…').")
-_define("string", "teacher", "none", "Teacher model: a spec such as resnet(depth=50) or saved(path='…').")
+_define(
+    "string",
+    "teacher",
+    "none",
+    "Teacher model: a spec such as resnet(depth=50) or saved(path='…'); for an ensemble several, joined by +.",
+)
 _define("string", "student", "cnn()", "Student model: a spec such as resnet(depth=18).")
 _define("string", "loss", "ce(weight=0.1) + kd(weight=0.9, temperature=4.0)", "The student's losses, joined by +.")
 _define("string", "teacher_loss", "ce()", "The teacher's losses.")
 _define("string", "baseline_loss", "ce()", "The losses of the student trained without a teacher.")
 _define("string", "scheme", "offline()", "Which models are trained in which order.")
 _define("bool", "baseline", True, "Whether to train the same student without a teacher, for comparison.")
+_define(
+    "bool",
+    "pretrained",
+    True,
+    "Off drops the key pretrained from every model's spec, for machines without a network.",
+)
 _define("integer", "epochs", 10, "Epochs of student and baseline.", lower_bound=1)
 _define(
     "integer",
@@ -83,7 +96,31 @@ _define(
     enum_values=["auto", "none", "float32", "bfloat16", "float16"],
 )
 _define(
-    "string", "teacher_from", None, "Another run's workdir: take its finished teacher, and what was measured of it."
+    "float",
+    "teacher_stop_at_val_accuracy",
+    None,
+    "End the teacher's training once its validation accuracy is at least this; the weights of that step are kept.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+)
+_define(
+    "integer",
+    "teacher_stop_check_steps",
+    50,
+    "Steps between checks of --teacher_stop_at_val_accuracy; the end of an epoch is checked too.",
+    lower_bound=1,
+)
+_define(
+    "string",
+    "teacher_from",
+    None,
+    "Other runs' workdirs, one a teacher, joined by commas: take their finished teachers, and what was measured.",
+)
+_define(
+    "string",
+    "baseline_from",
+    None,
+    "Another run's workdir: take its finished student without a teacher, and what was measured of it.",
 )
 _define(
     "integer",
@@ -134,7 +171,7 @@ class Config:
     """
 
     data: Spec
-    teacher: Spec | None
+    teacher: tuple[Spec, ...]
     student: Spec
     loss: tuple[Spec, ...]
     teacher_loss: tuple[Spec, ...]
@@ -153,7 +190,10 @@ class Config:
     train_examples: int | None
     precision: str
     teacher_dtype: str | None
-    teacher_from: pathlib.Path | None
+    teacher_stop_at_val_accuracy: float | None
+    teacher_stop_check_steps: int
+    teacher_from: tuple[pathlib.Path, ...]
+    baseline_from: pathlib.Path | None
     cache_views: int
     cache_taps: tuple[str, ...]
     cache_dtype: str
@@ -174,6 +214,13 @@ class Config:
     experiment: str
     progress: str
     flagfile: str | None
+
+    @property
+    def teachers(self) -> dict[str, Spec]:
+        """The teachers by their stage: ``teacher``, or ``teacher1``, ``teacher2`` … where there are several."""
+        if len(self.teacher) == 1:
+            return {"teacher": self.teacher[0]}
+        return {f"teacher{number}": one for number, one in enumerate(self.teacher, start=1)}
 
     def resolved(self) -> dict[str, str]:
         """Every field as text, such as a flag would take it."""
@@ -247,7 +294,9 @@ def _resolve(values: dict, flagfile: str | None) -> Config:
     known = {}
     for name in ("data", "student", "scheme"):
         known[name] = _one(name, values[name])
-    known["teacher"] = None if values["teacher"].strip() in ("", "none") else _one("teacher", values["teacher"])
+    known["teacher"] = _teachers(values["teacher"])
+    if not values["pretrained"]:
+        known |= {name: _without_pretrained(known[name]) for name in ("teacher", "student", "scheme")}
     for name in ("loss", "teacher_loss", "baseline_loss"):
         known[name] = tuple(spec.parse_many(values[name]))
         if not known[name]:
@@ -268,21 +317,71 @@ def _resolve(values: dict, flagfile: str | None) -> Config:
     known["export"] = _variants(values["export"])
     known["teacher_dtype"] = None if values["teacher_dtype"] == "none" else values["teacher_dtype"]
     known["cache_taps"] = tuple(values["cache_taps"])
-    known["teacher_from"] = None if values["teacher_from"] is None else pathlib.Path(values["teacher_from"]).absolute()
-    if known["teacher"] is None:
-        for name in ("teacher_from", "cache_views"):
-            if values[name]:
-                raise InputError(f"--{name}={values[name]} but --teacher=none: name the teacher")
-    if known["teacher"] is None and values["teacher_epochs"]:
-        raise InputError(f"--teacher_epochs={values['teacher_epochs']} but --teacher=none: name a teacher to train")
+    known["teacher_from"] = _folders(values["teacher_from"], len(known["teacher"]))
+    lender = values["baseline_from"]
+    known["baseline_from"] = None if lender is None else pathlib.Path(lender).absolute()
+    _check_teacher_flags(known, values)
+    if lender is not None and not values["baseline"]:
+        raise InputError(f"--baseline_from={lender} but --nobaseline: leave one of them out")
     same = {f.name: values[f.name] for f in dataclasses.fields(Config) if f.name in values and f.name not in known}
     config = Config(**known, **{**same, "workdir": None}, flagfile=flagfile)
     workdir = _workdir(values["workdir"], config)
     if values["cache_folder"] is None:
-        cache = (known["teacher_from"] or workdir) / "teacher_cache"
+        # One run's teachers, or several runs' ensemble.
+        lenders = set(known["teacher_from"])
+        cache = (lenders.pop() if len(lenders) == 1 else workdir) / "teacher_cache"
     else:
         cache = pathlib.Path(values["cache_folder"]).absolute()
     return dataclasses.replace(config, workdir=workdir, cache_folder=cache)
+
+
+def _check_teacher_flags(known: dict, values: dict) -> None:
+    """Refuses flags of the teacher's that can have no effect, or do not fit each other."""
+    if not known["teacher"]:
+        for name in ("teacher_epochs", "teacher_from", "teacher_stop_at_val_accuracy", "cache_views"):
+            if values[name]:
+                raise InputError(f"--{name}={values[name]} but --teacher=none: name the teacher")
+    count, given = len(known["teacher"]), len(known["teacher_from"])
+    if given not in (0, count):
+        raise InputError(f"--teacher_from names {given} folders for {count} teachers: give one a teacher, in its order")
+    if values["teacher_stop_at_val_accuracy"] is None and FLAGS["teacher_stop_check_steps"].present:
+        raise InputError(
+            "--teacher_stop_check_steps has no effect without --teacher_stop_at_val_accuracy: give the accuracy"
+        )
+
+
+def _teachers(text: str) -> tuple[Spec, ...]:
+    try:
+        found = tuple(spec.parse_many(text))
+    except InputError as error:
+        raise InputError(f"--teacher: {error}") from error
+    for one in found:
+        _known("models", one)
+    return found
+
+
+def folders_text(folders: Sequence[pathlib.Path]) -> str:
+    """Folders as ``--teacher_from`` takes them: of several those whose names have commas are put in double quotes."""
+    names = list(map(str, folders))
+    return names[0] if len(names) == 1 else ",".join(f'"{name}"' if "," in name else name for name in names)
+
+
+def _folders(text: str | None, count: int) -> tuple[pathlib.Path, ...]:
+    """The inverse of `folders_text`, for so many teachers."""
+    if text is None:
+        return ()
+    folders = [text] if count == 1 else next(csv.reader([text]))
+    return tuple(pathlib.Path(folder).absolute() for folder in folders)
+
+
+def _without_pretrained(value):
+    """A spec, or several, without the key ``pretrained``, and those inside it without it too."""
+    if isinstance(value, tuple):
+        return tuple(map(_without_pretrained, value))
+    if not isinstance(value, Spec):
+        return value
+    kept = {key: _without_pretrained(inner) for key, inner in value.kwargs.items() if key != "pretrained"}
+    return dataclasses.replace(value, kwargs=kept, args=_without_pretrained(value.args))
 
 
 def _one(flag: str, text: str) -> Spec:

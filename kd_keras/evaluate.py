@@ -45,6 +45,14 @@ def predict(model, dataset):
     return np.concatenate(logits), np.concatenate(labels).astype(np.int64)
 
 
+def logits(model):
+    """A Keras classifier as `predict` calls it, a final softmax taken off."""
+    from kd_keras.distiller import Taps
+
+    taps = Taps(model)
+    return lambda images, training: taps(images, ("logits",), training=training)["logits"]
+
+
 def metrics(logits, labels):
     """Quality of predictions.
 

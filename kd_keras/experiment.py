@@ -7,10 +7,12 @@ behind the last one.
 import collections
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import sys
 import time
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -19,17 +21,22 @@ from absl import logging
 from rich.console import Console
 
 from kd_keras import data as datasets
-from kd_keras import device, distribute, evaluate, files, frozen, report, spec, tracking, training
+from kd_keras import (
+    device,
+    distribute,
+    evaluate,
+    joined,
+    other_runs,
+    report,
+    spec,
+    teaching,
+    tracking,
+    training,
+)
 from kd_keras.config import Config
-from kd_keras.distiller import Distiller, Taps
+from kd_keras.distiller import Distiller
 from kd_keras.errors import InputError
 from kd_keras.spec import Spec
-from kd_keras.teacher_cache import TeacherCache
-
-#: What the table calls a stage's model.
-ROLES = {"teacher": "teacher", "baseline": "student without KD", "student": "student distilled"}
-# Enough validation images to tell an agreement of 99.5 % from one of 99 %.
-_AGREEMENT_IMAGES = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,17 +45,22 @@ class Trained:
 
     Attributes:
         stage: its name, and that of ``<stage>.keras`` in the workdir.
+        role: what the table calls it.
         architecture: the spec that built it.
         path: the saved model.
         series: figure → value an epoch; empty where nothing was trained.
         best_epoch: the epoch (from 0) whose weights were kept, or None.
+        stop: of a teacher whose training was to end early: the validation accuracy that was asked for, and the step
+            and accuracy it ended at, None where it was never reached.
     """
 
     stage: str
+    role: str
     architecture: str
     path: pathlib.Path
     series: dict[str, list[float]]
     best_epoch: int | None = None
+    stop: dict | None = None
 
 
 class Experiment:
@@ -104,18 +116,19 @@ class Experiment:
     # ---- state on disk ----
 
     @property
-    def _state(self) -> pathlib.Path:
+    def state(self) -> pathlib.Path:
+        """Where finished stages leave their records."""
         return self.config.workdir / "state"
 
     def done(self, stage: str) -> dict | None:
         """What a finished stage left, or None."""
-        path = self._state / f"{stage}.json"
+        path = self.state / f"{stage}.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def finish(self, stage: str, record: dict) -> dict:
         """Ends a stage; it is not done again."""
         if self.chief:
-            report.write_json(record, self._state / f"{stage}.json")
+            report.write_json(record, self.state / f"{stage}.json")
         return record
 
     @property
@@ -179,24 +192,30 @@ class Experiment:
 
     # ---- training ----
 
-    def model(self, one: Spec) -> keras.Model:
-        """Builds a model for this data; the same spec has the same initial weights each time."""
-        keras.utils.set_random_seed(self.config.seed)
+    def model(self, one: Spec, variant: int = 0) -> keras.Model:
+        """Builds a model for this data; the same spec and variant have the same initial weights each time.
+
+        Args:
+            one: its spec.
+            variant: added to the seed, for models of one spec that have to differ.
+        """
+        keras.utils.set_random_seed(self.config.seed + variant)
         with self.strategy.scope():
             shape = {"num_classes": self.splits.num_classes, "input_shape": self.splits.image_shape}
             return spec.build("kd_keras.models", one, **shape)
 
     def distiller(
-        self, student: keras.Model, losses, *, teacher=None, teacher_dtype=None, epochs, of_teacher=False
+        self, student: keras.Model, losses, *, teacher=None, teacher_dtype=None, epochs, of_teacher=False, adapt=None
     ) -> Distiller:
-        """A compiled `Distiller` of ``student``, with the teacher's or the student's optimizer."""
+        """A compiled `Distiller` of ``student``, with the teacher's or the student's optimizer; see `train`."""
         config = self.config
         jit = device.jit_compile(self.strategy) if config.jit_compile == "auto" else config.jit_compile == "true"
         with self.strategy.scope():
+            terms = [spec.build("kd_keras.losses", one) for one in losses]
             distiller = Distiller(
                 student=student,
                 teacher=teacher,
-                losses=[spec.build("kd_keras.losses", one) for one in losses],
+                losses=terms if adapt is None else adapt(terms, student),
                 teacher_dtype=teacher_dtype,
             )
             optimizer = training.optimizer(
@@ -247,25 +266,44 @@ class Experiment:
     def steps_per_epoch(self) -> int:
         return datasets.steps_per_epoch(len(self.splits.train), self.config.batch_size)
 
-    @property
-    def teacher_epochs(self) -> int:
-        """Epochs of the teacher: as asked for; else none for a model that comes trained, and the student's."""
+    def teacher_epochs(self, teacher: Spec) -> int:
+        """Epochs of a teacher: as asked for; else none for a model that comes trained, and the student's."""
         config = self.config
         if config.teacher_epochs is not None:
             return config.teacher_epochs
-        module = spec.builder("kd_keras.models", config.teacher.name).__globals__
+        module = spec.builder("kd_keras.models", teacher.name).__globals__
         return 0 if module.get("TRAINED", False) else config.epochs
 
-    def train(self, stage: str, one: Spec, losses, *, teacher=None, epochs=None, of_teacher=False) -> Trained:
-        """Trains a model, or goes on with it, or finds it finished.
+    @functools.cached_property
+    def sources(self) -> dict[str, other_runs.Source]:
+        """What is taken from other runs, by stage; see `other_runs.sources`."""
+        return other_runs.sources(self.config)
+
+    def train(
+        self,
+        stage: str,
+        role: str,
+        one: Spec,
+        losses,
+        *,
+        teacher: Trained | None = None,
+        epochs: int | None = None,
+        of_teacher: bool = False,
+        variant: int = 0,
+        adapt: Callable[[list, keras.Model], list] | None = None,
+    ) -> Trained:
+        """Trains a model, or goes on with it, or finds it finished, here or in another run.
 
         Args:
             stage: name of the stage and of the file ``<stage>.keras``.
+            role: what the table calls it.
             one: spec of the model.
             losses: specs of its loss terms.
-            teacher: `Trained` whose model teaches.
+            teacher: whose model teaches.
             epochs: by default the student's.
-            of_teacher: use the teacher's optimizer and learning rate.
+            of_teacher: use the teacher's optimizer and learning rate, and end its training where that is asked for.
+            variant: see `model`.
+            adapt: what the scheme makes of the terms once they are built, for this student.
         """
         config, path = self.config, self.config.workdir / f"{stage}.keras"
         epochs = config.epochs if epochs is None else epochs
@@ -273,73 +311,77 @@ class Experiment:
         # All have looked before one of them may write, and all do the same: making a model takes every worker.
         if len(set(distribute.gather(self.strategy, int(done is not None)))) > 1:
             raise InputError(f"not all workers find the stage {stage!r} finished: put --workdir where all share it")
-        if done is None and of_teacher and config.teacher_from:
+        if done is None and stage in self.sources:
             done = self._adopt(stage)
         if done is None:
-            model = self.model(one)
+            model = self.model(one, variant)
             history = training.History()
             if epochs:
-                history = self._fit(stage, model, losses, teacher, epochs, of_teacher)
+                history = self._fit(stage, model, losses, teacher, epochs, of_teacher, adapt)
             else:
                 self._check_class_order(model)
             if self.chief:
                 save_model(model, path)
             record = {"architecture": str(one), "series": history.series, "best_epoch": history.best_epoch}
+            if of_teacher and config.teacher_stop_at_val_accuracy is not None:
+                record["stop"] = self._stop_record(stage, history)
             done = self.finish(stage, {**record, "seconds": round(history.seconds, 1)})
             if self.chief:
                 self._checkpoint(stage).unlink(missing_ok=True)
             distribute.gather(self.strategy, 1)
         distribute.wait_for(path)
-        trained = Trained(stage, done["architecture"], path, done["series"], done["best_epoch"])
+        trained = Trained(stage, role, done["architecture"], path, done["series"], done["best_epoch"], done.get("stop"))
         self.console.print(f"{stage:<8} {_summary(trained, done['seconds'])}")
         return trained
 
-    def _checkpoint(self, stage: str) -> pathlib.Path:
-        return self._state / f"{stage}.npz"
-
-    def check_teacher_from(self) -> None:
-        """Raises InputError where ``--teacher_from`` has no finished teacher of this architecture and these data."""
-        folder = self.config.teacher_from
-        if folder is None:
-            return
-        try:
-            theirs = {
-                name: json.loads((folder / path).read_text(encoding="utf-8"))
-                for name, path in (("config", "config.json"), ("teacher", "state/teacher.json"))
-            }
-        except (OSError, ValueError) as error:
-            raise InputError(f"--teacher_from={folder} holds no finished teacher ({error})") from error
-        ours = self.config.identity()
-        for name in ("teacher", "data"):
-            if theirs["config"].get(name) != ours[name]:
-                was = theirs["config"].get(name)
-                raise InputError(f"--teacher_from={folder} has --{name}={was}, not {ours[name]}: name another folder")
-
     def _adopt(self, stage) -> dict:
         """Takes a stage, and what was measured of it, from another run."""
-        self.check_teacher_from()
-        source = self.config.teacher_from
-        found = (source / f"{stage}.keras", *source.glob(f"{stage}_*.*"), *(source / "state").glob(f"{stage}-*"))
-        copies = {path: self.config.workdir / path.relative_to(source) for path in found}
+        source, workdir = self.sources[stage], self.config.workdir
+        self.by_chief(lambda: source.copy(workdir, stage), source.copies(workdir, stage).values())
+        self.console.print(f"{stage:<8} taken from {source.folder}")
+        return self.finish(stage, source.record)
 
-        def copy():
-            for path, own in copies.items():
-                files.copy(path, own)
+    def _stop_record(self, stage, history) -> dict:
+        asked = self.config.teacher_stop_at_val_accuracy
+        if history.stop is None:
+            best = max(history.series["val_accuracy"])
+            logging.warning(
+                "the %s never reached --teacher_stop_at_val_accuracy=%g (its best was %.4f): it was trained to the end",
+                *(stage, asked, best),
+            )
+        return {"at_val_accuracy": asked, **(history.stop or {"step": None, "val_accuracy": None})}
 
-        self._by_chief(copy, copies.values())
-        self.console.print(f"{stage:<8} taken from {source}")
-        return self.finish(stage, json.loads((source / "state" / f"{stage}.json").read_text(encoding="utf-8")))
+    def join(self, stage: str, role: str, members: list[Trained], combine: str, weights=None, prefix="teacher"):
+        """Makes one model of several trained ones, or finds it made; see `joined.joined`.
 
-    def _fit(self, stage, model, losses, trained, epochs, of_teacher) -> training.History:
+        Returns:
+            `Trained`, without series.
+        """
+        path = self.config.workdir / f"{stage}.keras"
+
+        def make():
+            if self.done(stage) is None:
+                # Outside the strategy's scope: the chief alone makes variables here.
+                models = [keras.models.load_model(one.path, compile=False) for one in members]
+                save_model(joined.joined(models, combine, weights, prefix), path)
+                self.finish(stage, {"members": [one.stage for one in members], "combine": combine})
+
+        self.by_chief(make, [path, self.state / f"{stage}.json"])
+        return Trained(stage, role, " + ".join(one.architecture for one in members), path, {})
+
+    def _checkpoint(self, stage: str) -> pathlib.Path:
+        return self.state / f"{stage}.npz"
+
+    def _fit(self, stage, model, losses, trained, epochs, of_teacher, adapt=None) -> training.History:
         config, splits = self.config, self.splits
         teacher = None if trained is None else self.load(trained)
-        dtype = None if trained is None else self._teacher_dtype(trained, teacher)
+        dtype = None if trained is None else teaching.dtype(self, trained.stage, teacher)
         distiller = self.distiller(
-            model, losses, teacher=teacher, teacher_dtype=dtype, epochs=epochs, of_teacher=of_teacher
+            model, losses, teacher=teacher, teacher_dtype=dtype, epochs=epochs, of_teacher=of_teacher, adapt=adapt
         )
-        cache = self.cache(distiller)
+        cache = teaching.cache(self, distiller)
         if cache is not None:
-            self._fill(stage, cache)
+            teaching.fill(self, stage, cache)
         # Dropout draws from the seed alone, whichever stage of whichever scheme is trained first.
         keras.utils.set_random_seed(config.seed)
         child = self.child(stage)
@@ -379,6 +421,9 @@ class Experiment:
                 steps_per_epoch=self.steps_per_epoch,
                 checkpoint=self._checkpoint(stage),
                 callbacks=[_Laps(self.seconds), _Track(child)],
+                stop=training.Stop(config.teacher_stop_at_val_accuracy, config.teacher_stop_check_steps)
+                if of_teacher and config.teacher_stop_at_val_accuracy is not None
+                else None,
                 progress=f"{stage:<8}" if config.progress == "auto" and self.chief else None,
             )
         except BaseException:
@@ -387,118 +432,7 @@ class Experiment:
         child.close()
         return history
 
-    def _teacher_dtype(self, trained: Trained, teacher: keras.Model) -> str | None:
-        """What a teacher computes in; chosen once, so that a run that goes on elsewhere goes on with the same."""
-        asked = self.config.teacher_dtype
-        if asked is None:
-            return None
-        stage = f"{trained.stage}-dtype"
-
-        def choose():
-            # One that was taken from another run may have been asked for something else.
-            if (kept := self.done(stage)) is not None and kept["asked"] == asked:
-                return
-            done = self.finish(stage, self._choice_of_dtype(asked, teacher))
-            if done["agreement"] is not None:
-                self.console.print(
-                    f"{trained.stage:<8} computes in {done['dtype']}: the class that it gives in float32 for "
-                    f"{done['agreement']:.2%} of {done['images']} validation images",
-                    highlight=False,
-                )
-
-        self._by_chief(choose, [self._state / f"{stage}.json"])
-        return self.done(stage)["dtype"]
-
-    def _choice_of_dtype(self, asked, teacher):
-        dtype = device.teacher_dtype() if asked == "auto" else asked
-        exact = {"asked": asked, "dtype": "float32", "agreement": None, "images": 0}
-        if asked == "auto" and not frozen.can_be_frozen(teacher):
-            return {**exact, "dtype": None}
-        if dtype == "float32":
-            return exact
-        source = self.splits.val
-        if len(source) > _AGREEMENT_IMAGES:
-            source = datasets.take(source, _AGREEMENT_IMAGES, self.config.seed)
-        full, fast = (
-            evaluate.predict(logits(model), self.batches(source))[0]
-            for model in (frozen.frozen(teacher, "float32"), frozen.frozen(teacher, dtype))
-        )
-        agreement = evaluate.agreement(fast, full) if np.isfinite(fast).all() else 0.0
-        if agreement < frozen.LEAST_AGREEMENT:
-            told = f"in {dtype} the teacher gives the class that it gives in float32 for only {agreement:.2%}"
-            if asked == "auto":
-                logging.warning("%s of %d validation images: it computes in float32", told, len(full))
-                return exact
-            logging.warning("%s of %d validation images: consider --teacher_dtype=float32", told, len(full))
-        return {"asked": asked, "dtype": dtype, "agreement": agreement, "images": len(full)}
-
-    def check_teacher(self, teacher: keras.Model) -> None:
-        """Raises InputError where the teacher can't be run in the dtype that is asked for."""
-        asked = self.config.teacher_dtype
-        if asked not in (None, "auto") and not frozen.can_be_frozen(teacher):
-            raise InputError(f"--teacher_dtype={asked} takes a functional teacher: give auto or none")
-
-    def cache(self, distiller: Distiller) -> TeacherCache | None:
-        """The teacher cache that a training would read, not filled; None where there is none to be read.
-
-        Raises:
-            InputError: it would exceed ``--cache_limit_gb``, or a tap of ``--cache_taps`` does not exist.
-        """
-        config = self.config
-        if self.views is None or not distiller.teacher_taps:
-            return None
-        return TeacherCache(
-            config.cache_folder,
-            self.views,
-            distiller.teacher,
-            tuple(dict.fromkeys((*distiller.teacher_taps, *config.cache_taps))),
-            dtype=config.cache_dtype,
-            top_k=config.cache_top_k,
-            teacher_dtype=distiller.teacher_dtype,
-            limit_gb=config.cache_limit_gb,
-        )
-
-    def _fill(self, stage, cache: TeacherCache) -> None:
-        views, n = cache.views.count, len(cache.views)
-        self.console.print(
-            f"cache    {cache.nbytes / 1e6:.1f} MB: {', '.join(cache.taps)} of {views} views of {n} images, in "
-            f"{cache.folder}",
-            highlight=False,
-        )
-        start = time.perf_counter()
-        images = 0
-        if len(set(distribute.gather(self.strategy, int(cache.folder.name[:7], 16)))) > 1:
-            raise InputError(
-                "the workers' teacher caches differ, since their data or teachers do: share the data set's folder, or "
-                "copy it with the times of its files"
-            )
-
-        def fill():
-            nonlocal images
-            with self.console.status("running the teacher") as status:
-                # A forward pass keeps a layer or two, a training step all of them.
-                images = cache.fill(
-                    4 * self.config.batch_size,
-                    lambda done, total: status.update(f"running the teacher: {done} of {total} images"),
-                )
-
-        with self.timed("teacher cache"):
-            self._by_chief(fill, cache.records)
-        seconds = round(time.perf_counter() - start, 1)
-        found = "the teacher's outputs are there already" if not images else f"the teacher ran on {images} images"
-        self.console.print(f"cache    {found}, {seconds} s", highlight=False)
-        before = self.done(f"{stage}-cache") or {"images": 0, "seconds": 0}
-        self.finish(
-            f"{stage}-cache",
-            {
-                "folder": str(cache.folder),
-                "bytes": cache.nbytes,
-                "images": before["images"] + images,
-                "seconds": before["seconds"] + seconds,
-            },
-        )
-
-    def _by_chief(self, work, paths) -> None:
+    def by_chief(self, work, paths) -> None:
         """Has the chief do some work that leaves files; the other workers go on when they see these."""
         if self.chief:
             work()
@@ -528,7 +462,7 @@ class Experiment:
         """
         from scipy.optimize import linear_sum_assignment
 
-        predicted, labels = evaluate.predict(logits(model), self.batches(self.splits.val))
+        predicted, labels = evaluate.predict(evaluate.logits(model), self.batches(self.splits.val))
         matrix = evaluate.confusion(predicted, labels, self.splits.num_classes)
         rows, columns = linear_sum_assignment(-matrix)
         right, renamed = np.trace(matrix) / matrix.sum(), matrix[rows, columns].sum() / matrix.sum()
@@ -617,12 +551,6 @@ def save_model(model: keras.Model, path: pathlib.Path) -> None:
     partial = path.with_name(f"partial-{path.name}")
     model.save(partial)
     partial.replace(path)
-
-
-def logits(model: keras.Model):
-    """The model as `evaluate.predict` calls it, a final softmax taken off."""
-    taps = Taps(model)
-    return lambda images, training: taps(images, ("logits",), training=training)["logits"]
 
 
 def _summary(trained: Trained, seconds: float) -> str:

@@ -126,15 +126,18 @@ def _folded_weights(layer, norm) -> list[np.ndarray]:
 
 
 def _tail(model) -> set[int]:
-    """Ids of the layers from the output back to the first with weights: the logits are made there."""
-    tail, tensor = set(), model.outputs[0]
-    while True:
-        layer, node = graph.made_by(tensor)
+    """Ids of the layers from the output back to the first with weights: the logits are made there.
+
+    Of several models that are joined these are the last layers of each.
+    """
+    tail, waiting = set(), list(model.outputs)
+    while waiting:
+        layer, node = graph.made_by(waiting.pop())
         if isinstance(layer, keras.Model):
-            tensor = layer.outputs[0]
+            waiting.extend(layer.outputs)
             continue
         tail.add(id(layer))
         # An operation of keras.ops is no layer, and has none.
-        if getattr(layer, "weights", ()) or len(node.input_tensors) != 1:
-            return tail
-        tensor = node.input_tensors[0]
+        if not getattr(layer, "weights", ()):
+            waiting.extend(node.input_tensors)
+    return tail

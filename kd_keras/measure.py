@@ -5,26 +5,29 @@ import tensorflow as tf
 
 from kd_keras import evaluate, files, report
 from kd_keras.distiller import Taps
-from kd_keras.experiment import ROLES, Experiment, Trained, logits
+from kd_keras.evaluate import logits
+from kd_keras.experiment import Experiment, Trained
 from kd_keras.export import tflite
 
 _REPRESENTATIVE = 256
 
 
-def measure(experiment: Experiment, models: list[Trained], exported: Trained) -> None:
+def measure(experiment: Experiment, models: list[Trained], exported: Trained, teacher: Trained | None) -> None:
     """Reads the test split, once a model: the table, figures, TFLite files and their figures, all in the workdir.
 
     Args:
         experiment: whose models have been trained.
-        models: in the table's order; the one whose stage is ``teacher`` is what agreement is measured with.
-        exported: the model that is converted to TFLite.
+        models: in the table's order.
+        exported: the one that is converted to TFLite.
+        teacher: the one that the others' agreement is measured with; those before it in the table have none.
     """
-    _Measuring(experiment).run(models, exported)
+    _Measuring(experiment, teacher).run(models, exported)
 
 
 class _Measuring:
-    def __init__(self, experiment: Experiment):
+    def __init__(self, experiment: Experiment, teacher: Trained | None):
         self.experiment, self.config, self.splits = experiment, experiment.config, experiment.splits
+        self.teacher = teacher
         #: Test logits (N, K) by stage.
         self.logits: dict[str, np.ndarray] = {}
 
@@ -33,13 +36,14 @@ class _Measuring:
         done = [self._model(trained) for trained in models]
         rows, runtimes = [one["row"] for one in done], [one["runtime"] for one in done]
         rows += self._export(exported, runtimes)
-        report.curves({ROLES.get(t.stage, t.stage): t.series for t in models if t.series}, folder / "curves.png")
-        notes = [*dict.fromkeys(runtimes), *_doubts(rows)]
+        report.curves({t.role: t.series for t in models if t.series}, folder / "curves.png")
+        notes = [*dict.fromkeys(runtimes), *_notes(models, rows, exported, self.teacher)]
         report.write_table(rows, folder, runtime_note="; ".join(notes))
         for path in ("results.csv", "results.json", "results.txt", "curves.png"):
             tracker.artifact(folder / path)
+        stages = {trained.role: trained.stage for trained in models}
         for row in rows:
-            name = {role: stage for stage, role in ROLES.items()}.get(row["role"], row["role"]).replace(" ", "_")
+            name = stages.get(row["role"], row["role"]).replace(" ", "_")
             tracker.metrics({f"{name}_test_accuracy": row["test_accuracy"]}, 0)
         self.experiment.finish("measured", {"rows": rows, "notes": notes})
 
@@ -55,10 +59,16 @@ class _Measuring:
                     own, labels = evaluate.predict(logits(model), experiment.batches(self.splits.test))
                     row, runtime = self._row(trained, model, own, labels)
                 files.write(kept, lambda file: np.save(file, own))
-                self._figures(trained.stage, row["role"], own, labels)
+                self._figures(trained.stage, trained.role, own, labels)
                 done = experiment.finish(stage, {"row": row, "runtime": runtime})
-        self.logits[trained.stage] = np.load(kept)
-        self._log(trained.stage, done["row"], [trained.path])
+        own = self.logits[trained.stage] = np.load(kept)
+        if done["row"]["role"] != trained.role:
+            self._figures(trained.stage, trained.role, own, self.splits.test.labels)
+        # Another run has measured its agreement with another teacher.
+        row = {**done["row"], "role": trained.role, "teacher_agreement": self._agreement(trained.stage, own)}
+        if row != done["row"]:
+            done = experiment.finish(stage, {**done, "row": row})
+        self._log(trained.stage, row, [trained.path])
         return done
 
     def _row(self, trained, model, own, labels):
@@ -70,12 +80,11 @@ class _Measuring:
             for name, source in (("train", self.splits.train), ("val", self.splits.val))
         }
         row = report.row(
-            ROLES.get(trained.stage, trained.stage),
+            trained.role,
             trained.architecture,
             **seen,
             test_accuracy=figures.pop("accuracy"),
             **figures,
-            teacher_agreement=self._agreement(trained.stage, own),
             parameters=evaluate.parameters(model),
             macs=evaluate.macs(model),
             bytes=trained.path.stat().st_size,
@@ -85,8 +94,9 @@ class _Measuring:
         return row, f"Keras rows: {latency.runtime}, {latency.threads} threads, batch 1"
 
     def _agreement(self, stage, own):
-        teacher = self.logits.get("teacher")
-        return None if teacher is None or stage == "teacher" else evaluate.agreement(own, teacher)
+        if self.teacher is None or stage == self.teacher.stage or self.teacher.stage not in self.logits:
+            return None
+        return evaluate.agreement(own, self.logits[self.teacher.stage])
 
     def _export(self, exported, runtimes) -> list[dict]:
         experiment, config, splits, rows = self.experiment, self.config, self.splits, []
@@ -151,12 +161,43 @@ class _Measuring:
         child.close()
 
 
-def _doubts(rows) -> list[str]:
-    accuracy = {row["role"]: row["val_accuracy"] for row in rows}
-    teacher, baseline = accuracy.get(ROLES["teacher"]), accuracy.get(ROLES["baseline"])
-    if teacher is None or baseline is None or teacher > baseline:
-        return []
+def _notes(models, rows, exported, teacher) -> list[str]:
+    """What has to be known to read the table: a line each."""
+    row_of = {trained.stage: row for trained, row in zip(models, rows, strict=False)}
+    notes = [_stopped(trained) for trained in models if trained.stop is not None]
+    if teacher is None:
+        return notes
+    own, student = row_of[teacher.stage], row_of[exported.stage]
+    if teacher.role != "teacher":
+        notes.append(f"agreement is with the {teacher.role}")
+    reverse = own["parameters"] < student["parameters"]
+    if reverse:
+        notes.append("reverse: the teacher has fewer parameters than the student")
+    baseline = row_of.get("baseline")
+    if baseline is None or baseline is own or own["val_accuracy"] > baseline["val_accuracy"]:
+        return notes
+    defective = any(trained.stop is not None and trained.stop["step"] is not None for trained in models)
+    if defective:
+        meaning = ", as it is a defective teacher, on purpose"
+    elif reverse:
+        meaning = ", as may be of a smaller teacher, in reverse on purpose"
+    else:
+        meaning = ", so the distilled row says nothing about distillation"
     return [
-        f"the teacher does not beat the student without KD on validation data ({teacher:.2%} against "
-        f"{baseline:.2%}), so the distilled row says nothing about distillation"
+        *notes,
+        f"the {teacher.role} does not beat the student without KD on validation data ({own['val_accuracy']:.2%} "
+        f"against {baseline['val_accuracy']:.2%}){meaning}",
     ]
+
+
+def _stopped(trained) -> str:
+    stop = trained.stop
+    if stop["step"] is None:
+        return (
+            f"not defective: the {trained.role} never reached validation accuracy {stop['at_val_accuracy']:.2%}, and "
+            "was trained to the end"
+        )
+    return (
+        f"defective: the {trained.role}'s training ended on purpose in step {stop['step']}, at validation accuracy "
+        f"{stop['val_accuracy']:.2%}, the first check that found {stop['at_val_accuracy']:.2%}"
+    )

@@ -20,7 +20,7 @@ from kd_keras.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """A name and its values: literals, or further specs (a schedule, a backbone).
+    """A name and its values: literals, or further specs (a schedule, a backbone), or a sum of specs as a tuple.
 
     Values without a key (``args``) stand for the builder's first keys. ``str()`` gives the canonical text, from which
     `parse` makes an equal spec.
@@ -36,6 +36,8 @@ class Spec:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, tuple) and value and all(isinstance(one, Spec) for one in value):
+        return " + ".join(map(str, value))
     return str(value) if isinstance(value, Spec) else repr(value)
 
 
@@ -92,8 +94,10 @@ def _spec(node: ast.expr, text: str) -> Spec:
 
 
 def _value(node: ast.expr, text: str) -> Any:
-    if isinstance(node, (ast.Call, ast.Name)):
-        return _spec(node, text)
+    terms = list(_terms(node))
+    if all(isinstance(term, (ast.Call, ast.Name)) for term in terms):
+        found = tuple(_spec(term, text) for term in terms)
+        return found if len(found) > 1 else found[0]
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError) as error:

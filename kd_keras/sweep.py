@@ -37,6 +37,7 @@ flags.DEFINE_bool("shared_teacher", True, "Train one teacher for all runs, of th
 _OF_THE_TEACHER = (
     *("data", "image_size", "val_fraction", "skip_bad_images", "train_examples"),
     *("teacher", "teacher_loss", "teacher_epochs", "teacher_optimizer", "teacher_learning_rate"),
+    *("teacher_stop_at_val_accuracy", "teacher_stop_check_steps", "pretrained"),
 )
 
 
@@ -47,12 +48,14 @@ class Run:
     Attributes:
         varied: flag → value, of the varied flags.
         workdir: its folder.
-        teacher: the run that it takes its teacher from, or None.
+        teacher: the run that it takes its teachers from, or None.
+        teachers: how many there are.
     """
 
     varied: dict[str, str]
     workdir: pathlib.Path
     teacher: "Run | None" = None
+    teachers: int = 0
 
     @property
     def results(self) -> dict[str, dict] | None:
@@ -89,7 +92,8 @@ def plan(argv: list[str]) -> tuple[pathlib.Path, list[Run], list[str]]:
         one = dict(zip(varied, values, strict=True))
         run = Run(one, root / _folder(one))
         resolved = configuration.read([argv[0], *common, *_as_flags(run)])
-        if FLAGS.shared_teacher and resolved.teacher is not None and resolved.teacher_from is None:
+        run.teachers = len(resolved.teacher)
+        if FLAGS.shared_teacher and resolved.teacher and not resolved.teacher_from:
             run.teacher = first.setdefault(tuple(one.get(flag) for flag in _OF_THE_TEACHER), run)
             run.teacher = None if run.teacher is run else run.teacher
         runs.append(run)
@@ -121,7 +125,8 @@ def _folder(varied: dict[str, str]) -> str:
 
 
 def _as_flags(run: Run) -> list[str]:
-    teacher = [] if run.teacher is None else [f"--teacher_from={run.teacher.workdir}"]
+    lenders = [] if run.teacher is None else [run.teacher.workdir] * run.teachers
+    teacher = [f"--teacher_from={configuration.folders_text(lenders)}"] if lenders else []
     return [*(f"--{flag}={value}" for flag, value in run.varied.items()), f"--workdir={run.workdir}", *teacher]
 
 

@@ -105,7 +105,7 @@ class TeacherCache:
             raise InputError(
                 f"the teacher's {tap} is {shape}: a cache needs known sizes, so fix the model's input size"
             )
-        if tap != "logits" or (self._dtype == "float32" and self._top_k is None):
+        if not _is_logits(tap) or (self._dtype == "float32" and self._top_k is None):
             return {"values": (shape, self._dtype)}
         if self._top_k is None:
             return {"values": (shape, "float16"), "largest": ((), "float32")}
@@ -296,6 +296,11 @@ class TeacherCache:
         if not whole:
             raise InputError(f"{path} is damaged: remove {self.folder} to make the cache anew")
         return arrays.Rows(arrays.mapped(path, found.dtype, found.shape, found.offset))
+
+
+def _is_logits(tap: str) -> bool:
+    """Whether a tap is a classifier's logits: the teacher's, or of one that is joined in it, ``teacher1.logits``."""
+    return tap.rpartition(".")[2] == "logits"
 
 
 class _Writer:

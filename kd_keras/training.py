@@ -54,6 +54,8 @@ class History:
     best_epoch: int | None = None
     best_score: tuple[float, float] = (-math.inf, -math.inf)
     seconds: float = 0.0
+    #: The step (from 1) and validation accuracy at which a `Stop` ended the training, or None.
+    stop: dict[str, float] | None = None
 
     @property
     def epochs(self) -> int:
@@ -70,7 +72,22 @@ class History:
         return True
 
 
-def fit(distiller: Distiller, train, val, *, epochs, steps_per_epoch, checkpoint, callbacks=(), progress=None):
+@dataclasses.dataclass(frozen=True)
+class Stop:
+    """Ends a training, on purpose early, once validation accuracy is at least ``val_accuracy``.
+
+    Attributes:
+        val_accuracy: in [0, 1].
+        check_steps: steps between checks; the end of an epoch is a check too.
+    """
+
+    val_accuracy: float
+    check_steps: int
+
+
+def fit(
+    distiller: Distiller, train, val, *, epochs, steps_per_epoch, checkpoint, callbacks=(), progress=None, stop=None
+):
     """Trains to the end, from the checkpoint if there is one, and leaves the best epoch's weights in the student.
 
     Args:
@@ -82,6 +99,8 @@ def fit(distiller: Distiller, train, val, *, epochs, steps_per_epoch, checkpoint
         checkpoint: path of the checkpoint's file.
         callbacks: further Keras callbacks.
         progress: title of the live line; None for none.
+        stop: a `Stop`, or None. The weights that it ends the training with are the best there are, as no check before
+            was passed; they are kept.
 
     Returns:
         The `History`.
@@ -101,7 +120,8 @@ def fit(distiller: Distiller, train, val, *, epochs, steps_per_epoch, checkpoint
             f"the workers see checkpoints of {', '.join(map(str, seen))} epochs at {checkpoint}: "
             "put --workdir where all machines share it"
         )
-    if done < epochs:
+    if done < epochs and keeper.history.stop is None:
+        stopper = [] if stop is None else [_Stopper(stop, keeper.history, val, steps_per_epoch, callbacks)]
         distiller.fit(
             train(done),
             validation_data=val,
@@ -111,7 +131,7 @@ def fit(distiller: Distiller, train, val, *, epochs, steps_per_epoch, checkpoint
             verbose=0,
             shuffle=False,
             # The guard comes before the keeper: an epoch that ends in NaN is not kept.
-            callbacks=[StopAtNaN(), *callbacks, keeper, *([LiveLine(progress, epochs)] if progress else [])],
+            callbacks=[StopAtNaN(), *callbacks, *stopper, keeper, *([LiveLine(progress, epochs)] if progress else [])],
         )
     keeper.restore_best(distiller)
     return keeper.history
@@ -163,6 +183,44 @@ class _Keeper(keras.callbacks.Callback):
         if self.best is not None:
             for variable, value in zip(distiller.student.weights, self.best, strict=True):
                 variable.assign(value)
+
+
+class _Stopper(keras.callbacks.Callback):
+    """Checks for a `Stop`, and ends the training; comes before the keeper, which writes what it leaves in history."""
+
+    def __init__(self, stop, history, val, steps_per_epoch, callbacks):
+        super().__init__()
+        self.stop, self.history, self.val, self.steps_per_epoch = stop, history, val, steps_per_epoch
+        # Told of the checks' validation as of any other.
+        self.callbacks = list(callbacks)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.first = self.step = epoch * self.steps_per_epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        # Several steps may have passed since the last call.
+        before, self.step = self.step, self.first + batch + 1
+        every = self.stop.check_steps
+        if self.step // every > before // every and batch + 1 < self.steps_per_epoch:
+            self._check(self._val_accuracy())
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.history.stop is None:
+            self._check(float(logs["val_accuracy"]))
+
+    def _check(self, accuracy):
+        if accuracy >= self.stop.val_accuracy:
+            self.history.stop = {"step": self.step, "val_accuracy": accuracy}
+            self.model.stop_training = True
+
+    def _val_accuracy(self) -> float:
+        # The epoch's own figures go on behind the check.
+        variables = [variable for metric in self.model.metrics for variable in metric.variables]
+        kept = [keras.ops.convert_to_numpy(variable) for variable in variables]
+        found = self.model.evaluate(self.val, verbose=0, return_dict=True, callbacks=self.callbacks)
+        for variable, value in zip(variables, kept, strict=True):
+            variable.assign(value)
+        return float(found["accuracy"])
 
 
 class StopAtNaN(keras.callbacks.Callback):

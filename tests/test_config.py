@@ -29,7 +29,7 @@ def flagfile(tmp_path):
 def test_defaults():
     made = read()
     assert made.data == Spec("digits") and made.student == Spec("cnn") and made.scheme == Spec("offline")
-    assert made.teacher is None and made.teacher_epochs is None
+    assert made.teacher == () and made.teachers == {} and made.teacher_epochs is None
     assert list(map(str, made.loss)) == ["ce(weight=0.1)", "kd(weight=0.9, temperature=4.0)"]
     assert made.teacher_loss == made.baseline_loss == (Spec("ce"),)
     assert made.learning_rate == made.teacher_learning_rate == schedules.constant(0.001)
@@ -41,13 +41,13 @@ def test_defaults():
 def test_every_flag_reaches_its_field():
     flags = {
         "data": "digits()",
-        "teacher": "resnet(depth=20)",
+        "teacher": "resnet(depth=20) + cnn()",
         "student": "resnet(depth=8)",
         "loss": "kd(temperature=2.0) + hint(weight=100)",
         "teacher_loss": "ce(label_smoothing=0.1)",
         "baseline_loss": "ce(weight=2)",
         "scheme": "offline()",
-        "baseline": "False",
+        "baseline": "True",
         "epochs": "7",
         "teacher_epochs": "5",
         "batch_size": "32",
@@ -60,7 +60,10 @@ def test_every_flag_reaches_its_field():
         "train_examples": "100",
         "precision": "mixed_bfloat16",
         "teacher_dtype": "bfloat16",
-        "teacher_from": os.path.abspath("other"),
+        "teacher_stop_at_val_accuracy": "0.5",
+        "teacher_stop_check_steps": "7",
+        "teacher_from": f"{os.path.abspath('other')},{os.path.abspath('third')}",
+        "baseline_from": os.path.abspath("fourth"),
         "cache_views": "3",
         "cache_taps": "pooled,stage2",
         "cache_dtype": "float32",
@@ -94,9 +97,9 @@ def test_every_flag_reaches_its_field():
         made.epochs = 8
 
 
-def test_every_flag_is_a_field_or_an_option_of_the_data():
+def test_every_flag_is_a_field_or_an_option_of_data_or_models():
     fields = {field.name for field in dataclasses.fields(config.Config)}
-    assert set(config.FLAGS) - fields == {"val_fraction", "image_size", "skip_bad_images"}
+    assert set(config.FLAGS) - fields == {"val_fraction", "image_size", "skip_bad_images", "pretrained"}
     assert fields - set(config.FLAGS) == {"flagfile"}
 
 
@@ -108,10 +111,41 @@ def test_options_of_the_data():
     assert read("--data=folder(path='/x')", "--noskip_bad_images").data.kwargs == {"path": "/x"}
 
 
+def test_teachers_are_named_by_number_where_there_are_several():
+    assert read("--teacher=cnn()").teachers == {"teacher": Spec("cnn")}
+    assert read("--teacher=cnn() + cnn()").teachers == {"teacher1": Spec("cnn"), "teacher2": Spec("cnn")}
+
+
+def test_nopretrained_drops_the_key_from_every_model():
+    models = ["--teacher=cnn(pretrained='imagenet') + cnn(width=2)", "--student=cnn(pretrained='a.h5', width=1)"]
+    chain = "--scheme=offline(chain=cnn(pretrained='b.h5') + cnn(), one=cnn(pretrained='c.h5'))"
+    kept = read(*models, chain)
+    assert str(kept.student) == "cnn(pretrained='a.h5', width=1)" and "pretrained" in str(kept.scheme)
+    made = read(*models, chain, "--nopretrained")
+    assert list(map(str, made.teacher)) == ["cnn()", "cnn(width=2)"] and str(made.student) == "cnn(width=1)"
+    assert str(made.scheme) == "offline(chain=cnn() + cnn(), one=cnn())"
+
+
+def test_one_lenders_cache_is_shared():
+    flags = ["--teacher=cnn() + cnn()", "--workdir=w"]
+    assert read(*flags, "--teacher_from=a,a").cache_folder == pathlib.Path("a/teacher_cache").absolute()
+    assert read(*flags, "--teacher_from=a,b").cache_folder == pathlib.Path("w/teacher_cache").absolute()
+
+
+def test_folders_of_teachers_may_have_commas():
+    one, two = (pathlib.Path(name).absolute() for name in ("loss=a,seed=0", "b"))
+    assert read("--teacher=cnn()", f"--teacher_from={one}").teacher_from == (one,)
+    assert read("--teacher=cnn() + cnn()", f'--teacher_from="{one}",b').teacher_from == (one, two)
+    for folders in ((one,), (one, two), (two, one, one)):
+        teachers = " + ".join(["cnn()"] * len(folders))
+        text = config.folders_text(folders)
+        assert read(f"--teacher={teachers}", f"--teacher_from={text}").teacher_from == folders
+
+
 @pytest.mark.parametrize("text", ["none", "", " none "])
 def test_none(text):
     made = read(f"--teacher={text}", f"--augment={text}", f"--export={text}")
-    assert (made.teacher, made.augment, made.export) == (None, (), ())
+    assert (made.teacher, made.augment, made.export) == ((), (), ())
 
 
 def test_the_teacher_shares_what_it_is_not_given():
@@ -155,7 +189,8 @@ BAD = {
     "an unknown data set": (["--data=digit()"], "unknown name 'digit' in data: .*digits.*did you mean 'digits'"),
     "an unknown model": (["--student=resent()"], "unknown name 'resent' in models: .*did you mean 'resnet'"),
     "an unknown teacher": (["--teacher=resent()"], "unknown name 'resent' in models"),
-    "two teachers": (["--teacher=cnn() + cnn()"], "--teacher: .*names 2 specs where one is taken"),
+    "a teacher that is no spec": (["--teacher=cnn() + 1"], "--teacher: '1' in .* is not a spec"),
+    "one unknown teacher of two": (["--teacher=cnn() + resent()"], "unknown name 'resent' in models"),
     "no data": (["--data="], "--data: '' names 0 specs"),
     "no student": (["--student=none"], "--student: 'none' names 0 specs"),
     "an unknown scheme": (["--scheme=online()"], "unknown name 'online' in schemes: known are offline"),
@@ -178,6 +213,12 @@ BAD = {
     "an image size in words": (["--image_size=big"], "--image_size='big': give pixels, 64 or height,width"),
     "half an image size": (["--image_size=64,"], "--image_size='64,': give pixels"),
     "epochs of no teacher": (["--teacher=none", "--teacher_epochs=3"], "--teacher_epochs=3 but --teacher=none"),
+    "a stop of no teacher": (["--teacher_stop_at_val_accuracy=0.5"], "accuracy=0.5 but --teacher=none"),
+    "no teacher of another run": (["--teacher_from=a,b"], "--teacher_from=a,b but --teacher=none"),
+    "an accuracy in per cent": (["--teacher_stop_at_val_accuracy=50"], "accuracy=50"),
+    "checks for no stop": (["--teacher=cnn()", "--teacher_stop_check_steps=5"], "has no effect without"),
+    "a folder for two teachers": (["--teacher=cnn + cnn", "--teacher_from=a"], "names 1 folders for 2 teachers"),
+    "a baseline that is not wanted": (["--baseline_from=a", "--nobaseline"], "but --nobaseline"),
 }
 
 

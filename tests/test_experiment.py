@@ -3,7 +3,7 @@
 import keras
 import pytest
 
-from kd_keras import config, data, device, training
+from kd_keras import config, data, device, teaching, training
 from kd_keras.errors import InputError
 from kd_keras.experiment import Experiment
 
@@ -54,10 +54,10 @@ def test_views_are_made_where_a_cache_is_asked_for(made):
         7,
         len(experiment.splits.train),
     )
-    assert experiment.cache(distiller) is None  # its losses read no teacher
-    teacher = experiment.model(experiment.config.teacher)
+    assert teaching.cache(experiment, distiller) is None  # its losses read no teacher
+    teacher = experiment.model(experiment.config.teacher[0])
     student = experiment.distiller(distiller.student, experiment.config.loss, teacher=teacher, epochs=1)
-    assert experiment.cache(student).taps == ("logits",)
+    assert teaching.cache(experiment, student).taps == ("logits",)
 
 
 def test_several_steps_a_call_are_whole_epochs(made, tmp_path):

@@ -24,7 +24,7 @@ def test_its_parts_are_built(path):
     spec.check("kd_keras.data", settings.data)
     num_classes, input_shape = SHAPES[settings.data.name]
     given = {"num_classes": num_classes, "input_shape": input_shape}
-    teacher = spec.build("kd_keras.models", settings.teacher, **given)
+    teacher = spec.build("kd_keras.models", settings.teacher[0], **given)
     student = spec.build("kd_keras.models", settings.student, **given)
     assert student.count_params() < teacher.count_params()
     losses = [spec.build("kd_keras.losses", one) for one in settings.loss]

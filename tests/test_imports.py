@@ -25,6 +25,8 @@ HANDED = {
     "export",
     "distribute",
     "training",
+    "joined",
+    "other_runs",
 }
 # What each part may import beside itself.
 MAY_IMPORT = {
@@ -32,8 +34,9 @@ MAY_IMPORT = {
     **{part: QUICK for part in SHARED},
     **{part: QUICK | SHARED for part in LEAVES},
     **{part: QUICK | SHARED | HANDED for part in HANDED},
-    "experiment": QUICK | SHARED | LEAVES | HANDED,
-    "schemes": QUICK | SHARED | LEAVES | HANDED | {"experiment"},
+    "teaching": QUICK | SHARED | LEAVES | HANDED,
+    "experiment": QUICK | SHARED | LEAVES | HANDED | {"teaching"},
+    "schemes": QUICK | SHARED | LEAVES | HANDED | {"teaching", "experiment"},
     "measure": QUICK | SHARED | LEAVES | HANDED | {"experiment"},
     "run": QUICK | SHARED | LEAVES | HANDED | {"experiment", "schemes", "measure"},
     "sweep": QUICK | {"tracking"},

@@ -24,6 +24,7 @@ PACKAGE = "kd_keras.losses"
         ("f(a=g(b=h(1)))", Spec("f", {"a": Spec("g", {"b": Spec("h", {}, (1,))})})),
         ("f(g(a=1), h)", Spec("f", {}, (Spec("g", {"a": 1}), Spec("h")))),
         ("f(\n  a=1,\n)", Spec("f", {"a": 1})),
+        ("f(a=g(b=1) + h + i())", Spec("f", {"a": (Spec("g", {"b": 1}), Spec("h"), Spec("i"))})),
     ],
 )
 def test_parse(text, expected):
@@ -60,6 +61,8 @@ def test_parse_many(text, expected):
         "f(path='C:\\\\new\\\\data', name=\"a'b\", text='é\\n')",
         "kd(temperature=exponential_decay(start=0.5, rate=0.95, floor=0.3, per='epoch'))",
         "f(a=-1.5e-07, b=[True, {'k': ()}])",
+        "assistant(resnet(depth=32) + cnn(filters=(4, 8)), direct=True)",
+        "f(a=g(b=h() + i()) + j())",
     ],
 )
 def test_text_round_trip(text):
@@ -94,6 +97,7 @@ def test_text_is_canonical():
         ("kd(*[1])", "neither a literal nor a spec"),
         ("kd(a=1, a=2)", "gives a key twice"),
         ("kd(a=1 + 2)", "'1 . 2' in .* is neither a literal nor a spec: put text in quotes"),
+        ("kd(a=b + 2)", "'b . 2' in .* is neither a literal nor a spec: put text in quotes"),
         ("kd(path=/data/x)", "cannot be read"),
         ("kd(path=data/x)", "'data / x' in .* put text in quotes"),
         ("kd(a=[b])", "neither a literal nor a spec"),

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from kd_keras import sweep
+from kd_keras import config, sweep
 from kd_keras.errors import InputError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -37,6 +37,14 @@ def test_runs_whose_teachers_differ_do_not_share_one(tmp_path):
     assert [run.teacher for run in runs] == [None, None]
     assert {run.teacher for run in plan(tmp_path, "--seeds=0,1", "--teacher=none", "--loss=ce()")[1]} == {None}
     assert {run.teacher for run in plan(tmp_path, "--seeds=0,1", "--teacher_from=x")[1]} == {None}
+    several = ["--teacher=cnn() + cnn(filters=(8,))", "--scheme=ensemble()"]
+    runs = plan(tmp_path, *several, "--vary=loss: kd() | soft_ce()", "--seeds=0,1")[1]
+    assert [run.teacher for run in runs] == [None] + [runs[0]] * 3
+    assert "," in runs[0].workdir.name
+    taken = config.read(["kd_keras", DIGITS, *several, *sweep._as_flags(runs[1])]).teacher_from
+    assert taken == (runs[0].workdir,) * 2
+    stops = "--vary=teacher_stop_at_val_accuracy: 0.5 | 0.7"
+    assert {run.teacher for run in plan(tmp_path, stops)[1]} == {None}
 
 
 @pytest.mark.parametrize(
