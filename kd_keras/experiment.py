@@ -322,7 +322,12 @@ class Experiment:
                 self._check_class_order(model)
             if self.chief:
                 save_model(model, path)
-            record = {"architecture": str(one), "series": history.series, "best_epoch": history.best_epoch}
+            record = {
+                "architecture": str(one),
+                "taught_by": None if teacher is None else teacher.stage,
+                "series": history.series,
+                "best_epoch": history.best_epoch,
+            }
             if of_teacher and config.teacher_stop_at_val_accuracy is not None:
                 record["stop"] = self._stop_record(stage, history)
             done = self.finish(stage, {**record, "seconds": round(history.seconds, 1)})
@@ -390,6 +395,7 @@ class Experiment:
                 "stage": stage,
                 "model": model.name,
                 "losses": " + ".join(map(str, losses)),
+                "taught_by": "none" if trained is None else trained.stage,
                 "epochs": epochs,
                 "teacher_computes_in": str(dtype),
                 "teacher_cache": "none" if cache is None else f"{cache.views.count} views, {cache.nbytes} bytes",

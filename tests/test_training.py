@@ -2,6 +2,8 @@
 
 import io
 import json
+import pathlib
+import tempfile
 
 import keras
 import numpy as np
@@ -78,6 +80,73 @@ def test_the_best_epoch_is_kept_and_is_what_validation_says(splits, tmp_path):
 def schedule():
     """Learns, then forgets: the best epoch is not the last."""
     return keras.optimizers.schedules.PiecewiseConstantDecay([4, 8], [0.05, 0.05, 30.0])
+
+
+def quick():
+    """Learns within the 4 steps of an epoch."""
+    return make(keras.optimizers.Adam(0.01))
+
+
+@pytest.fixture(scope="module")
+def halfway(splits):
+    """(step, accuracy): one in the middle of an epoch but the first, where validation accuracy is as high as never."""
+    seen = []
+
+    class Seen(keras.callbacks.Callback):
+        def on_test_end(self, logs=None):
+            seen.append(float(logs["accuracy"]))
+
+    with tempfile.TemporaryDirectory() as folder:
+        fit(quick(), splits, pathlib.Path(folder, "c.npz"), callbacks=[Seen()], stop=training.Stop(1.0, 2))
+    # Steps 2, 4 (the epoch's end), 6, 8 …
+    assert len(seen) == 2 * EPOCHS
+    return next((2 * i + 2, seen[i]) for i in (2, 4, 6) if seen[i] > max(seen[:i]))
+
+
+def test_a_training_ends_at_the_step_that_reaches_the_accuracy(splits, halfway, tmp_path):
+    step, accuracy = halfway
+    distiller = quick()
+    history = fit(distiller, splits, tmp_path / "c.npz", stop=training.Stop(accuracy, 2))
+    assert history.stop == {"step": step, "val_accuracy": accuracy}
+    assert int(keras.ops.convert_to_numpy(distiller.step)) == step
+    # The epoch that it ends in is the last and the kept one, with these weights.
+    assert history.epochs == step // 4 + 1 and history.best_epoch == step // 4
+    assert history.series["val_accuracy"][-1] == accuracy
+    seen = distiller.evaluate(data.batches(splits[1], 64), return_dict=True, verbose=0)
+    assert seen["accuracy"] == pytest.approx(accuracy)
+
+
+def test_the_end_of_an_epoch_is_a_check(splits, halfway, tmp_path):
+    history = fit(quick(), splits, tmp_path / "c.npz", stop=training.Stop(halfway[1] - 0.05, 1000))
+    assert history.stop["step"] % 4 == 0 and history.stop["val_accuracy"] >= halfway[1] - 0.05
+    assert history.epochs == history.stop["step"] // 4
+
+
+def test_checks_change_nothing_where_the_accuracy_is_not_reached(splits, tmp_path):
+    plain = fit(quick(), splits, tmp_path / "a.npz")
+    checked = fit(quick(), splits, tmp_path / "b.npz", stop=training.Stop(1.0, 1))
+    assert checked.series == plain.series and checked.stop is None
+
+
+def test_a_stopped_training_that_was_interrupted_ends_in_the_same_step(splits, halfway, tmp_path):
+    step, stop = halfway[0], training.Stop(halfway[1], 2)
+    whole = quick()
+    fit(whole, splits, tmp_path / "whole.npz", stop=stop)
+
+    class Interrupt(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if int(keras.ops.convert_to_numpy(self.model.step)) == step - 1:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(quick(), splits, tmp_path / "c.npz", callbacks=[Interrupt()], stop=stop)
+    for name in ("c.npz", "whole.npz"):
+        # The second time it is found ended, whatever epochs are left.
+        resumed = quick()
+        history = fit(resumed, splits, tmp_path / name, stop=stop)
+        assert history.stop["step"] == step and history.epochs == step // 4 + 1
+        for a, b in zip(whole.student.weights, resumed.student.weights, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_history_prefers_accuracy_then_loss():
