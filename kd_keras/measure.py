@@ -194,10 +194,10 @@ def _stopped(trained) -> str:
     stop = trained.stop
     if stop["step"] is None:
         return (
-            f"not defective: the {trained.role} never reached validation accuracy {stop['at_val_accuracy']:.2%}, and "
-            "was trained to the end"
+            f"{trained.role} not defective: it never reached validation accuracy {stop['at_val_accuracy']:.2%}, and was "
+            "trained to the end"
         )
     return (
-        f"defective: the {trained.role}'s training ended on purpose in step {stop['step']}, at validation accuracy "
+        f"defective {trained.role}: training ended on purpose in step {stop['step']}, at validation accuracy "
         f"{stop['val_accuracy']:.2%}, the first check that found {stop['at_val_accuracy']:.2%}"
     )

@@ -1,0 +1,178 @@
+"""What holds for every scheme. A new file of kd_keras/schemes is tested here on arrival, with one teacher."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from kd_keras import spec, training
+from kd_keras.errors import InputError
+from tests.schemes.tiny import checked, trained
+
+PACKAGE = "kd_keras.schemes"
+A, B = "cnn(filters=(4,), dense=())", "cnn(filters=(3,), dense=())"
+#: Flags of a tiny run of each, and who teaches whom in it, in the order of training.
+CASES = {
+    "offline": ([f"--teacher={A}"], {"teacher": None, "baseline": None, "student": "teacher"}),
+    "ensemble": (
+        [f"--teacher={A} + {B}", "--scheme=ensemble()", "--nobaseline"],
+        {"teacher1": None, "teacher2": None, "student": "ensemble"},
+    ),
+    "assistant": (
+        [f"--teacher={A}", f"--scheme=assistant(chain={B} + {A})", "--nobaseline"],
+        {"teacher": None, "assistant1": "teacher", "assistant2": "assistant1", "student": "assistant2"},
+    ),
+    "born_again": (
+        ["--teacher=none", "--scheme=born_again(generations=3, ensemble=True)"],
+        {"baseline": None, "generation1": "baseline", "generation2": "generation1", "student": "generation2"},
+    ),
+}
+NAMES = spec.names(PACKAGE)
+
+
+def flags(name):
+    return CASES[name][0] if name in CASES else [f"--teacher={A}", f"--scheme={name}()"]
+
+
+def records(workdir):
+    """What the trained stages left, by stage."""
+    paths = sorted((workdir / "state").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    found = {path.stem: json.loads(path.read_text()) for path in paths}
+    return {stage: record for stage, record in found.items() if "series" in record}
+
+
+@pytest.fixture
+def killed(monkeypatch):
+    """Stops the run in the second epoch of the n-th training from now."""
+
+    def after(count):
+        begun = []
+
+        def on_epoch_begin(self, epoch, logs=None):
+            self.epoch = epoch
+            if epoch == 0 or not begun:
+                begun.append(epoch)
+            if epoch == 1 and len(begun) == count:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(training.StopAtNaN, "on_epoch_begin", on_epoch_begin)
+
+    yield after
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_source_is_named(name):
+    assert "Source:" in spec.builder(PACKAGE, name).__doc__
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_checking_writes_nothing(name, tmp_path):
+    scheme, _ = checked(tmp_path, *flags(name))
+    assert callable(scheme.run) and not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_losses_and_models_that_do_not_fit_are_refused_before_training(name, tmp_path):
+    with pytest.raises(InputError, match="stage9"):
+        checked(tmp_path, *flags(name), "--loss=ce() + hint(pairs='stage1:stage9')")
+    if "--nobaseline" not in flags(name):
+        with pytest.raises(InputError, match=r"--baseline_from=.* holds no finished baseline"):
+            checked(tmp_path, *flags(name), f"--baseline_from={tmp_path}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_that_was_killed_goes_on_with_the_stage_it_was_in(name, tmp_path, killed):
+    stages = list(CASES[name][1]) if name in CASES else []
+    killed(2)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, *flags(name), "--epochs=2")
+    before = records(tmp_path / "w")
+    assert list(before) == stages[:1] or not stages
+    killed(0)
+    models, exported, teacher = trained(tmp_path, *flags(name), "--epochs=2")
+    after = records(tmp_path / "w")
+    assert {stage: after[stage] for stage in before} == before
+    assert all(len(record["series"]["loss"]) == 2 for record in after.values())
+    assert exported.role == "student distilled" and exported in models and teacher in models
+    assert len({one.role for one in models}) == len(models) and all(one.path.exists() for one in models)
+    if stages:
+        assert {stage: record["taught_by"] for stage, record in after.items()} == CASES[name][1]
+    if name == "born_again":
+        _check_generations(models)
+
+
+def _check_generations(models):
+    *kinds, ensemble = (keras.models.load_model(one.path) for one in models)
+    assert [one.stage for one in models][-1] == "ensemble" and len(kinds) == 4
+    first = [kind.weights[0].numpy() for kind in kinds]
+    assert not any(np.allclose(a, b) for i, a in enumerate(first) for b in first[:i])
+    x = np.random.default_rng(0).uniform(0, 255, (4, 8, 8, 1)).astype("float32")
+    mean = np.mean([keras.ops.softmax(kind(x)) for kind in kinds[1:]], axis=0)
+    np.testing.assert_allclose(keras.ops.softmax(ensemble(x)), mean, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_killed_in_every_stage_it_gives_the_same_models(name, tmp_path, killed):
+    whole = trained(tmp_path / "whole", *flags(name), "--epochs=2")[0]
+    for number in range(sum(bool(one.series) for one in whole)):
+        # The second time, the training that was interrupted ends, and the next one is.
+        killed(2 if number else 1)
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path, *flags(name), "--epochs=2")
+    killed(0)
+    again = trained(tmp_path, *flags(name), "--epochs=2")[0]
+    assert [one.series for one in again] == [one.series for one in whole]
+    for a, b in zip(again, whole, strict=True):
+        ours, theirs = (keras.models.load_model(one.path).get_weights() for one in (a, b))
+        assert all(np.array_equal(x, y) for x, y in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.slow
+def test_the_student_is_also_taught_directly(tmp_path):
+    flags = [f"--teacher={A}", f"--scheme=assistant(chain={B}, direct=True)", "--nobaseline"]
+    models, student, teacher = trained(tmp_path, *flags)
+    assert [one.stage for one in models] == ["teacher", "assistant1", "direct", "student"]
+    assert (student, teacher) == (models[3], models[0])
+    taught = {stage: record["taught_by"] for stage, record in records(tmp_path / "w").items()}
+    assert taught == {"teacher": None, "assistant1": "teacher", "direct": "teacher", "student": "assistant1"}
+    # From the same initial weights, so that they differ in the teacher alone.
+    assert trained(tmp_path / "offline", flags[0], "--nobaseline")[1].series == models[2].series
+
+
+BAD = {
+    "two teachers of one student": (
+        [f"--teacher={A} + {B}", "--scheme=offline()"],
+        r"--teacher names 2 models and --scheme=offline\(\) takes one: .*--scheme='ensemble\(\)'",
+    ),
+    "two teachers of a chain": ([f"--teacher={A} + {B}", f"--scheme=assistant(chain={A})"], "takes one"),
+    "two teachers of generations": ([f"--teacher={A} + {B}", "--scheme=born_again()"], "takes one"),
+    "a chain of nothing": ([f"--teacher={A}", "--scheme=assistant()"], "lacks the key 'chain'"),
+    "a chain of numbers": ([f"--teacher={A}", "--scheme=assistant(chain=3)"], "give models, chain="),
+    "an unknown assistant": ([f"--teacher={A}", "--scheme=assistant(chain=cmn())"], "did you mean 'cnn'"),
+    "an assistant without teacher": (["--teacher=none", f"--scheme=assistant(chain={A})"], "takes 1 teacher, and"),
+    "assistants that are taught nothing": (
+        [f"--teacher={A}", f"--scheme=assistant(chain={A})", "--loss=ce()"],
+        r"--scheme=assistant\(\) but no loss of --loss reads a teacher",
+    ),
+    "direct in words": ([f"--teacher={A}", f"--scheme=assistant(chain={A}, direct='no')"], "True or False"),
+    "no generation": (["--scheme=born_again(generations=0)"], "whole number of at least 1"),
+    "an ensemble of one": (["--scheme=born_again(generations=1, ensemble=True)"], "one generation is no ensemble"),
+    "ensemble in words": (["--scheme=born_again(ensemble=1)"], "True or False"),
+    "nothing to begin with": (["--scheme=born_again()", "--nobaseline"], "has nothing to begin with"),
+    "generations that are taught nothing": (["--scheme=born_again()", "--loss=ce()"], "no loss of --loss reads"),
+    "a stop of no training": (
+        [f"--teacher={A}", "--teacher_epochs=0", "--teacher_stop_at_val_accuracy=0.5"],
+        "is not trained: give --teacher_epochs",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_can_not_be_is_refused(case, tmp_path):
+    flags, message = BAD[case]
+    with pytest.raises(InputError, match=message) as error:
+        checked(tmp_path, *flags)
+    assert "\n" not in str(error.value)

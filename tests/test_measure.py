@@ -1,0 +1,115 @@
+"""What the table says of models that come from elsewhere, and the notes below it."""
+
+import json
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+
+from kd_keras import measure, run
+from kd_keras.experiment import Trained
+from tests.schemes.tiny import TINY, trained
+
+A, B = "cnn(filters=(4,), dense=())", "cnn(filters=(3,), dense=())"
+
+
+def table(workdir):
+    return {row["role"]: row for row in json.loads((workdir / "results.json").read_text())}
+
+
+def state(workdir, name):
+    return json.loads((workdir / "state" / f"{name}.json").read_text())
+
+
+def test_an_ensemble_of_other_runs_teachers(tmp_path, capsys):
+    one, two, ours = tmp_path / "one", tmp_path / "two" / "w", tmp_path / "ours"
+    assert run.main(["kd_keras", *TINY, f"--teacher={A}", "--loss=ce() + kd()", f"--workdir={one}"]) == 0
+    trained(two.parent, f"--teacher={B}", "--nobaseline", "--seed=1")
+    lent = [f"--teacher_from={one},{two}", f"--baseline_from={one}"]
+    capsys.readouterr()
+    flags = ["kd_keras", *TINY, f"--teacher={A} + {B}", "--scheme=ensemble()", *lent, f"--workdir={ours}"]
+    assert run.main(flags) == 0
+    out = capsys.readouterr().out
+    assert f"teacher1 taken from {one}" in out and f"teacher2 taken from {two}" in out
+    rows, before = table(ours), table(one)
+    assert list(rows) == ["teacher 1", "teacher 2", "teacher ensemble", "student without KD", "student distilled"]
+    assert "agreement is with the teacher ensemble" in state(ours, "measured")["notes"]
+    # As measured there, latency too; but for the role, and for the agreement, which is with another teacher here.
+    own = {"role", "teacher_agreement"}
+    for role, theirs in (("teacher 1", "teacher"), ("student without KD", "student without KD")):
+        assert {k: v for k, v in rows[role].items() if k not in own} == {
+            k: v for k, v in before[theirs].items() if k not in own
+        }
+    classes = {
+        stage: np.load(ours / "state" / f"{stage}-measured.npy").argmax(-1) for stage in ("ensemble", "baseline")
+    }
+    agreement = np.mean(classes["ensemble"] == classes["baseline"])
+    assert rows["student without KD"]["teacher_agreement"] == pytest.approx(agreement)
+    assert rows["teacher 1"]["teacher_agreement"] is None and rows["teacher ensemble"]["teacher_agreement"] is None
+    assert rows["teacher ensemble"]["parameters"] == rows["teacher 1"]["parameters"] + rows["teacher 2"]["parameters"]
+    for stage, (folder, name) in {"teacher1": (one, "teacher"), "teacher2": (two, "teacher")}.items():
+        weights = (
+            keras.models.load_model(path).get_weights() for path in (ours / f"{stage}.keras", folder / f"{name}.keras")
+        )
+        assert all(np.array_equal(a, b) for a, b in zip(*weights, strict=True))
+        assert (ours / f"{stage}_confusion.png").exists()
+    # A finished run needs the lenders no more.
+    one.rename(tmp_path / "gone")
+    assert run.main(flags) == 0
+
+
+def model(stage, role=None, stop=None):
+    return Trained(stage, role or stage, "cnn()", pathlib.Path("none"), {}, stop=stop)
+
+
+def notes(teacher=0.9, baseline=0.8, sizes=(100, 10), stop=None, role="teacher"):
+    models = [model("teacher", role, stop), model("baseline", "student without KD"), model("student")]
+    accuracies = (teacher, baseline, 0.85)
+    parameters = (sizes[0], sizes[1], sizes[1])
+    rows = [{"val_accuracy": a, "parameters": p} for a, p in zip(accuracies, parameters, strict=True)]
+    return measure._notes(models, rows, models[2], models[0])
+
+
+STOPPED = {"at_val_accuracy": 0.5, "step": 30, "val_accuracy": 0.512}
+
+
+def test_notes():
+    assert notes() == []
+    assert notes(role="teacher ensemble") == ["agreement is with the teacher ensemble"]
+    (told,) = notes(teacher=0.7)
+    assert told.startswith(
+        "the teacher does not beat the student without KD on validation data (70.00% against 80.00%)"
+    )
+    assert told.endswith("says nothing about distillation")
+
+
+def test_notes_of_reverse_distillation():
+    told = "reverse: the teacher has fewer parameters than the student"
+    assert notes(sizes=(10, 100)) == [told]
+    first, second = notes(sizes=(10, 100), teacher=0.7)
+    assert first == told and second.endswith("as may be of a smaller teacher, in reverse on purpose")
+
+
+def test_notes_of_a_defective_teacher():
+    told = (
+        "defective teacher: training ended on purpose in step 30, at validation accuracy 51.20%, the first check that "
+        "found 50.00%"
+    )
+    first, second = notes(teacher=0.512, stop=STOPPED)
+    assert first == told and second.endswith("as it is a defective teacher, on purpose")
+    assert notes(teacher=0.85, stop=STOPPED) == [told]
+    (never,) = notes(stop={"at_val_accuracy": 0.95, "step": None, "val_accuracy": None})
+    assert never == "teacher not defective: it never reached validation accuracy 95.00%, and was trained to the end"
+
+
+def test_a_defective_teacher_is_recorded(tmp_path, caplog):
+    flags = [f"--teacher={A}", "--nobaseline", "--teacher_epochs=3", "--teacher_stop_check_steps=1"]
+    models, _, _ = trained(tmp_path / "a", *flags, "--teacher_stop_at_val_accuracy=0.01")
+    assert models[0].stop["step"] == 1 and models[0].stop["val_accuracy"] >= 0.01
+    assert state(tmp_path / "a" / "w", "teacher")["stop"] == models[0].stop
+    assert "stop" not in state(tmp_path / "a" / "w", "student")
+    models, _, _ = trained(tmp_path / "b", *flags, "--teacher_stop_at_val_accuracy=1.0")
+    assert models[0].stop == {"at_val_accuracy": 1.0, "step": None, "val_accuracy": None}
+    assert "the teacher never reached --teacher_stop_at_val_accuracy=1" in caplog.text
+    assert len(models[0].series["loss"]) == 3
