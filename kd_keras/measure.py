@@ -194,8 +194,8 @@ def _stopped(trained) -> str:
     stop = trained.stop
     if stop["step"] is None:
         return (
-            f"{trained.role} not defective: it never reached validation accuracy {stop['at_val_accuracy']:.2%}, and was "
-            "trained to the end"
+            f"{trained.role} not defective: it never reached validation accuracy {stop['at_val_accuracy']:.2%}, and "
+            "was trained to the end"
         )
     return (
         f"defective {trained.role}: training ended on purpose in step {stop['step']}, at validation accuracy "
