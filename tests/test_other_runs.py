@@ -66,6 +66,9 @@ def test_teachers_of_one_spec_are_told_apart(lender):
     both = {"teacher1": ("e", "teacher1"), "teacher2": ("e", "teacher2")}
     assert stages(*twice, f"--teacher_from={folder},{folder}") == both
     single = lender("s", f"--teacher={A}")
+    # The one of its own number, where that is free.
+    one_each = {"teacher1": ("s", "teacher"), "teacher2": ("e", "teacher2")}
+    assert stages(*twice, f"--teacher_from={single},{folder}") == one_each
     with pytest.raises(InputError, match="would give the same teacher twice: an ensemble of equals is one"):
         stages(*twice, f"--teacher_from={single},{single}")
 
