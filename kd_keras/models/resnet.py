@@ -36,7 +36,6 @@ _PLANS = {
     "8x4": _cifar(8, 32, (64, 128, 256)),
     "32x4": _cifar(32, 32, (64, 128, 256)),
 }
-_STEMS = ("cifar", "imagenet")
 _EXPANSION = 4  # a bottleneck's last convolution has four times the filters of its others (1512.03385, table 1)
 
 
@@ -79,40 +78,29 @@ def build(
     # Only int and str are looked up: 18.0 would be found as 18, and a list cannot be looked up at all.
     if not isinstance(depth, (int, str)) or depth not in _PLANS:
         raise InputError(f"depth={depth!r} is unknown: choose one of {', '.join(map(repr, _PLANS))}")
-    if stem is not None and stem not in _STEMS:
-        raise InputError(f"stem={stem!r} is unknown: choose one of {', '.join(map(repr, _STEMS))}, or None")
+    stem = _layers.chosen_stem(stem, input_shape)
     if se_ratio is not None and not _layers.is_count(se_ratio):
         raise InputError(f"se_ratio={se_ratio!r} is not a positive whole number: give one, such as 16, or None")
-    if not _layers.is_number(width) or width <= 0:
-        raise InputError(f"width={width!r} is not a positive number: give the factor on the filters, such as 0.5")
+    _layers.check_width(width)
     plan = _PLANS[depth]
-    stem = stem or ("cifar" if min(input_shape[:2]) < 64 else "imagenet")
 
     image, x = _layers.image_input(input_shape)
-    x = _stem(x, _scaled(plan.stem, width), stem)
+    x = _stem(x, _layers.scaled(plan.stem, width), stem)
     for stage, (filters, blocks) in enumerate(zip(plan.filters, plan.blocks, strict=True), start=1):
         for i in range(1, blocks + 1):
             stride = 2 if stage > 1 and i == 1 else 1
-            x = _block(x, _scaled(filters, width), stride, plan.bottleneck, se_ratio, stage, i, last=i == blocks)
+            x = _block(x, _layers.scaled(filters, width), stride, plan.bottleneck, se_ratio, stage, i, last=i == blocks)
     x = keras.layers.GlobalAveragePooling2D(name="pooled")(x)
     name = f"{'se_' if se_ratio else ''}resnet{depth}"
     return keras.Model(image, _layers.logits(x, num_classes), name=name)
 
 
-def _scaled(filters: int, width: float) -> int:
-    return max(1, round(filters * width))
-
-
 def _stem(x, filters, kind):
-    if kind == "cifar":
-        x = _layers.conv(x, filters, 3, name="stem_conv")
-    else:
-        x = _layers.conv(x, filters, 7, stride=2, name="stem_conv")
-    x = _layers.batch_norm(x, name="stem_bn")
-    x = _layers.relu(x, name="stem_relu")
     if kind == "imagenet":
-        x = keras.layers.MaxPooling2D(3, strides=2, padding="same", name="stem_pool")(x)
-    return x
+        return _layers.imagenet_stem(x, filters)
+    x = _layers.conv(x, filters, 3, name="stem_conv")
+    x = _layers.batch_norm(x, name="stem_bn")
+    return _layers.relu(x, name="stem_relu")
 
 
 def _block(x, filters, stride, bottleneck, se_ratio, stage, i, last):
@@ -131,20 +119,9 @@ def _block(x, filters, stride, bottleneck, se_ratio, stage, i, last):
         if j < len(convs):
             y = _layers.relu(y, name=f"{name}_relu{j}")
     if se_ratio is not None:
-        y = _squeeze_excite(y, max(1, out // se_ratio), name=f"{name}_se")
+        y = _layers.squeeze_excite(y, max(1, out // se_ratio), name=f"{name}_se")
     if stride != 1 or x.shape[-1] != out:
         x = _layers.conv(x, out, 1, stride=stride, name=f"{name}_shortcut_conv")
         x = _layers.batch_norm(x, name=f"{name}_shortcut_bn")
     x = keras.layers.Add(name=f"stage{stage}_pre" if last else f"{name}_add")([x, y])
     return _layers.relu(x, name=f"stage{stage}" if last else f"{name}_relu")
-
-
-def _squeeze_excite(x, hidden, name):
-    """Scales each channel by a gate read from all of them (1709.01507, section 3)."""
-    # The two fully-connected layers are written as 1x1 convolutions: the same sums, and no reshape in the TFLite file.
-    gate = keras.layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_squeeze")(x)
-    gate = _layers.conv(gate, hidden, 1, use_bias=True, name=f"{name}_reduce")
-    gate = _layers.relu(gate, name=f"{name}_relu")
-    gate = _layers.conv(gate, x.shape[-1], 1, use_bias=True, name=f"{name}_expand")
-    gate = keras.layers.Activation("sigmoid", name=f"{name}_gate")(gate)
-    return keras.layers.Multiply(name=f"{name}_scale")([x, gate])
