@@ -1,4 +1,7 @@
-"""What holds for every model family. A new file of kd_keras/models is tested here on arrival, at its defaults."""
+"""What holds for every model family. A new file of kd_keras/models is tested here on arrival, at its defaults.
+
+A family whose default is deep or large is named in LARGE, and has a small case of the same code among CASES.
+"""
 
 import itertools
 
@@ -9,17 +12,33 @@ import tensorflow as tf
 
 from kd_keras import spec
 from kd_keras.errors import InputError
+from kd_keras.export import tflite
+from kd_keras.frozen import frozen
 from kd_keras.models import cnn
 
 PACKAGE = "kd_keras.models"
 CLASSES = 7
+# Families that the slow tests see at their defaults.
+LARGE = {
+    "alexnet",
+    "densenet",
+    "mobilenet",
+    "resnet",
+    "vgg",
+}
 # Beside its defaults, each family's small and unusual sides.
 CASES = [
-    *spec.names(PACKAGE),
+    *(pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in spec.names(PACKAGE)),
     "cnn(filters=(8, 12, 16), convs=(1, 2, 1), dense=(), batch_norm=False, pool='global')",
     "cnn(filters=(8,), dense=(16,), pool='avg', dropout=0.25)",
     "resnet(depth=8, width=0.5)",
     "resnet(depth=8, stem='imagenet', se_ratio=4)",
+    "alexnet(width=0.125)",
+    "vgg(depth=8, width=0.125)",
+    "vgg(depth=8, width=0.125, batch_norm=False, stem='imagenet')",
+    "densenet(depth=22, growth=8)",
+    "mobilenet(version='v3_small', width=0.25)",
+    pytest.param("mobilenet(version='v3_large')", marks=pytest.mark.slow),
 ]
 SHAPES = [(8, 8, 1), (28, 28, 1), (32, 32, 3)]
 
@@ -57,6 +76,10 @@ def stages(model: keras.Model, suffix: str = "") -> list[keras.layers.Layer]:
     names = [f"stage{i}{suffix}" for i in range(1, len(model.layers))]
     present = {layer.name: layer for layer in model.layers}
     return [present[name] for name in names if name in present]
+
+
+def assert_same_logits(found, expected) -> None:
+    assert np.max(np.abs(found - expected)) <= 1e-4 * np.max(np.abs(expected))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -164,6 +187,20 @@ def test_every_weight_gets_a_gradient(make, case):
     for weight, gradient in zip(model.trainable_variables, gradients, strict=True):
         assert gradient is not None, weight.path
         assert np.isfinite(gradient).all() and np.any(gradient), weight.path
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_frozen_copy_gives_the_same(make, case):
+    model = make(case)
+    model(pixels(), training=True)
+    assert_same_logits(frozen(model, "float32")(pixels()), model(pixels()))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tflite_file_gives_what_keras_gives(make, case):
+    model = make(case)
+    model(pixels(), training=True)
+    assert_same_logits(tflite.load(tflite.convert(model, "float32")).predict(pixels()), model(pixels()))
 
 
 @pytest.mark.parametrize("name", [name for name in spec.names(PACKAGE) if name != "saved"])
