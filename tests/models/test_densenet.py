@@ -73,6 +73,12 @@ def test_a_layer_joins_its_channels_to_those_before_it():
     assert after.shape[-1] == 5
 
 
+def test_a_transition_averages():
+    model = densenet.build(10, (32, 32, 3), depth=22, growth=2)
+    assert len(by_kind(model, keras.layers.AveragePooling2D)) == 2
+    assert not by_kind(model, keras.layers.MaxPooling2D)
+
+
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
 @pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1)], ids=str)
 def test_takes_small_grey_images(shape, stem):
