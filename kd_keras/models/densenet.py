@@ -3,7 +3,7 @@
 import keras
 
 from kd_keras.errors import InputError
-from kd_keras.models import _layers
+from kd_keras.models import _applications, _layers
 
 
 def _cifar(depth: int) -> tuple[tuple[int, ...], int]:
@@ -17,6 +17,11 @@ _PLANS = {
     201: ((6, 12, 48, 32), 32),
     **{depth: _cifar(depth) for depth in (22, 40, 100)},
 }
+_PUBLISHED = {
+    121: keras.applications.DenseNet121,
+    169: keras.applications.DenseNet169,
+    201: keras.applications.DenseNet201,
+}
 _BOTTLENECK = 4  # a layer's 1x1 convolution has four times the filters of its 3x3 (1608.06993, section 3)
 
 
@@ -27,6 +32,7 @@ def build(
     stem: str | None = None,
     growth: int | None = None,
     dropout: float = 0.0,
+    pretrained: str | None = None,
 ) -> keras.Model:
     """A DenseNet-BC (Huang et al., 1608.06993): bottlenecks, and transitions that halve the channels.
 
@@ -47,16 +53,24 @@ def build(
         growth: k, channels that each layer adds; the stem has 2k. Default: 32 for depth 121, 169, 201, else 12.
         dropout: share of values dropped after each 3x3 convolution of a dense block, in 0 <= dropout < 1; the paper
             takes 0.2 where it does not augment.
+        pretrained: ``'imagenet'``, or the path of a weights file: the network of keras.applications with its published
+            weights and preprocessing, a global average and a fresh classifier, all of it trainable (``depth`` 121,
+            169, 201); ``dropout`` is then before the classifier.
 
     Returns:
         A functional model, pixels in 0..255 (B, H, W, C) -> float32 logits (B, K).
 
     Raises:
-        InputError: an unknown depth or stem, or a value out of its range.
+        InputError: published weights that cannot be had, an unknown depth or stem, or a value out of its range.
     """
     input_shape = _layers.check(num_classes, input_shape)
     if not _layers.is_count(depth) or depth not in _PLANS:
         raise InputError(f"depth={depth!r} is unknown: choose one of {', '.join(map(repr, _PLANS))}")
+    if pretrained is not None:
+        _applications.check_published("depth", depth, _PUBLISHED)
+        _applications.check_published("stem", stem, (None, "imagenet"))
+        _applications.check_published("growth", growth, (None, 32))
+        return _pretrained(num_classes, input_shape, depth, dropout, pretrained)
     stem = _layers.chosen_stem(stem, input_shape)
     if growth is not None and not _layers.is_count(growth):
         raise InputError(f"growth={growth!r} is not a positive whole number: give one, such as 12, or None")
@@ -91,3 +105,18 @@ def _dense_layer(x, growth, dropout, name):
     y = _layers.conv(y, growth, 3, name=f"{name}_conv2")
     y = _layers.dropout(y, dropout, name=f"{name}_dropout")
     return keras.layers.Concatenate(name=f"{name}_concat")([x, y])
+
+
+def _pretrained(num_classes, input_shape, depth, dropout, pretrained):
+    after = {"pool2_relu": "stage1", "pool3_relu": "stage2", "pool4_relu": "stage3", "relu": "stage4"}
+    before = {name.replace("relu", "bn"): f"{tap}_pre" for name, tap in after.items()}
+    return _applications.build(
+        num_classes,
+        input_shape,
+        pretrained,
+        _PUBLISHED[depth],
+        preprocessing=_applications.Preprocessing.TORCH,
+        taps={**after, **before},
+        name=f"densenet{depth}",
+        dropout=dropout,
+    )

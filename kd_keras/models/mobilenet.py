@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 
 from kd_keras.errors import InputError
-from kd_keras.models import _layers
+from kd_keras.models import _applications, _layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +93,44 @@ _PLANS = {
         dense=True,
     ),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Published:
+    """A network of keras.applications: the widths that it has weights for, and the layers that end its stages."""
+
+    network: Callable[..., keras.Model]
+    widths: tuple[float, ...]
+    ends: tuple[str, ...]
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+_V3 = {"include_preprocessing": False}  # of version 3 the preprocessing would be in the network itself
+_PUBLISHED = {
+    "v2": _Published(
+        keras.applications.MobileNetV2,
+        (0.35, 0.5, 0.75, 1.0, 1.3, 1.4),
+        ("expanded_conv_project_BN", "block_2_add", "block_5_add", "block_12_add", "block_16_project_BN"),
+    ),
+    "v3_small": _Published(
+        keras.applications.MobileNetV3Small,
+        (0.75, 1.0),
+        ("expanded_conv_project_bn", "expanded_conv_2_add", "expanded_conv_7_add", "expanded_conv_10_add"),
+        _V3,
+    ),
+    "v3_large": _Published(
+        keras.applications.MobileNetV3Large,
+        (0.75, 1.0),
+        (
+            "expanded_conv_add",
+            "expanded_conv_2_add",
+            "expanded_conv_5_add",
+            "expanded_conv_11_add",
+            "expanded_conv_14_add",
+        ),
+        _V3,
+    ),
+}
 _CIFAR_UNSTRIDED = 2  # of the five strides, those that the CIFAR stem leaves out
 
 
@@ -101,6 +141,7 @@ def build(
     width: float = 1.0,
     stem: str | None = None,
     dropout: float = 0.0,
+    pretrained: str | None = None,
 ) -> keras.Model:
     """A MobileNetV2 (Sandler et al., 1801.04381) or a MobileNetV3 (Howard et al., 1905.02244).
 
@@ -120,17 +161,25 @@ def build(
             smaller side is below 64 pixels.
         dropout: share of units dropped before the classifier, in 0 <= dropout < 1; published networks are trained
             with 0.2.
+        pretrained: ``'imagenet'``, or the path of a weights file: the network of keras.applications with its published
+            weights and preprocessing, a global average and a fresh classifier, all of it trainable (v2 in
+            ``width`` 0.35, 0.5, 0.75, 1.0, 1.3, 1.4; v3 in 0.75, 1.0, without its fully-connected layer).
 
     Returns:
         A functional model, pixels in 0..255 (B, H, W, C) -> float32 logits (B, K).
 
     Raises:
-        InputError: an unknown version or stem, or a value out of its range.
+        InputError: published weights that cannot be had, an unknown version or stem, or a value out of its range.
     """
     input_shape = _layers.check(num_classes, input_shape)
     if not isinstance(version, str) or version not in _PLANS:
         raise InputError(f"version={version!r} is unknown: choose one of {', '.join(map(repr, _PLANS))}")
     _layers.check_width(width)
+    if pretrained is not None:
+        _applications.check_published("stem", stem, (None, "imagenet"))
+        if pretrained == "imagenet":
+            _applications.check_published("width", width, _PUBLISHED[version].widths)
+        return _pretrained(num_classes, input_shape, version, width, dropout, pretrained)
     stem = _layers.chosen_stem(stem, input_shape)
     _layers.check_dropout(dropout)
     plan = _PLANS[version]
@@ -198,3 +247,19 @@ def _block(x, block, filters, stride, name, tap):
     y = _layers.conv(y, filters, 1, name=f"{name}_project_conv")
     y = _layers.batch_norm(y, name=f"{name}_project_bn" if joins or not tap else tap)
     return keras.layers.Add(name=tap or f"{name}_add")([x, y]) if joins else y
+
+
+def _pretrained(num_classes, input_shape, version, width, dropout, pretrained):
+    published = _PUBLISHED[version]
+    return _applications.build(
+        num_classes,
+        input_shape,
+        pretrained,
+        published.network,
+        preprocessing=_applications.Preprocessing.TF,
+        taps={layer: f"stage{stage}" for stage, layer in enumerate(published.ends, start=1)},
+        name=f"mobilenet_{version}",
+        dropout=dropout,
+        alpha=width,
+        **published.options,
+    )

@@ -5,7 +5,7 @@ import dataclasses
 import keras
 
 from kd_keras.errors import InputError
-from kd_keras.models import _layers
+from kd_keras.models import _applications, _layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,11 @@ _PLANS = {
     "8x4": _cifar(8, 32, (64, 128, 256)),
     "32x4": _cifar(32, 32, (64, 128, 256)),
 }
+_PUBLISHED = {
+    50: keras.applications.ResNet50,
+    101: keras.applications.ResNet101,
+    152: keras.applications.ResNet152,
+}
 _EXPANSION = 4  # a bottleneck's last convolution has four times the filters of its others (1512.03385, table 1)
 
 
@@ -46,6 +51,7 @@ def build(
     stem: str | None = None,
     se_ratio: int | None = None,
     width: float = 1.0,
+    pretrained: str | None = None,
 ) -> keras.Model:
     """A residual network (He et al., 1512.03385), with squeeze-and-excitation (Hu et al., 1709.01507) if wanted.
 
@@ -67,17 +73,26 @@ def build(
             convolution, no stride. Default: ``'cifar'`` where the smaller side is below 64 pixels.
         se_ratio: reduction r of squeeze-and-excitation in every block (the paper's r is 16); None for none.
         width: factor on the number of filters of every convolution.
+        pretrained: ``'imagenet'``, or the path of a weights file: the network of keras.applications with its published
+            weights and preprocessing, a global average and a fresh classifier, all of it trainable (``depth`` 50,
+            101, 152; their strides are on the first 1x1 convolution of a bottleneck, as the paper has it).
 
     Returns:
         A functional model, pixels in 0..255 (B, H, W, C) -> float32 logits (B, K).
 
     Raises:
-        InputError: an unknown depth or stem, or a value out of its range.
+        InputError: published weights that cannot be had, an unknown depth or stem, or a value out of its range.
     """
     input_shape = _layers.check(num_classes, input_shape)
     # Only int and str are looked up: 18.0 would be found as 18, and a list cannot be looked up at all.
     if not isinstance(depth, (int, str)) or depth not in _PLANS:
         raise InputError(f"depth={depth!r} is unknown: choose one of {', '.join(map(repr, _PLANS))}")
+    if pretrained is not None:
+        _applications.check_published("depth", depth, _PUBLISHED)
+        _applications.check_published("stem", stem, (None, "imagenet"))
+        _applications.check_published("se_ratio", se_ratio, (None,))
+        _applications.check_published("width", width, (1.0,))
+        return _pretrained(num_classes, input_shape, depth, pretrained)
     stem = _layers.chosen_stem(stem, input_shape)
     if se_ratio is not None and not _layers.is_count(se_ratio):
         raise InputError(f"se_ratio={se_ratio!r} is not a positive whole number: give one, such as 16, or None")
@@ -125,3 +140,19 @@ def _block(x, filters, stride, bottleneck, se_ratio, stage, i, last):
         x = _layers.batch_norm(x, name=f"{name}_shortcut_bn")
     x = keras.layers.Add(name=f"stage{stage}_pre" if last else f"{name}_add")([x, y])
     return _layers.relu(x, name=f"stage{stage}" if last else f"{name}_relu")
+
+
+def _pretrained(num_classes, input_shape, depth, pretrained):
+    ends = {stage: f"conv{stage + 1}_block{blocks}" for stage, blocks in enumerate(_PLANS[depth].blocks, start=1)}
+    after = {f"{end}_out": f"stage{stage}" for stage, end in ends.items()}
+    before = {f"{end}_add": f"stage{stage}_pre" for stage, end in ends.items()}
+    return _applications.build(
+        num_classes,
+        input_shape,
+        pretrained,
+        _PUBLISHED[depth],
+        preprocessing=_applications.Preprocessing.CAFFE,
+        first_conv="conv1_conv",
+        taps={**after, **before},
+        name=f"resnet{depth}",
+    )

@@ -3,7 +3,7 @@
 import keras
 
 from kd_keras.errors import InputError
-from kd_keras.models import _layers
+from kd_keras.models import _applications, _layers
 
 _FILTERS = (64, 128, 256, 512, 512)
 # Convolutions of each stage.
@@ -14,6 +14,7 @@ _PLANS = {
     16: (2, 2, 3, 3, 3),
     19: (2, 2, 4, 4, 4),
 }
+_PUBLISHED = {16: keras.applications.VGG16, 19: keras.applications.VGG19}
 _UNITS = 4096
 _SIDE = 7  # of the maps that enter the fully-connected layers at 224 pixels
 _CIFAR_POOLINGS = 3
@@ -27,6 +28,7 @@ def build(
     stem: str | None = None,
     width: float = 1.0,
     dropout: float | None = None,
+    pretrained: str | None = None,
 ) -> keras.Model:
     """A VGG network (Simonyan & Zisserman, 1409.1556), columns A, B, D and E of table 1.
 
@@ -48,17 +50,26 @@ def build(
         width: factor on the filters of every convolution and on the units of the fully-connected layers.
         dropout: share of units dropped before the classifier and between the fully-connected layers, in
             0 <= dropout < 1. Default: as published, 0.5 with ``'imagenet'``, none with ``'cifar'``.
+        pretrained: ``'imagenet'``, or the path of a weights file: the network of keras.applications with its published
+            weights and preprocessing, a global average and a fresh classifier, all of it trainable (``depth`` 16,
+            19 with ``batch_norm=False``; not its fully-connected layers).
 
     Returns:
         A functional model, pixels in 0..255 (B, H, W, C) -> float32 logits (B, K).
 
     Raises:
-        InputError: an unknown depth or stem, or a value out of its range.
+        InputError: published weights that cannot be had, an unknown depth or stem, or a value out of its range.
     """
     input_shape = _layers.check(num_classes, input_shape)
     if not _layers.is_count(depth) or depth not in _PLANS:
         raise InputError(f"depth={depth!r} is unknown: choose one of {', '.join(map(repr, _PLANS))}")
     _layers.check_switch("batch_norm", batch_norm)
+    if pretrained is not None:
+        _applications.check_published("depth", depth, _PUBLISHED)
+        _applications.check_published("batch_norm", batch_norm, (False,))
+        _applications.check_published("stem", stem, (None, "imagenet"))
+        _applications.check_published("width", width, (1.0,))
+        return _pretrained(num_classes, input_shape, depth, dropout or 0.0, pretrained)
     stem = _layers.chosen_stem(stem, input_shape)
     _layers.check_width(width)
     if dropout is None:
@@ -81,3 +92,19 @@ def build(
         x = _layers.dropout(x, dropout)
     name = f"vgg{depth}{'_bn' if batch_norm else ''}"
     return keras.Model(image, _layers.logits(x, num_classes), name=name)
+
+
+def _pretrained(num_classes, input_shape, depth, dropout, pretrained):
+    # Keras has each ReLU inside its convolution, so that there is nothing to tap before it.
+    convs = enumerate(_PLANS[depth], start=1)
+    return _applications.build(
+        num_classes,
+        input_shape,
+        pretrained,
+        _PUBLISHED[depth],
+        preprocessing=_applications.Preprocessing.CAFFE,
+        first_conv="block1_conv1",
+        taps={f"block{stage}_conv{last}": f"stage{stage}" for stage, last in convs},
+        name=f"vgg{depth}",
+        dropout=dropout,
+    )
