@@ -36,6 +36,7 @@ from kd_keras import (
 from kd_keras.config import Config
 from kd_keras.distiller import Distiller
 from kd_keras.errors import InputError
+from kd_keras.models import saved
 from kd_keras.spec import Spec
 
 
@@ -458,7 +459,7 @@ class Experiment:
     def load(self, trained: Trained) -> keras.Model:
         """A stage's saved model."""
         with self.strategy.scope():
-            return keras.models.load_model(trained.path, compile=False)
+            return saved.load(trained.path)
 
     def _check_class_order(self, model) -> None:
         """Refuses a ready-made teacher whose outputs mean other classes than the data's.

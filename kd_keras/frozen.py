@@ -40,7 +40,7 @@ def frozen(model: keras.Model, dtype: str = "auto", keep: tuple[str, ...] = ()) 
         A model with float32 outputs that does not share the original's weights.
 
     Raises:
-        InputError: an unknown dtype, or a subclassed model.
+        InputError: an unknown dtype, a subclassed model, or one with layers that cannot be rebuilt.
     """
     if dtype == "auto":
         dtype = device.teacher_dtype()
@@ -48,7 +48,10 @@ def frozen(model: keras.Model, dtype: str = "auto", keep: tuple[str, ...] = ()) 
         known = ", ".join(map(repr, ("auto", *DTYPES)))
         raise InputError(f"teacher_dtype={dtype!r}: known are None, {known}")
     if not can_be_frozen(model):
-        raise InputError("teacher_dtype needs a functional or Sequential teacher: build yours under a mixed policy")
+        raise InputError(
+            "teacher_dtype needs a functional or Sequential teacher whose layers can all be rebuilt from their "
+            "configs: build yours under a mixed policy"
+        )
     folds = _folds(model, keep)
     norms = {id(norm) for norm in folds.values()}
     exact = _tail(model)
@@ -76,8 +79,10 @@ def frozen(model: keras.Model, dtype: str = "auto", keep: tuple[str, ...] = ()) 
 
 def can_be_frozen(model: keras.Model) -> bool:
     """Whether a model, and each inside it, is functional or Sequential, and so can be copied layer by layer."""
-    inside = (layer for layer in model.layers if isinstance(layer, keras.Model))
-    return graph.is_graph(model) and all(map(can_be_frozen, inside))
+    return graph.is_graph(model) and all(
+        can_be_frozen(layer) if isinstance(layer, keras.Model) else graph.can_be_rebuilt(layer)
+        for layer in model.layers
+    )
 
 
 def _models(model) -> list[keras.Model]:

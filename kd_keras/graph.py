@@ -18,6 +18,18 @@ def is_graph(model: keras.Model) -> bool:
     return bool(getattr(model, "operations", None)) or isinstance(model, keras.Sequential)
 
 
+def can_be_rebuilt(layer: keras.layers.Layer) -> bool:
+    """Whether a layer can be made anew from its config; not all of other packages can."""
+    if type(layer).__module__.startswith("keras."):
+        return True
+    try:
+        type(layer).from_config(layer.get_config())
+    # Keras raises TypeError for a config that does not fit, NotImplementedError for none; a layer's own code anything.
+    except Exception:
+        return False
+    return True
+
+
 def description(model: keras.Model) -> list:
     """What a model computes, but for its weights and its names: operations, their settings, and what feeds them.
 

@@ -11,11 +11,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What `--help` reads; no TensorFlow before a function needs it.
 QUICK = {"errors", "files", "spec", "schedules", "config"}
-SHARED = {"arrays", "labels"}
+SHARED = {"arrays", "graph", "labels"}
 LEAVES = {"losses", "models", "data"}
 HANDED = {
     "device",
-    "graph",
     "frozen",
     "distiller",
     "teacher_cache",

@@ -10,6 +10,7 @@ from kd_keras.errors import InputError
 
 # Keras' default of 0.99 needs thousands of steps before evaluation can be trusted; runs here are often shorter.
 BATCH_NORM_MOMENTUM = 0.9
+STEMS = ("cifar", "imagenet")
 
 
 def is_count(value: Any, least: int = 1) -> bool:
@@ -49,6 +50,40 @@ def check(num_classes: int, input_shape: tuple[int, int, int]) -> tuple[int, int
     return tuple(input_shape)
 
 
+def chosen_stem(stem: str | None, input_shape: tuple[int, int, int]) -> str:
+    """The stem itself, or for None the one for the image's size: ``'cifar'`` below 64 pixels on the smaller side.
+
+    Raises:
+        InputError: an unknown stem.
+    """
+    if stem is not None and stem not in STEMS:
+        raise InputError(f"stem={stem!r} is unknown: choose one of {', '.join(map(repr, STEMS))}, or None")
+    return stem or ("cifar" if min(input_shape[:2]) < 64 else "imagenet")
+
+
+def check_width(width: Any) -> None:
+    """Raises InputError unless ``width`` is a positive number."""
+    if not is_number(width) or width <= 0:
+        raise InputError(f"width={width!r} is not a positive number: give the factor on the filters, such as 0.5")
+
+
+def check_dropout(dropout: Any) -> None:
+    """Raises InputError unless ``dropout`` is a share below 1."""
+    if not is_number(dropout) or not 0 <= dropout < 1:
+        raise InputError(f"dropout={dropout!r} is not in 0 <= dropout < 1: give the share of units to drop")
+
+
+def check_switch(key: str, value: Any) -> None:
+    """Raises InputError unless ``value`` is True or False."""
+    if not isinstance(value, bool):
+        raise InputError(f"{key}={value!r} is neither True nor False: write one of them")
+
+
+def scaled(filters: int, width: float) -> int:
+    """``filters`` times ``width``, at least one."""
+    return max(1, round(filters * width))
+
+
 def image_input(input_shape: tuple[int, int, int]) -> tuple[keras.KerasTensor, keras.KerasTensor]:
     """The model's input, plain pixels in 0..255 (B, H, W, C), and the same scaled to -1..1."""
     image = keras.Input(input_shape, name="image", dtype="float32")
@@ -82,3 +117,69 @@ def batch_norm(x: keras.KerasTensor, *, name: str) -> keras.KerasTensor:
 def relu(x: keras.KerasTensor, *, name: str) -> keras.KerasTensor:
     """ReLU as a layer of its own, so that the maps before and after it can both be tapped."""
     return keras.layers.ReLU(name=name)(x)
+
+
+def stage_conv(
+    x: keras.KerasTensor,
+    filters: int,
+    size: int = 3,
+    *,
+    stage: int,
+    i: int,
+    last: bool,
+    stride: int = 1,
+    norm: bool = False,
+    use_bias: bool = True,
+) -> keras.KerasTensor:
+    """A stage's ``i``-th convolution, batch norm where wanted, ReLU; the last of a stage carries the taps' names."""
+    name = f"stage{stage}_conv{i}"
+    before, after = (f"stage{stage}_pre", f"stage{stage}") if last else (f"stage{stage}_bn{i}", f"stage{stage}_relu{i}")
+    x = conv(x, filters, size, stride=stride, use_bias=use_bias, name=before if last and not norm else name)
+    if norm:
+        x = batch_norm(x, name=before)
+    return relu(x, name=after)
+
+
+def imagenet_stem(x: keras.KerasTensor, filters: int) -> keras.KerasTensor:
+    """7x7 convolution with stride 2, batch norm, ReLU, 3x3 max pooling with stride 2: a quarter of the image's side."""
+    x = conv(x, filters, 7, stride=2, name="stem_conv")
+    x = batch_norm(x, name="stem_bn")
+    x = relu(x, name="stem_relu")
+    return keras.layers.MaxPooling2D(3, strides=2, padding="same", name="stem_pool")(x)
+
+
+def pool(x: keras.KerasTensor, size: int, *, name: str, kind: str = "max") -> keras.KerasTensor:
+    """``'max'`` or ``'avg'`` pooling with stride 2; a map that is smaller than the window is padded, not refused."""
+    layer = keras.layers.MaxPooling2D if kind == "max" else keras.layers.AveragePooling2D
+    padding = "valid" if min(x.shape[1:3]) >= size else "same"
+    return layer(size, strides=2, padding=padding, name=name)(x)
+
+
+def flat(x: keras.KerasTensor, side: int) -> keras.KerasTensor:
+    """The vector ``pooled`` of maps: flattened, larger ones first averaged to ``side``x``side`` (adaptive pooling)."""
+    if max(x.shape[1:3]) > side:
+        sides = tuple(min(size, side) for size in x.shape[1:3])
+        x = keras.layers.AdaptiveAveragePooling2D(sides, name="adaptive_pool")(x)
+    return keras.layers.Flatten(name="pooled")(x)
+
+
+def dropout(x: keras.KerasTensor, share: float, *, name: str = "dropout") -> keras.KerasTensor:
+    """Dropout, or nothing where its share is 0."""
+    return keras.layers.Dropout(share, name=name)(x) if share else x
+
+
+def hidden(x: keras.KerasTensor, units: int, *, i: int, share: float = 0.0, activation: str = "relu"):
+    """The ``i``-th fully-connected layer before the classifier, then dropout of a ``share`` of its units."""
+    x = keras.layers.Dense(units, activation=activation, kernel_initializer="he_normal", name=f"dense{i}")(x)
+    return dropout(x, share, name=f"dropout{i}")
+
+
+def squeeze_excite(x: keras.KerasTensor, reduced: int, *, name: str, gate: str = "sigmoid") -> keras.KerasTensor:
+    """Scales each channel by a gate read from all of them (1709.01507, section 3)."""
+    # The two fully-connected layers are written as 1x1 convolutions: the same sums, and no reshape in the TFLite file.
+    y = keras.layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_squeeze")(x)
+    y = conv(y, reduced, 1, use_bias=True, name=f"{name}_reduce")
+    y = relu(y, name=f"{name}_relu")
+    y = conv(y, x.shape[-1], 1, use_bias=True, name=f"{name}_expand")
+    y = keras.layers.Activation(gate, name=f"{name}_gate")(y)
+    return keras.layers.Multiply(name=f"{name}_scale")([x, y])

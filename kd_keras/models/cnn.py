@@ -65,12 +65,10 @@ def build(
             f"convs={convs} has {len(convs)} members and filters={filters} {len(filters)}: "
             "give one number of convolutions for each block, or one for all"
         )
-    if not isinstance(batch_norm, bool):
-        raise InputError(f"batch_norm={batch_norm!r} is neither True nor False: write one of them")
+    _layers.check_switch("batch_norm", batch_norm)
     if pool not in _POOLS:
         raise InputError(f"pool={pool!r} is unknown: choose one of {', '.join(map(repr, _POOLS))}")
-    if not _layers.is_number(dropout) or not 0 <= dropout < 1:
-        raise InputError(f"dropout={dropout!r} is not in 0 <= dropout < 1: give the share of units to drop")
+    _layers.check_dropout(dropout)
     if pool != "global" and min(input_shape[:2]) < 2 ** len(filters):
         raise InputError(
             f"filters={filters} pools {len(filters)} times, too often for a {input_shape[0]}x{input_shape[1]} image: "
@@ -81,7 +79,9 @@ def build(
     for stage, (width, depth) in enumerate(zip(filters, convs, strict=True), start=1):
         for i in range(1, depth + 1):
             stride = 2 if pool == "global" and stage > 1 and i == 1 else 1
-            x = _conv(x, width, stride, batch_norm, stage, i, last=i == depth)
+            x = _layers.stage_conv(
+                x, width, stage=stage, i=i, last=i == depth, stride=stride, norm=batch_norm, use_bias=not batch_norm
+            )
         if pool == "max":
             x = keras.layers.MaxPooling2D(2, name=f"stage{stage}_pool")(x)
         elif pool == "avg":
@@ -91,19 +91,5 @@ def build(
     else:
         x = keras.layers.Flatten(name="pooled")(x)
     for i, units in enumerate(dense, start=1):
-        x = keras.layers.Dense(units, activation="relu", kernel_initializer="he_normal", name=f"dense{i}")(x)
-        if dropout:
-            x = keras.layers.Dropout(dropout, name=f"dropout{i}")(x)
+        x = _layers.hidden(x, units, i=i, share=dropout)
     return keras.Model(image, _layers.logits(x, num_classes), name="cnn")
-
-
-def _conv(x, filters, stride, batch_norm, stage, i, last):
-    """Convolution, batch norm where wanted, ReLU; the last of a block carries the names of the taps."""
-    name = f"stage{stage}_conv{i}"
-    before, after = (f"stage{stage}_pre", f"stage{stage}") if last else (f"stage{stage}_bn{i}", f"stage{stage}_relu{i}")
-    if batch_norm:
-        x = _layers.conv(x, filters, 3, stride=stride, name=name)
-        x = _layers.batch_norm(x, name=before)
-    else:
-        x = _layers.conv(x, filters, 3, stride=stride, use_bias=True, name=before if last else name)
-    return _layers.relu(x, name=after)

@@ -5,7 +5,7 @@ import dataclasses
 import keras
 
 from kd_keras.errors import InputError
-from kd_keras.models import _layers
+from kd_keras.models import _applications, _layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,11 @@ _PLANS = {
     "8x4": _cifar(8, 32, (64, 128, 256)),
     "32x4": _cifar(32, 32, (64, 128, 256)),
 }
-_STEMS = ("cifar", "imagenet")
+_PUBLISHED = {
+    50: keras.applications.ResNet50,
+    101: keras.applications.ResNet101,
+    152: keras.applications.ResNet152,
+}
 _EXPANSION = 4  # a bottleneck's last convolution has four times the filters of its others (1512.03385, table 1)
 
 
@@ -47,6 +51,7 @@ def build(
     stem: str | None = None,
     se_ratio: int | None = None,
     width: float = 1.0,
+    pretrained: str | None = None,
 ) -> keras.Model:
     """A residual network (He et al., 1512.03385), with squeeze-and-excitation (Hu et al., 1709.01507) if wanted.
 
@@ -68,51 +73,49 @@ def build(
             convolution, no stride. Default: ``'cifar'`` where the smaller side is below 64 pixels.
         se_ratio: reduction r of squeeze-and-excitation in every block (the paper's r is 16); None for none.
         width: factor on the number of filters of every convolution.
+        pretrained: ``'imagenet'``, or the path of a weights file: the network of keras.applications with its published
+            weights and preprocessing, a global average and a fresh classifier, all of it trainable (``depth`` 50,
+            101, 152; their strides are on the first 1x1 convolution of a bottleneck, as the paper has it).
 
     Returns:
         A functional model, pixels in 0..255 (B, H, W, C) -> float32 logits (B, K).
 
     Raises:
-        InputError: an unknown depth or stem, or a value out of its range.
+        InputError: published weights that cannot be had, an unknown depth or stem, or a value out of its range.
     """
     input_shape = _layers.check(num_classes, input_shape)
     # Only int and str are looked up: 18.0 would be found as 18, and a list cannot be looked up at all.
     if not isinstance(depth, (int, str)) or depth not in _PLANS:
         raise InputError(f"depth={depth!r} is unknown: choose one of {', '.join(map(repr, _PLANS))}")
-    if stem is not None and stem not in _STEMS:
-        raise InputError(f"stem={stem!r} is unknown: choose one of {', '.join(map(repr, _STEMS))}, or None")
+    if pretrained is not None:
+        _applications.check_published("depth", depth, _PUBLISHED)
+        _applications.check_published("stem", stem, (None, "imagenet"))
+        _applications.check_published("se_ratio", se_ratio, (None,))
+        _applications.check_published("width", width, (1.0,))
+        return _pretrained(num_classes, input_shape, depth, pretrained)
+    stem = _layers.chosen_stem(stem, input_shape)
     if se_ratio is not None and not _layers.is_count(se_ratio):
         raise InputError(f"se_ratio={se_ratio!r} is not a positive whole number: give one, such as 16, or None")
-    if not _layers.is_number(width) or width <= 0:
-        raise InputError(f"width={width!r} is not a positive number: give the factor on the filters, such as 0.5")
+    _layers.check_width(width)
     plan = _PLANS[depth]
-    stem = stem or ("cifar" if min(input_shape[:2]) < 64 else "imagenet")
 
     image, x = _layers.image_input(input_shape)
-    x = _stem(x, _scaled(plan.stem, width), stem)
+    x = _stem(x, _layers.scaled(plan.stem, width), stem)
     for stage, (filters, blocks) in enumerate(zip(plan.filters, plan.blocks, strict=True), start=1):
         for i in range(1, blocks + 1):
             stride = 2 if stage > 1 and i == 1 else 1
-            x = _block(x, _scaled(filters, width), stride, plan.bottleneck, se_ratio, stage, i, last=i == blocks)
+            x = _block(x, _layers.scaled(filters, width), stride, plan.bottleneck, se_ratio, stage, i, last=i == blocks)
     x = keras.layers.GlobalAveragePooling2D(name="pooled")(x)
     name = f"{'se_' if se_ratio else ''}resnet{depth}"
     return keras.Model(image, _layers.logits(x, num_classes), name=name)
 
 
-def _scaled(filters: int, width: float) -> int:
-    return max(1, round(filters * width))
-
-
 def _stem(x, filters, kind):
-    if kind == "cifar":
-        x = _layers.conv(x, filters, 3, name="stem_conv")
-    else:
-        x = _layers.conv(x, filters, 7, stride=2, name="stem_conv")
-    x = _layers.batch_norm(x, name="stem_bn")
-    x = _layers.relu(x, name="stem_relu")
     if kind == "imagenet":
-        x = keras.layers.MaxPooling2D(3, strides=2, padding="same", name="stem_pool")(x)
-    return x
+        return _layers.imagenet_stem(x, filters)
+    x = _layers.conv(x, filters, 3, name="stem_conv")
+    x = _layers.batch_norm(x, name="stem_bn")
+    return _layers.relu(x, name="stem_relu")
 
 
 def _block(x, filters, stride, bottleneck, se_ratio, stage, i, last):
@@ -131,7 +134,7 @@ def _block(x, filters, stride, bottleneck, se_ratio, stage, i, last):
         if j < len(convs):
             y = _layers.relu(y, name=f"{name}_relu{j}")
     if se_ratio is not None:
-        y = _squeeze_excite(y, max(1, out // se_ratio), name=f"{name}_se")
+        y = _layers.squeeze_excite(y, max(1, out // se_ratio), name=f"{name}_se")
     if stride != 1 or x.shape[-1] != out:
         x = _layers.conv(x, out, 1, stride=stride, name=f"{name}_shortcut_conv")
         x = _layers.batch_norm(x, name=f"{name}_shortcut_bn")
@@ -139,12 +142,17 @@ def _block(x, filters, stride, bottleneck, se_ratio, stage, i, last):
     return _layers.relu(x, name=f"stage{stage}" if last else f"{name}_relu")
 
 
-def _squeeze_excite(x, hidden, name):
-    """Scales each channel by a gate read from all of them (1709.01507, section 3)."""
-    # The two fully-connected layers are written as 1x1 convolutions: the same sums, and no reshape in the TFLite file.
-    gate = keras.layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_squeeze")(x)
-    gate = _layers.conv(gate, hidden, 1, use_bias=True, name=f"{name}_reduce")
-    gate = _layers.relu(gate, name=f"{name}_relu")
-    gate = _layers.conv(gate, x.shape[-1], 1, use_bias=True, name=f"{name}_expand")
-    gate = keras.layers.Activation("sigmoid", name=f"{name}_gate")(gate)
-    return keras.layers.Multiply(name=f"{name}_scale")([x, gate])
+def _pretrained(num_classes, input_shape, depth, pretrained):
+    ends = {stage: f"conv{stage + 1}_block{blocks}" for stage, blocks in enumerate(_PLANS[depth].blocks, start=1)}
+    after = {f"{end}_out": f"stage{stage}" for stage, end in ends.items()}
+    before = {f"{end}_add": f"stage{stage}_pre" for stage, end in ends.items()}
+    return _applications.build(
+        num_classes,
+        input_shape,
+        pretrained,
+        _PUBLISHED[depth],
+        preprocessing=_applications.Preprocessing.CAFFE,
+        first_conv="conv1_conv",
+        taps={**after, **before},
+        name=f"resnet{depth}",
+    )

@@ -7,7 +7,7 @@ import zipfile
 import keras
 
 from kd_keras.errors import InputError
-from kd_keras.models import _layers
+from kd_keras.models import _layers, _networks
 
 # The weights come with the file, so a run does not train this model as a teacher unless it is asked to.
 TRAINED = True
@@ -42,7 +42,9 @@ def build(num_classes: int, input_shape: tuple[int, int, int], path: str | os.Pa
     if not zipfile.is_zipfile(file):  # of such a file Keras would say that it is not there
         raise InputError(f"{str(file)!r} is no .keras file but something else of that name: save it with model.save()")
     try:
-        model = keras.models.load_model(file, safe_mode=True, compile=False)
+        model = load(file)
+    except InputError:
+        raise
     except Exception as error:  # a damaged or foreign file can fail in any way: zip, JSON, HDF5, unknown classes
         raise InputError(_unreadable(file, error)) from error
 
@@ -64,6 +66,18 @@ def build(num_classes: int, input_shape: tuple[int, int, int], path: str | os.Pa
             "give a model of that input shape, or read the data in the model's"
         )
     return model
+
+
+def load(file: str | os.PathLike[str]) -> keras.Model:
+    """The model of a ``.keras`` file, not compiled; KerasHub is imported first where the file has layers of its own.
+
+    Raises:
+        InputError: such layers, and KerasHub is not installed.
+    """
+    with zipfile.ZipFile(file) as archive:
+        if b'"keras_hub' in archive.read("config.json"):
+            _networks.keras_hub()
+    return keras.models.load_model(file, safe_mode=True, compile=False)
 
 
 def _is_flat(shape, rank: int) -> bool:

@@ -1,4 +1,7 @@
-"""What holds for every model family. A new file of kd_keras/models is tested here on arrival, at its defaults."""
+"""What holds for every model family. A new file of kd_keras/models is tested here on arrival, at its defaults.
+
+A family whose default is deep or large is named in LARGE, and has a small case of the same code among CASES.
+"""
 
 import itertools
 
@@ -9,33 +12,62 @@ import tensorflow as tf
 
 from kd_keras import spec
 from kd_keras.errors import InputError
+from kd_keras.export import tflite
+from kd_keras.frozen import frozen
 from kd_keras.models import cnn
+from tests.models import presets
 
 PACKAGE = "kd_keras.models"
 CLASSES = 7
+# Families that the slow tests see at their defaults.
+LARGE = {
+    "alexnet",
+    "densenet",
+    "mobilenet",
+    "resnet",
+    "shufflenet",
+    "vgg",
+    "vit",
+    "wide_resnet",
+}
 # Beside its defaults, each family's small and unusual sides.
 CASES = [
-    *spec.names(PACKAGE),
+    *(pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in spec.names(PACKAGE)),
     "cnn(filters=(8, 12, 16), convs=(1, 2, 1), dense=(), batch_norm=False, pool='global')",
     "cnn(filters=(8,), dense=(16,), pool='avg', dropout=0.25)",
     "resnet(depth=8, width=0.5)",
     "resnet(depth=8, stem='imagenet', se_ratio=4)",
+    "alexnet(width=0.125)",
+    "vgg(depth=8, width=0.125)",
+    "vgg(depth=8, width=0.125, batch_norm=False, stem='imagenet')",
+    "densenet(depth=22, growth=8)",
+    "mobilenet(version='v3_small', width=0.25)",
+    pytest.param("mobilenet(version='v3_large')", marks=pytest.mark.slow),
+    "shufflenet(width=0.5, units=(1, 2, 1))",
+    "shufflenet(version='v1', width=0.25, units=(1, 2, 1), stem='imagenet')",
+    "vit(depth=2, heads=2, width=16)",
+    "vit(depth=5, heads=2, width=8, pool='mean', dropout=0.1)",
+    "wide_resnet(depth=10, width=1, dropout=0.1)",
 ]
 SHAPES = [(8, 8, 1), (28, 28, 1), (32, 32, 3)]
 
 
 @pytest.fixture
 def make(tmp_path):
-    """Builds a case; ``saved`` reads a file that is written for it."""
+    """Builds a case; ``saved`` and ``hub`` read what is written for them."""
 
     def build(case: str, input_shape=(32, 32, 3), seed=1):
-        keras.utils.set_random_seed(seed)
         parsed = spec.parse(case)
         if parsed.name == "saved":
             path = tmp_path / "model.keras"
             if not path.exists():
                 cnn.build(CLASSES, input_shape, filters=(8,), dense=(16,)).save(path)
             parsed = spec.Spec("saved", {"path": str(path)})
+        if parsed.name == "hub":
+            if not (tmp_path / "config.json").exists():
+                presets.write("resnet", tmp_path)
+            parsed = spec.Spec("hub", {"preset": str(tmp_path)})
+        keras.utils.set_random_seed(seed)
         return spec.build(PACKAGE, parsed, num_classes=CLASSES, input_shape=input_shape)
 
     return build
@@ -57,6 +89,10 @@ def stages(model: keras.Model, suffix: str = "") -> list[keras.layers.Layer]:
     names = [f"stage{i}{suffix}" for i in range(1, len(model.layers))]
     present = {layer.name: layer for layer in model.layers}
     return [present[name] for name in names if name in present]
+
+
+def assert_same_logits(found, expected) -> None:
+    assert np.max(np.abs(found - expected)) <= 1e-4 * np.max(np.abs(expected))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -88,8 +124,8 @@ def test_logits_are_float32_under_mixed_precision(make, case, policy):
     assert np.isfinite(logits).all()
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_first_layer_scales_pixels(make, case):
+@pytest.mark.parametrize("case", [case for case in CASES if case != pytest.param("hub", marks=[])])
+def test_first_layer_scales_pixels(make, case):  # but for hub, whose preset says how
     first = make(case).layers[1]
     assert isinstance(first, keras.layers.Rescaling)
     assert first.name == "rescale"
@@ -166,6 +202,20 @@ def test_every_weight_gets_a_gradient(make, case):
         assert np.isfinite(gradient).all() and np.any(gradient), weight.path
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_frozen_copy_gives_the_same(make, case):
+    model = make(case)
+    model(pixels(), training=True)
+    assert_same_logits(frozen(model, "float32")(pixels()), model(pixels()))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_tflite_file_gives_what_keras_gives(make, case):
+    model = make(case)
+    model(pixels(), training=True)
+    assert_same_logits(tflite.load(tflite.convert(model, "float32")).predict(pixels()), model(pixels()))
+
+
 @pytest.mark.parametrize("name", [name for name in spec.names(PACKAGE) if name != "saved"])
 @pytest.mark.parametrize(
     ("num_classes", "input_shape", "message"),
@@ -181,5 +231,6 @@ def test_every_weight_gets_a_gradient(make, case):
 )
 def test_refuses_wrong_classes_and_shapes(name, num_classes, input_shape, message):
     with pytest.raises(InputError, match=message) as error:
-        spec.build(PACKAGE, spec.Spec(name), num_classes=num_classes, input_shape=input_shape)
+        keys = {"preset": "none"} if name == "hub" else {}
+        spec.build(PACKAGE, spec.Spec(name, keys), num_classes=num_classes, input_shape=input_shape)
     assert "\n" not in str(error.value)
