@@ -65,7 +65,7 @@ class ImageFiles:
             raise InputError(f"channels={self.channels!r}: give 3 for colour or 1 for grey")
         if self.cache not in _CACHES:
             raise InputError(f"cache={self.cache!r}: give one of {', '.join(map(repr, _CACHES))}")
-        object.__setattr__(self, "image_size", _checked_size(self.image_size))
+        object.__setattr__(self, "image_size", checked_size(self.image_size))
 
     def source(self, files: Sequence[str | os.PathLike], labels: Any) -> tuple[Source, np.ndarray]:
         """Checks files and makes them a source.
@@ -176,7 +176,12 @@ def _mapped(path: pathlib.Path, digest: bytes, shape: tuple[int, ...]) -> np.nda
     return None
 
 
-def _checked_size(image_size):
+def checked_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """A size as (height, width) in pixels.
+
+    Raises:
+        InputError: it is none.
+    """
     sides = (image_size, image_size) if isinstance(image_size, int) else image_size
     if sides is None:
         return None
@@ -318,8 +323,8 @@ def _as_png(file: str, key: int, pixels: np.ndarray | None = None) -> str:
     try:
         whole_files.write(path, lambda out: Image.fromarray(pixels).save(out, "PNG"))
     except OSError as error:
-        advice = "make room, or set KERAS_HOME to a folder on another disk"
-        raise InputError(f"{file} has to be converted to {path}, which cannot be written ({error}): {advice}") from error
+        what = f"{file} has to be converted to {path}, which cannot be written ({error.strerror})"
+        raise InputError(f"{what}: make room, or set KERAS_HOME to a folder on another disk") from error
     # Part of a source's fingerprint, which is not to change when the cache is emptied.
     os.utime(path, ns=(os.stat(file).st_mtime_ns,) * 2)
     return str(path)

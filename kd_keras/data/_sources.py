@@ -325,8 +325,10 @@ def _carve_groups(labels, fraction, seed, groups, positions):
     return min(draws.split(positions, labels, groups), key=distance)
 
 
-def carve_three(labels: Any, val_fraction: float, test_fraction: float, seed: int) -> tuple[np.ndarray, ...]:
-    """Splits samples in train, validation and test; the fractions are of all samples.
+def carve_three(
+    labels: Any, val_fraction: float, test_fraction: float, seed: int, groups: Any = None
+) -> tuple[np.ndarray, ...]:
+    """Splits samples in train, validation and test; the fractions are of all samples, ``groups`` as in `carve`.
 
     Returns:
         Indices (int64, ascending) of train, validation and test.
@@ -335,12 +337,13 @@ def carve_three(labels: Any, val_fraction: float, test_fraction: float, seed: in
         InputError: see `carve`; or the fractions leave nothing to train on.
     """
     labels = np.asarray(labels)
-    rest, test = carve(labels, test_fraction, seed)
+    rest, test = carve(labels, test_fraction, seed, groups)
     if not isinstance(val_fraction, (int, float)) or not 0 < val_fraction < 1 - test_fraction:
         raise InputError(
             f"val_fraction={val_fraction!r} and test_fraction={test_fraction!r} leave no train: sum below 1"
         )
-    train, val = carve(labels[rest], val_fraction / (1 - test_fraction), seed)
+    left = None if groups is None else np.asarray(groups)[rest]
+    train, val = carve(labels[rest], val_fraction / (1 - test_fraction), seed, left)
     return rest[train], rest[val], test
 
 

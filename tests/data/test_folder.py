@@ -1,5 +1,6 @@
 """Folders of images, of every mode that the decoder meets, and what is wrong with them."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,16 +11,9 @@ import pytest
 from absl import logging
 from PIL import Image
 
+from kd_keras import run
 from kd_keras.data import _image_files, batches, folder
 from kd_keras.errors import InputError
-
-
-@pytest.fixture(autouse=True)
-def keras_home(tmp_path_factory, monkeypatch):
-    """What is kept of a test's images is not kept for the next one, nor among the user's."""
-    home = tmp_path_factory.mktemp("keras")
-    monkeypatch.setenv("KERAS_HOME", str(home))
-    return home
 
 
 def picture(value, size=(10, 12)):
@@ -413,6 +407,35 @@ def test_a_file_that_breaks_after_its_check_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(_image_files, "_check", check)
     with pytest.raises(InputError, match="changed while it was read"):
         folder.build(str(tmp_path), cache="memory")
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_a_run_names_a_broken_file_and_trains_on_the_rest(tmp_path, capsys, monkeypatch, channels):
+    """A user's own photographs: every mode, of mixed sizes, one of them broken."""
+    images = tmp_path / "photographs"
+    for label, name in enumerate(("a", "b")):
+        for copy in range(2):
+            (images / name / str(copy)).mkdir(parents=True)
+            modes(images / name / str(copy))
+            for file in (images / name / str(copy)).iterdir():
+                file.rename(images / name / f"{copy}-{file.name}")
+        write_tree(images, counts=4, classes=(name,), size=(9 + label, 14))
+    broken = images / "a" / "1-cmyk.JPEG"
+    broken.write_bytes(broken.read_bytes()[:-60])
+    tiny = "cnn(filters=(2,), dense=())"
+    flags = [
+        *(f"--data=folder({str(images)!r}, channels={channels})", "--image_size=8,9", f"--workdir={tmp_path / 'run'}"),
+        *(f"--teacher={tiny}", f"--student={tiny}", "--nobaseline", "--epochs=1", "--tracking=none", "--export=none"),
+    ]
+    assert run.main(["kd_keras", *flags]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"1 of 76 images cannot be decoded: {broken}:" in line and "skip_bad_images=True" in line
+    assert not (tmp_path / "run").exists()
+    said = warnings(monkeypatch)
+    assert run.main(["kd_keras", *flags, "--skip_bad_images"]) == 0
+    assert str(broken) in said[0] and "left out" in said[0]
+    data = json.loads((tmp_path / "run" / "state" / "data.json").read_text())
+    assert data["train"] + data["val"] + data["test"] == 75 and data["image_shape"] == [8, 9, channels]
 
 
 # Prints the most memory of its own, in MB, that a run over a folder takes.
