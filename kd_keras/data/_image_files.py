@@ -292,7 +292,7 @@ def _decoded_sizes(files: list[str], places: np.ndarray) -> Iterator[tuple[np.nd
 def _by_pillow(file: str) -> np.ndarray | None:
     """The pixels (H, W) or (H, W, 3) of a file that TensorFlow does not read rightly; None where it is no whole image.
 
-    What is meant to be read by TensorFlow is not: Pillow shows a part of a broken JPEG, say, without a word.
+    A JPEG or PNG that TensorFlow refuses is broken: Pillow would show what there is of some without a word.
     """
     from PIL import Image
 

@@ -168,13 +168,17 @@ def test_broken_files_can_be_left_out(tmp_path, cache, monkeypatch):
     picture((0, 0, 9)).quantize(4).save(tmp_path / "dog" / "cut.bmp")
     whole = (tmp_path / "dog" / "cut.bmp").read_bytes()
     (tmp_path / "dog" / "cut.bmp").write_bytes(whole[:-30])
+    # Pillow would show it without a word, as it does what a broken PNG has.
+    picture((0, 0, 9)).save(tmp_path / "dog" / "cut.png")
+    whole = (tmp_path / "dog" / "cut.png").read_bytes()
+    (tmp_path / "dog" / "cut.png").write_bytes(whole[:-6])
     Image.fromarray(np.zeros((10, 12), np.float32)).save(tmp_path / "dog" / "no_range.png", "TIFF")
     said = []
     monkeypatch.setattr(logging, "warning", lambda message, *args: said.append(message % args))
     splits = folder.build(str(tmp_path), skip_bad_images=True, cache=cache)
     found = [reds(split) for split in (splits.train, splits.val, splits.test)]
     assert set().union(*found) == {(label, n) for label in (0, 1) for n in range(20)}
-    assert "6 of 46 images" in said[0] and "cut.bmp" in said[0] and "empty.png" in said[0]
+    assert "7 of 47 images" in said[0] and "cut.bmp" in said[0] and "empty.png" in said[0]
 
 
 def test_a_file_read_by_way_of_pillow_is_converted_once(tmp_path, keras_home, monkeypatch):

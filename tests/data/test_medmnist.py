@@ -59,7 +59,8 @@ def test_channels_and_size(tmp_path):
     assert np.abs(small.val.read(range(10))[0].numpy().astype(float).mean((1, 2, 3)) - means).max() < 12
     one = write(tmp_path / "breastmnist.npz", arrays())
     coloured = medmnist.build(one, channels=3).val.read(range(10))[0].numpy()
-    np.testing.assert_array_equal(coloured, np.repeat(arrays()["val_images"][..., None], 3, axis=-1))
+    wanted = np.repeat(arrays()["val_images"][..., None], 3, axis=-1)
+    np.testing.assert_array_equal(coloured, wanted, strict=True)
 
 
 def test_unknown_files_count_their_classes(tmp_path):

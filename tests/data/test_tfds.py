@@ -146,7 +146,7 @@ def test_images_are_written_once_until_the_data_change(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds, "fit", lambda *args: pytest.fail("decoded again"))
     again = tfds.build(**keys)
     assert contents(again.test) == expected(9) and again.train.fingerprint == first.train.fingerprint
-    assert tfds.build(**keys, label="parity").train.fingerprint != first.train.fingerprint
+    assert tfds.build(**keys, label="parity").test.fingerprint != first.test.fingerprint
     monkeypatch.setattr(tfds, "fit", original)
     shutil.rmtree(tmp_path / "a" / "tiny")
     prepare(tmp_path / "a", "tiny", {"train": 33, "test": 9})
