@@ -3,6 +3,7 @@
 What is kept lies in the user's cache (`kd_keras.data._files.cache_folder`), never among the user's images:
 
 - the verdict of the check, so that an unchanged file is not decoded again at the next start;
+- a PNG of each file that TensorFlow cannot decode, or would decode to wrong colours, and Pillow can;
 - with ``cache='disk'`` the decoded images, one NumPy file that is mapped, not loaded.
 
 A file counts as unchanged while its path, size and time of change (``mtime_ns``) are the same.
@@ -15,6 +16,7 @@ import io
 import os
 import pathlib
 import shutil
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -33,10 +35,9 @@ _NAMED = 5  # bad files that a message names; the rest are counted
 _BATCH = 64  # images that are decoded at a time to fill a cache
 # Part of every key: raised when `decode` gives other pixels, so that what older code kept is not used.
 _DECODER = f"1 {tf.__version__}"
-# What the check finds of a file; kept by place, so new ones go to the end.
-_PROBLEMS = ("", "cannot be decoded", "holds a palette")
-_GOOD, _BROKEN, _PALETTE = range(len(_PROBLEMS))
-_VERDICT = np.dtype([("key", "<u8"), ("size", "<i4", 2), ("problem", "u1")])
+# What the check finds of a file; kept by number, so new ones go to the end. A foreign one is read by way of Pillow.
+_GOOD, _BROKEN, _FOREIGN = range(3)
+_VERDICT = np.dtype([("key", "<u8"), ("size", "<i4", 2), ("finding", "u1")])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +65,13 @@ class ImageFiles:
             raise InputError(f"channels={self.channels!r}: give 3 for colour or 1 for grey")
         if self.cache not in _CACHES:
             raise InputError(f"cache={self.cache!r}: give one of {', '.join(map(repr, _CACHES))}")
-        object.__setattr__(self, "image_size", _checked_size(self.image_size))
+        object.__setattr__(self, "image_size", checked_size(self.image_size))
 
     def source(self, files: Sequence[str | os.PathLike], labels: Any) -> tuple[Source, np.ndarray]:
         """Checks files and makes them a source.
 
         Args:
-            files: N image files (JPEG, PNG, GIF or BMP).
+            files: N image files (JPEG, PNG, GIF or BMP; what else Pillow reads is turned into PNG once).
             labels: integers (N,).
 
         Returns:
@@ -80,13 +81,17 @@ class ImageFiles:
             InputError: files cannot be decoded, are of several sizes without ``image_size``, or their cache has no
                 room on the disk.
         """
+        if not len(files):
+            raise InputError("there are no image files: check the folder")
         files = [os.path.abspath(file) for file in files]
         keys = _keys(files)
-        sizes, problems = _check(files, keys, one_size=self.image_size is None)
-        usable = np.flatnonzero(problems == _GOOD)
-        _report(files, problems, self.skip_bad_images)
+        sizes, findings = _check(files, keys, one_size=self.image_size is None)
+        usable = np.flatnonzero(findings != _BROKEN)
+        _report(files, findings, self.skip_bad_images)
         shape = (*(self.image_size or map(int, sizes[usable[0]])), self.channels)
-        source = FileSource([files[place] for place in usable], np.asarray(labels)[usable], shape)
+        foreign = findings == _FOREIGN
+        paths = [_as_png(files[place], keys[place]) if foreign[place] else files[place] for place in usable]
+        source = FileSource(paths, np.asarray(labels)[usable], shape)
         if self.cache == "none":
             return source, usable
         if self.cache == "disk":
@@ -171,7 +176,12 @@ def _mapped(path: pathlib.Path, digest: bytes, shape: tuple[int, ...]) -> np.nda
     return None
 
 
-def _checked_size(image_size):
+def checked_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    """A size as (height, width) in pixels.
+
+    Raises:
+        InputError: it is none.
+    """
     sides = (image_size, image_size) if isinstance(image_size, int) else image_size
     if sides is None:
         return None
@@ -206,36 +216,35 @@ def _root_name(files: list[str]) -> str:
 
 
 def _check(files: list[str], keys: np.ndarray, one_size: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Sizes (N, 2) and problems (N,): places in `_PROBLEMS`; decodes the files of which no verdict is kept."""
+    """Sizes (N, 2) and findings (N,); decodes the files of which no verdict is kept."""
     path = cache_folder("kd_keras") / "checked" / _root_name(files)
     verdicts = np.zeros(len(files), _VERDICT)
-    verdicts["key"], verdicts["problem"] = keys, _BROKEN
+    verdicts["key"], verdicts["finding"] = keys, _BROKEN
     kept = _read_verdicts(path)
     at = np.minimum(np.searchsorted(kept["key"], keys), max(len(kept) - 1, 0))
     known = kept["key"][at] == keys if len(kept) else np.zeros(len(files), bool)
     verdicts[known] = kept[at[known]]
-    sizes, problems = verdicts["size"], verdicts["problem"]
-    good = np.flatnonzero(problems == _GOOD)
+    sizes, findings = verdicts["size"], verdicts["finding"]
+    good = np.flatnonzero(findings != _BROKEN)
     if one_size:
         _refuse_several_sizes(files, sizes, good)
     new = np.flatnonzero(~known)
     if not len(new):
-        return sizes, problems
+        return sizes, findings
     logging.info("checking %d of %d image files", len(new), len(files))
-    for places, found in _decoded_sizes(files, new):
-        sizes[places] = found
-        problems[places] = [_PALETTE if _has_palette(files[place]) else _GOOD for place in places]
+    for places, found, finding in _findings(files, keys, new):
+        sizes[places], findings[places] = found, finding
         if one_size:
             # At once: the user need not wait for the rest to learn that image_size is missing.
             good = np.concatenate([good[:1], places])
             _refuse_several_sizes(files, sizes, good)
     # Broken ones are looked at again: what could not be read may only have been out of reach.
-    content = np.sort(verdicts[problems != _BROKEN], order="key").tobytes()
+    content = np.sort(verdicts[findings != _BROKEN], order="key").tobytes()
     try:
         whole_files.write(path, hashlib.sha256(content).digest() + content)
     except OSError as error:
         logging.warning("%s cannot be written (%s): the images are checked again next time", path, error.strerror)
-    return sizes, problems
+    return sizes, findings
 
 
 def _read_verdicts(path: pathlib.Path) -> np.ndarray:
@@ -251,12 +260,74 @@ def _read_verdicts(path: pathlib.Path) -> np.ndarray:
     return np.frombuffer(content, _VERDICT)
 
 
-def _decoded_sizes(files: list[str], places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Places of files that can be decoded, by the operation that training uses, in order, and their sizes."""
+def _findings(files: list[str], keys: np.ndarray, places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """Places (B,) of files that can be read, with their sizes (B, 2) and what was found of them."""
+    good = [places[:0]]
+    for decoded, sizes, bitmaps in _decoded_sizes(files, places):
+        palettes = [bitmap and _has_palette(files[place]) for place, bitmap in zip(decoded, bitmaps, strict=True)]
+        right = ~np.array(palettes, bool)
+        good.append(decoded[right])
+        yield good[-1], sizes[right], _GOOD
+    for place in np.setdiff1d(places, np.concatenate(good)):
+        pixels = _by_pillow(files[place])
+        if pixels is not None:
+            _as_png(files[place], keys[place], pixels)
+            yield np.array([place]), np.array([pixels.shape[:2]]), _FOREIGN
+
+
+def _decoded_sizes(files: list[str], places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Places of files that can be decoded, by the operation that training uses, in order, their sizes and whether each
+    is a BMP."""
+
+    def decoded(place, path):
+        content = tf.io.read_file(path)
+        # The size of the decoded image, not the head's, has the whole file decoded.
+        return place, tf.shape(decode_rgb(content))[:2], tf.strings.substr(content, 0, 2) == b"BM"
+
     dataset = tf.data.Dataset.from_tensor_slices((places, [files[place] for place in places]))
-    # The size of the decoded image, not the head's, has the whole file decoded.
-    dataset = _host(dataset.map(lambda place, path: (place, tf.shape(decode_rgb(path))[:2]), os.cpu_count() or 1))
+    dataset = _host(dataset.map(decoded, os.cpu_count() or 1))
     yield from dataset.ignore_errors().batch(256).as_numpy_iterator()
+
+
+def _by_pillow(file: str) -> np.ndarray | None:
+    """The pixels (H, W) or (H, W, 3) of a file that TensorFlow does not read rightly; None where it is no whole image.
+
+    A JPEG or PNG that TensorFlow refuses is broken: Pillow would show what there is of some without a word.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            if image.format in ("JPEG", "PNG"):
+                return None
+            if image.mode.startswith("I;16"):
+                # Scaled as TensorFlow does; Pillow would cut off all above 255.
+                return (np.asarray(image) >> 8).astype(np.uint8)
+            # The range of other numbers (modes I and F) is not known.
+            return None if image.mode in "IF" else np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError):
+        # Pillow's readers raise any of these for damaged files.
+        return None
+
+
+def _as_png(file: str, key: int, pixels: np.ndarray | None = None) -> str:
+    """A PNG in the cache of a file that is read by way of Pillow; written when it is not there yet."""
+    from PIL import Image
+
+    path = cache_folder("kd_keras") / "converted" / f"{os.path.basename(file)}-{key:016x}.png"
+    if path.exists():
+        return str(path)
+    pixels = _by_pillow(file) if pixels is None else pixels
+    if pixels is None:
+        raise InputError(f"{file} changed while it was read: start again")
+    try:
+        whole_files.write(path, lambda out: Image.fromarray(pixels).save(out, "PNG"))
+    except OSError as error:
+        what = f"{file} has to be converted to {path}, which cannot be written ({error.strerror})"
+        raise InputError(f"{what}: make room, or set KERAS_HOME to a folder on another disk") from error
+    # Part of a source's fingerprint, which is not to change when the cache is emptied.
+    os.utime(path, ns=(os.stat(file).st_mtime_ns,) * 2)
+    return str(path)
 
 
 def _decoded(source: Source) -> Iterator[np.ndarray]:
@@ -280,8 +351,6 @@ def _host(dataset: tf.data.Dataset) -> tf.data.Dataset:
 
 def _has_palette(file: str) -> bool:
     """Whether a BMP holds colours by number, which TensorFlow decodes as shades of grey without saying so."""
-    if not file.lower().endswith(".bmp"):
-        return False
     from PIL import Image
 
     with Image.open(file) as image:
@@ -296,15 +365,15 @@ def _refuse_several_sizes(files: list[str], sizes: np.ndarray, places: np.ndarra
         raise InputError(f"{differing}: set image_size to resize them, such as image_size=({first_h}, {first_w})")
 
 
-def _report(files: list[str], problems: np.ndarray, skip: bool) -> None:
-    bad = np.flatnonzero(problems != _GOOD)
+def _report(files: list[str], findings: np.ndarray, skip: bool) -> None:
+    bad = np.flatnonzero(findings == _BROKEN)
     if len(bad) == len(files):
         raise InputError(f"none of the {len(files)} images can be read, {files[0]} the first: check the files")
     if not len(bad):
         return
-    first = ", ".join(f"{files[place]} ({_PROBLEMS[problems[place]]})" for place in bad[:_NAMED])
+    first = ", ".join(files[place] for place in bad[:_NAMED])
     more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
-    what = f"{len(bad)} of {len(files)} images cannot be used: {first}{more}"
+    what = f"{len(bad)} of {len(files)} images cannot be decoded: {first}{more}"
     if not skip:
         raise InputError(f"{what}: mend or remove them, or leave them out with skip_bad_images=True")
     logging.warning("%s: they are left out", what)

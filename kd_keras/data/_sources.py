@@ -194,10 +194,10 @@ def _hash(*parts: Any) -> str:
     return digest.hexdigest()
 
 
-def decode_rgb(path: tf.Tensor) -> tf.Tensor:
-    """Reads one image file in its own size: uint8 (H, W, 3); `decode` says what is raised."""
+def decode_rgb(content: tf.Tensor) -> tf.Tensor:
+    """The bytes of an image file, in its own size: uint8 (H, W, 3); `decode` says what is raised."""
     # Always by way of RGB: the decoder cannot turn CMYK, GIF or BMP into grey itself.
-    image = tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False)
+    image = tf.io.decode_image(content, channels=3, expand_animations=False)
     image.set_shape((None, None, 3))
     return image
 
@@ -215,20 +215,33 @@ def decode(path: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tensor:
     Raises:
         tf.errors.InvalidArgumentError: the file is no whole image.
     """
+    return fit(decode_rgb(tf.io.read_file(path)), image_shape)
+
+
+def fit(images: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tensor:
+    """Images in another size, with antialiasing, and in colour or grey.
+
+    Args:
+        images: uint8 (…, h, w, c), an image or a batch; c, which has to be known, being 1 or 3.
+        image_shape: (H, W, C), C being 1 or 3.
+
+    Returns:
+        uint8 (…, H, W, C); what fits already is left as it is, to the bit.
+    """
     height, width, channels = image_shape
-    image = decode_rgb(path)
+    given = images.shape[-1]
 
     def resized():
-        scaled = tf.image.resize(image, (height, width), antialias=True)
+        scaled = tf.image.resize(images, (height, width), antialias=True)
         return tf.cast(tf.clip_by_value(tf.round(scaled), 0.0, 255.0), tf.uint8)
 
-    fits = tf.reduce_all(tf.equal(tf.shape(image)[:2], (height, width)))
-    image = tf.ensure_shape(tf.cond(fits, lambda: image, resized), (height, width, 3))
-    if channels == 1:
+    fits = tf.reduce_all(tf.equal(tf.shape(images)[-3:-1], (height, width)))
+    images = tf.ensure_shape(tf.cond(fits, lambda: images, resized), (*images.shape[:-3], height, width, given))
+    if given == 3 and channels == 1:
         # Whole numbers whose weights (ITU-R BT.601) sum to one, so that a grey file keeps its values exactly.
-        weighted = tf.reduce_sum(tf.cast(image, tf.int32) * tf.constant([299, 587, 114]), axis=-1, keepdims=True)
-        image = tf.cast((weighted + 500) // 1000, tf.uint8)
-    return image
+        weighted = tf.reduce_sum(tf.cast(images, tf.int32) * tf.constant([299, 587, 114]), axis=-1, keepdims=True)
+        images = tf.cast((weighted + 500) // 1000, tf.uint8)
+    return tf.repeat(images, 3, axis=-1) if given == 1 and channels == 3 else images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,8 +325,10 @@ def _carve_groups(labels, fraction, seed, groups, positions):
     return min(draws.split(positions, labels, groups), key=distance)
 
 
-def carve_three(labels: Any, val_fraction: float, test_fraction: float, seed: int) -> tuple[np.ndarray, ...]:
-    """Splits samples in train, validation and test; the fractions are of all samples.
+def carve_three(
+    labels: Any, val_fraction: float, test_fraction: float, seed: int, groups: Any = None
+) -> tuple[np.ndarray, ...]:
+    """Splits samples in train, validation and test; the fractions are of all samples, ``groups`` as in `carve`.
 
     Returns:
         Indices (int64, ascending) of train, validation and test.
@@ -322,12 +337,13 @@ def carve_three(labels: Any, val_fraction: float, test_fraction: float, seed: in
         InputError: see `carve`; or the fractions leave nothing to train on.
     """
     labels = np.asarray(labels)
-    rest, test = carve(labels, test_fraction, seed)
+    rest, test = carve(labels, test_fraction, seed, groups)
     if not isinstance(val_fraction, (int, float)) or not 0 < val_fraction < 1 - test_fraction:
         raise InputError(
             f"val_fraction={val_fraction!r} and test_fraction={test_fraction!r} leave no train: sum below 1"
         )
-    train, val = carve(labels[rest], val_fraction / (1 - test_fraction), seed)
+    left = None if groups is None else np.asarray(groups)[rest]
+    train, val = carve(labels[rest], val_fraction / (1 - test_fraction), seed, left)
     return rest[train], rest[val], test
 
 

@@ -1,0 +1,1 @@
+"""Builders for TensorFlow Datasets, an importable one a file; `kd_keras.data.tfds` registers them."""

@@ -1,0 +1,206 @@
+"""MedMNIST: small biomedical images of one size, one ``.npz`` a data set (Yang et al., 2023)."""
+
+import hashlib
+import math
+import os
+import pathlib
+import zipfile
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from kd_keras import spec
+from kd_keras.arrays import aligned
+from kd_keras.data._files import fetch
+from kd_keras.data._image_files import checked_size, mapped_images
+from kd_keras.data._sources import NumpySource, Splits, fit
+from kd_keras.errors import InputError
+
+BASE_URL = "https://zenodo.org/records/10519652/files/"
+_SIZES = (28, 64, 128, 224)
+_ORGANS = (
+    *("bladder", "femur-left", "femur-right", "heart", "kidney-left", "kidney-right", "liver", "lung-left"),
+    *("lung-right", "pancreas", "spleen"),
+)
+CLASS_NAMES = {
+    "bloodmnist": (
+        *("basophil", "eosinophil", "erythroblast", "immature granulocyte", "lymphocyte", "monocyte", "neutrophil"),
+        "platelet",
+    ),
+    "breastmnist": ("malignant", "normal or benign"),
+    "dermamnist": (
+        *("actinic keratosis", "basal cell carcinoma", "benign keratosis", "dermatofibroma", "melanoma"),
+        *("melanocytic nevus", "vascular lesion"),
+    ),
+    "octmnist": ("choroidal neovascularization", "diabetic macular edema", "drusen", "normal"),
+    "organamnist": _ORGANS,
+    "organcmnist": _ORGANS,
+    "organsmnist": _ORGANS,
+    "pathmnist": (
+        *("adipose", "background", "debris", "lymphocytes", "mucus", "smooth muscle", "normal colon mucosa"),
+        *("cancer-associated stroma", "colorectal adenocarcinoma epithelium"),
+    ),
+    "pneumoniamnist": ("normal", "pneumonia"),
+    "tissuemnist": (
+        *("collecting duct, connecting tubule", "distal convoluted tubule", "glomerular endothelial cells"),
+        *("interstitial endothelial cells", "leukocytes", "podocytes", "proximal tubule segments"),
+        "thick ascending limb",
+    ),
+}
+_VOLUMES = "holds volumes, not images"
+_REFUSED = {
+    "chestmnist": "has several labels an image",
+    "retinamnist": "is graded (ordinal regression), not classified",
+    **{f"{kind}mnist3d": _VOLUMES for kind in ("organ", "nodule", "adrenal", "fracture", "vessel", "synapse")},
+}
+_BLOCK_BYTES = 2**24  # that are decompressed at a time
+_ADVICE = "fetch it from https://medmnist.com and give path='….npz'"
+
+
+def build(
+    path: str | None = None,
+    name: str | None = None,
+    size: int = 28,
+    image_size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    cache: str = "memory",
+) -> Splits:
+    """One data set of MedMNIST, its training, validation and test images as published.
+
+    Images are read block by block, so that also the largest files (``pathmnist_224``: 16 GB) are never in memory twice,
+    and with ``cache='disk'`` not once.
+
+    Args:
+        path: a data set's ``.npz`` file.
+        name: instead, the data set's name, ``'pneumoniamnist'``: taken from Keras' cache, or downloaded to it.
+        size: with ``name``, pixels a side of the published images: 28, 64, 128 or 224.
+        image_size: pixels, a side or (height, width), to which images are resized; by default they keep theirs.
+        channels: 3 for colour, 1 for grey; by default as in the file.
+        cache: where the decoded images are kept: ``'memory'``, or ``'disk'`` (written once to Keras' cache and mapped).
+
+    Raises:
+        InputError: the file is missing, damaged or not of this layout; its task is no classification of images into
+            one of several classes (ChestMNIST, RetinaMNIST, the 3-D sets); a value is out of range; or the download
+            fails.
+
+    Reference: Yang et al., "MedMNIST v2", Scientific Data 10 (2023), arXiv:2110.14795; https://medmnist.com
+    """
+    if (path is None) == (name is None):
+        raise InputError("medmnist takes either path='….npz' or name='pneumoniamnist': give one of them")
+    if cache not in ("memory", "disk"):
+        raise InputError(f"cache={cache!r}: give 'memory' or 'disk'")
+    if channels not in (None, 1, 3):
+        raise InputError(f"channels={channels!r}: give 3 for colour or 1 for grey")
+    file = _find(name, size) if path is None else pathlib.Path(path).expanduser()
+    _refuse(file.stem)
+    if not file.is_file():
+        raise InputError(f"path={str(path)!r} is no file: {_ADVICE}")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            sources = [_source(archive, file, split, image_size, channels, cache) for split in ("train", "val", "test")]
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
+        raise InputError(f"{file} is corrupt or truncated ({error}): {_ADVICE}") from error
+    classes = 1 + max(int(source.labels.max()) for source in sources)
+    names = CLASS_NAMES.get(file.stem.lower().partition("_")[0], tuple(f"class {n}" for n in range(classes)))
+    if classes > len(names) or classes < 2:
+        raise InputError(f"{file} has labels up to {classes - 1} where {len(names)} classes belong: {_ADVICE}")
+    return Splits(*sources, names, sources[0].image_shape)
+
+
+def _refuse(stem):
+    known = stem.lower().partition("_")[0]
+    if known in _REFUSED:
+        usable = ", ".join(CLASS_NAMES)
+        raise InputError(f"{known} {_REFUSED[known]}, which nothing here can learn: take one of {usable}")
+
+
+def _find(name, size):
+    if not isinstance(name, str):
+        raise InputError(f"name={name!r}: give a data set's name in quotes, such as 'pneumoniamnist'")
+    _refuse(name)
+    if name not in CLASS_NAMES:
+        raise InputError(spec.unknown(name, "MedMNIST", sorted(CLASS_NAMES)))
+    if size not in _SIZES:
+        raise InputError(f"size={size!r}: MedMNIST is published in {', '.join(map(str, _SIZES))} pixels")
+    target = f"{name}.npz" if size == 28 else f"{name}_{size}.npz"
+    # Without a hash: each array of an .npz carries a checksum, which reading it checks.
+    return fetch(f"{BASE_URL}{target}?download=1", None, _ADVICE, target=target, subdir="medmnist")
+
+
+def _source(archive, file, split, image_size, channels, cache):
+    labels = _labels(archive, file, split)
+    with _member(archive, file, f"{split}_images") as member:
+        given, dtype = _head(member, file)
+    if len(given) == 3:
+        given = (*given, 1)
+    if len(given) != 4 or given[-1] not in (1, 3) or dtype != np.uint8 or given[0] != len(labels):
+        belongs = f"uint8 ({len(labels)}, H, W) or ({len(labels)}, H, W, 3) belongs"
+        raise InputError(f"{file}: {split}_images is {dtype} {given} where {belongs}: {_ADVICE}")
+    shape = (*(checked_size(image_size) or given[1:3]), channels or given[-1])
+    blocks = _blocks(archive, file, f"{split}_images", given, shape)
+    if cache == "disk":
+        stat = file.stat()
+        known = repr((str(file.absolute()), stat.st_size, stat.st_mtime_ns, split, shape, tf.__version__)).encode()
+        digest = hashlib.sha256(known)
+        place = hashlib.sha256(os.fsencode(file.absolute())).hexdigest()[:12]
+        size = "x".join(map(str, shape))
+        images = mapped_images(
+            f"{file.stem}-{place}-{split}-{size}", digest.digest(), (given[0], *shape), lambda: blocks
+        )
+        return NumpySource(images, labels, digest.hexdigest())
+    images, at = aligned((given[0], *shape)), 0
+    for block in blocks:
+        images[at : at + len(block)] = block
+        at += len(block)
+    return NumpySource(images, labels)
+
+
+def _labels(archive, file, split):
+    with _member(archive, file, f"{split}_labels") as member:
+        shape, dtype = _head(member, file)
+        labels = np.frombuffer(member.read(), dtype)
+    what = f"{file}: {split}_labels is {dtype} {shape}"
+    if len(shape) == 2 and shape[1] > 1:
+        raise InputError(f"{what}, several labels an image, which nothing here can learn: give a set of one label each")
+    if len(shape) not in (1, 2) or labels.size != math.prod(shape) or dtype.kind not in "ui":
+        raise InputError(f"{what} where classes (N, 1) belong: {_ADVICE}")
+    if not len(labels) or labels.min() < 0:
+        raise InputError(f"{what} with no class or a negative one: {_ADVICE}")
+    return labels.astype(np.int32)
+
+
+def _member(archive, file, name):
+    try:
+        return archive.open(f"{name}.npy")
+    except KeyError as error:
+        raise InputError(f"{file} lacks {name}, so it is no file of MedMNIST: {_ADVICE}") from error
+
+
+def _head(member, file) -> tuple[tuple[int, ...], np.dtype]:
+    """Reads an array's head: its shape and type."""
+    try:
+        version = np.lib.format.read_magic(member)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, by_column, dtype = read(member)
+    except ValueError as error:
+        raise InputError(f"{file} is corrupt or truncated ({error}): {_ADVICE}") from error
+    if by_column or dtype.hasobject:
+        raise InputError(f"{file} holds arrays of another layout than MedMNIST's: {_ADVICE}")
+    return shape, dtype
+
+
+def _blocks(archive, file, name, given, shape) -> Iterator[np.ndarray]:
+    """Images as asked for, block after block."""
+    bytes_each = math.prod(given[1:])
+    size = max(_BLOCK_BYTES // bytes_each, 1)
+    with _member(archive, file, name) as member, tf.device("CPU:0"):
+        _head(member, file)
+        for at in range(0, given[0], size):
+            count = min(size, given[0] - at)
+            content = member.read(count * bytes_each)
+            if len(content) < count * bytes_each:
+                raise InputError(f"{file}: {name} is truncated: {_ADVICE}")
+            block = np.frombuffer(content, np.uint8).reshape(count, *given[1:])
+            yield block if given[1:] == shape else fit(tf.constant(block), shape).numpy()

@@ -1,0 +1,254 @@
+"""MURA v1.1: 40 561 radiographs of seven parts of the arm, each study normal or abnormal (Rajpurkar et al., 2018).
+
+It is licensed for research by Stanford ML Group and cannot be downloaded from here.
+
+Patients: MURA numbers its 11 184 + 783 patients from patient00001 to patient11967 across all body parts, so the same
+number under two ``XR_`` folders is the same person; both are kept on one side of a split.
+"""
+
+import csv
+import dataclasses
+import os
+import pathlib
+import re
+
+import numpy as np
+
+from kd_keras.data._files import existing_folder
+from kd_keras.data._image_files import ImageFiles
+from kd_keras.data._sources import Splits, carve
+from kd_keras.errors import InputError
+
+BODY_PARTS = ("elbow", "finger", "forearm", "hand", "humerus", "shoulder", "wrist")
+FINDINGS = ("normal", "abnormal")
+SPLITS = ("train", "valid")
+_LABELS = {"body_part": BODY_PARTS, "abnormal": FINDINGS}
+_BALANCES = ("none", "cap", "oversample")
+_NAMED = 5  # missing files that a message names
+_FOLDER = "MURA-v1.1"
+_PATH = re.compile(r"XR_(?P<part>[A-Z]+)/(?P<patient>patient\d+)/(?P<study>study\d+(?:_(?P<finding>\w+))?)/[^/.][^/]*")
+_FOUND_IN_NAMES = {"negative": 0, "positive": 1}
+ADVICE = (
+    f"ask for {_FOLDER} at https://stanfordmlgroup.github.io/competitions/mura and name its folder, which holds "
+    "{train,valid}/XR_<PART>/patient<id>/study<k>_{positive,negative}/image<j>.png"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Radiograph:
+    """One image of MURA.
+
+    Args:
+        path: its file.
+        body_part: its place in `BODY_PARTS`.
+        abnormal: 1 where its study was labelled abnormal (positive), else 0.
+        patient: ``patient<id>``, one person across all body parts.
+        study: ``study<k>_…``, one examination of that patient's body part.
+    """
+
+    path: str
+    body_part: int
+    abnormal: int
+    patient: str
+    study: str
+
+
+def build(
+    folder: str,
+    label: str = "body_part",
+    balance: str = "none",
+    per_class: int | None = None,
+    val_fraction: float = 0.1,
+    val_per_class: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    channels: int = 3,
+    seed: int = 0,
+    cache: str = "none",
+    skip_bad_images: bool = False,
+) -> Splits:
+    """MURA's radiographs, of varying sizes: ``image_size`` is needed.
+
+    MURA's own ``valid`` split (3 197 images of 783 other patients) is the test split here, since its test split is not
+    published; validation is carved from ``train``, by patient and as near to stratified as whole patients allow.
+
+    A class-balanced set of, say, 2 201 training and 250 validation images a class is ``balance='oversample',
+    per_class=2201, val_per_class=250``: forearm and humerus have fewer than 2 201 (1 825 and 1 272 with those for
+    validation), so theirs are repeated; ``balance='cap'`` leaves these two classes as small as they are.
+
+    Args:
+        folder: holds ``train`` and ``valid`` (or ``MURA-v1.1``, which holds them). Where it has the published CSV files
+            (``train_image_paths.csv``, ``train_labeled_studies.csv`` …) they say which images there are, else the tree
+            does.
+        label: ``'body_part'`` for the 7 parts, or ``'abnormal'`` for normal and abnormal.
+        balance: of the training classes: ``'none'`` leaves them as they are; ``'cap'`` draws ``per_class`` images of
+            each class that has more; ``'oversample'`` gives each class exactly ``per_class``, drawn where it has more
+            and repeated where it has fewer.
+        per_class: training images a class; by default what the smallest (``'cap'``) or the largest (``'oversample'``)
+            class has.
+        val_fraction: part of ``train`` taken for validation, about; patients are not divided.
+        val_per_class: instead, exactly so many validation images of each class; what else there is of their patients
+            is left out.
+        image_size: pixels, a side or (height, width), to which images are resized.
+        channels: 3 for colour (grey values three times), 1 for grey.
+        seed: of the split and of what is drawn or repeated.
+        cache: where the decoded images are kept, ``'none'``, ``'memory'`` or ``'disk'``: see `kd_keras.data.folder`.
+        skip_bad_images: leave out files that cannot be decoded, with a warning, rather than stop.
+
+    Raises:
+        InputError: no such folder, another layout, a CSV that contradicts the tree or names missing files, a class
+            without images or too small for what was asked, a value out of range, files that cannot be decoded.
+
+    Reference: Rajpurkar et al., "MURA: Large Dataset for Abnormality Detection in Musculoskeletal Radiographs",
+    arXiv:1712.06957; section 2 for the split by patient.
+    """
+    if label not in _LABELS:
+        raise InputError(f"label={label!r}: give one of {', '.join(map(repr, _LABELS))}")
+    if balance not in _BALANCES:
+        raise InputError(f"balance={balance!r}: give one of {', '.join(map(repr, _BALANCES))}")
+    if balance == "none" and per_class is not None:
+        raise InputError(f"per_class={per_class!r} has no effect with balance='none': give 'cap' or 'oversample'")
+    for name, value in (("per_class", per_class), ("val_per_class", val_per_class)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise InputError(f"{name}={value!r}: give a whole number of images, such as 250")
+    reader = ImageFiles(image_size, channels, cache, skip_bad_images)
+    names = _LABELS[label]
+    listed = read(existing_folder(folder))
+    radiographs = [one for split in SPLITS for one in listed[split]]
+    labels = np.array([getattr(one, label) for one in radiographs], np.int32)
+    source, usable = reader.source([one.path for one in radiographs], labels)
+    in_train = usable < len(listed["train"])
+    for split, rows in zip(SPLITS, (in_train, ~in_train), strict=True):
+        missing = np.setdiff1d(range(len(names)), source.labels[rows])
+        if len(missing):
+            raise InputError(f"{folder}: {split} has no readable image of {names[missing[0]]}: {ADVICE}")
+    train, patients = np.flatnonzero(in_train), np.array([radiographs[place].patient for place in usable])[in_train]
+    labels = source.labels[in_train]
+    if val_per_class is None:
+        kept, held_out = carve(labels, val_fraction, seed, groups=patients)
+    else:
+        kept, held_out = _carve_per_class(labels, val_per_class, seed, patients, names)
+    kept = kept[_balanced(labels[kept], balance, per_class, seed)]
+    test = source.subset(np.flatnonzero(~in_train))
+    return Splits(source.subset(train[kept]), source.subset(train[held_out]), test, names, source.image_shape)
+
+
+def read(folder: str | os.PathLike) -> dict[str, list[Radiograph]]:
+    """Lists MURA's radiographs.
+
+    Args:
+        folder: see `build`.
+
+    Returns:
+        Of each of `SPLITS`, in the order of the paths; the same with the CSV files as without.
+
+    Raises:
+        InputError: another layout, a CSV that contradicts the tree, or files that it names and that are missing.
+    """
+    folder = pathlib.Path(folder)
+    root = next((place for place in (folder, folder / _FOLDER) if (place / "train").is_dir()), None)
+    if root is None or not (root / "valid").is_dir():
+        raise InputError(f"{folder} does not hold the folders train and valid: {ADVICE}")
+    return {split: _read_split(root, split) for split in SPLITS}
+
+
+def _read_split(root, split):
+    listing = root / f"{split}_image_paths.csv"
+    if listing.is_file():
+        # As published, from the folder above: MURA-v1.1/train/XR_…; the folder may have been given another name.
+        paths = _visible(_below(row[0], split, listing) for row in _rows(listing))
+        missing = [path for path in paths if not (root / split / path).is_file()]
+        if missing:
+            named = ", ".join(missing[:_NAMED]) + (" …" if len(missing) > _NAMED else "")
+            what = f"{len(missing)} of the {len(paths)} files that {listing} names are missing from {root / split}"
+            raise InputError(f"{what} ({named}): unpack {_FOLDER} anew, or remove the CSV to take what is there")
+    else:
+        paths = _visible(_walk(root / split))
+    published = {}
+    studies = root / f"{split}_labeled_studies.csv"
+    if studies.is_file():
+        published = {_below(row[0], split, studies).rstrip("/"): row[-1].strip() for row in _rows(studies)}
+    if not paths:
+        raise InputError(f"{root / split} has no radiograph: {ADVICE}")
+    return [_radiograph(root / split, path, published) for path in paths]
+
+
+def _visible(paths):
+    # macOS puts ._image1.png beside image1.png.
+    return sorted(path for path in paths if not path.rpartition("/")[2].startswith("."))
+
+
+def _rows(file):
+    try:
+        with open(file, newline="", encoding="utf-8") as lines:
+            return [row for row in csv.reader(lines) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{file} cannot be read as CSV ({error}): fetch it anew, or remove it") from error
+
+
+def _below(path, split, file):
+    _, found, below = f"/{path.strip()}".partition(f"/{split}/")
+    if not found:
+        raise InputError(f"{file} names {path!r}, which is not below {split}/: fetch it anew, or remove it")
+    return below
+
+
+def _walk(folder):
+    """Images below a split's folder, relative to it with ``/``; other files and folders are passed over."""
+    return [
+        path.relative_to(folder).as_posix()
+        for path in folder.glob("XR_*/patient*/study*/*")
+        if path.suffix.lower() in (".png", ".jpg", ".jpeg") and path.is_file()
+    ]
+
+
+def _radiograph(folder, path, published):
+    match = _PATH.fullmatch(path)
+    part = match["part"].lower() if match else None
+    if part not in BODY_PARTS:
+        raise InputError(f"{folder / path} is not of MURA's layout, XR_<PART>/patient<id>/study<k>_…/…: {ADVICE}")
+    by_name = _FOUND_IN_NAMES.get(match["finding"])
+    by_csv = {"0": 0, "1": 1}.get(published.get(path.rpartition("/")[0]))
+    abnormal = by_name if by_csv is None else by_csv
+    if abnormal is None:
+        raise InputError(f"{folder / path}: neither its study's name nor a CSV says positive or negative: {ADVICE}")
+    if by_name not in (None, abnormal):
+        raise InputError(f"{folder / path}: its study's name and the CSV of labels disagree: fetch {_FOLDER} anew")
+    return Radiograph(str(folder / path), BODY_PARTS.index(part), abnormal, match["patient"], match["study"])
+
+
+def _carve_per_class(labels, per_class, seed, patients, names):
+    """Rows of train, and of a validation split with so many images of each class; no patient is in both."""
+    rng = np.random.default_rng(seed)
+    _, codes = np.unique(patients, return_inverse=True)
+    counts = np.zeros((codes.max() + 1, len(names)), int)
+    np.add.at(counts, (codes, labels), 1)
+    taken, order = np.zeros(len(counts), bool), rng.permutation(len(counts))
+    # The rarest class first: patients taken for it count for the others as well.
+    for place in np.argsort(counts.sum(0), kind="stable"):
+        for patient in order[counts[order, place] > 0]:
+            if counts[taken, place].sum() >= per_class:
+                break
+            taken[patient] = True
+    of_val = taken[codes]
+    for place, name in enumerate(names):
+        if counts[taken, place].sum() < per_class or not np.any(labels[~of_val] == place):
+            few = f"{name} has {counts[:, place].sum()} images of {np.count_nonzero(counts[:, place])} patients"
+            raise InputError(f"{few}, too few for val_per_class={per_class} and for training: lower val_per_class")
+    drawn = [rng.permutation(np.flatnonzero(of_val & (labels == place)))[:per_class] for place in range(len(names))]
+    return np.flatnonzero(~of_val), np.sort(np.concatenate(drawn))
+
+
+def _balanced(labels, balance, per_class, seed):
+    """Places of the samples that are trained on."""
+    if balance == "none":
+        return np.arange(len(labels))
+    rng = np.random.default_rng(seed)
+    rows = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    sizes = [len(one) for one in rows]
+    wanted = per_class or (min(sizes) if balance == "cap" else max(sizes))
+    if balance == "cap":
+        chosen = [one[:wanted] for one in rows]
+    else:
+        # Each image as often as the others of its class, but for a rest.
+        chosen = [np.resize(one, wanted) for one in rows]
+    return np.sort(np.concatenate(chosen))
