@@ -111,16 +111,19 @@ class ResponseLoss(DistillationLoss):
         temperature: T > 0, a number or a schedule.
         standardize: standardise each sample's logits first (arXiv:2403.01427). Void for two classes: every
             standardised logit is then ±0.71 whatever the teacher says, so it is refused there.
+        squared: multiply by T², which keeps the size of the gradient, that falls as 1/T², next to that of the hard
+            labels (arXiv:1503.02531, section 2). False is for work that prints its loss without it.
         **kwargs: see `DistillationLoss`.
     """
 
-    def __init__(self, *, temperature=4.0, standardize=False, **kwargs):
+    def __init__(self, *, temperature=4.0, standardize=False, squared=True, **kwargs):
         super().__init__(**kwargs)
         self.temperature = self._schedule("temperature", temperature, positive=True)
         self.standardize = self._switch("standardize", standardize)
+        self.squared = self._switch("squared", squared)
 
     def softened(self, student, teacher):
-        """T, and both log-softmax(z / T), each (B, K)."""
+        """The factor of the term (T², or 1), and both log-softmax(z / T), each (B, K)."""
         z_s, z_t = student["logits"], teacher["logits"]
         if self.standardize:
             if z_s.shape[-1] == 2:
@@ -130,7 +133,8 @@ class ResponseLoss(DistillationLoss):
                 )
             z_s, z_t = standardize(z_s), standardize(z_t)
         temperature = self.now(self.temperature)
-        return temperature, ops.log_softmax(z_s / temperature), ops.log_softmax(z_t / temperature)
+        factor = temperature**2 if self.squared else 1.0
+        return factor, ops.log_softmax(z_s / temperature), ops.log_softmax(z_t / temperature)
 
     def get_config(self):
-        return {**super().get_config(), "standardize": self.standardize}
+        return {**super().get_config(), "standardize": self.standardize, "squared": self.squared}

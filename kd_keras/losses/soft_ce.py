@@ -14,6 +14,7 @@ class SoftCE(_base.ResponseLoss):
         weight: factor in the total, applied by the Distiller.
         temperature: T > 0, a number or a schedule.
         standardize: standardise the logits first (arXiv:2403.01427).
+        squared: whether to multiply by T², as in `KD`.
         **kwargs: see `DistillationLoss`.
 
     Returns:
@@ -22,12 +23,12 @@ class SoftCE(_base.ResponseLoss):
     Source: Hinton et al., arXiv:1503.02531, section 2.
     """
 
-    def __init__(self, *, weight=1.0, temperature=1.0, standardize=False, **kwargs):
-        super().__init__(weight=weight, temperature=temperature, standardize=standardize, **kwargs)
+    def __init__(self, *, weight=1.0, temperature=1.0, standardize=False, squared=True, **kwargs):
+        super().__init__(weight=weight, temperature=temperature, standardize=standardize, squared=squared, **kwargs)
 
     def call(self, student, teacher, labels):
-        temperature, log_p_s, log_p_t = self.softened(student, teacher)
-        return -(temperature**2) * ops.sum(ops.exp(log_p_t) * log_p_s, axis=-1)
+        factor, log_p_s, log_p_t = self.softened(student, teacher)
+        return -factor * ops.sum(ops.exp(log_p_t) * log_p_s, axis=-1)
 
 
 build = SoftCE

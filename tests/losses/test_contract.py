@@ -18,6 +18,7 @@ CASES = [
     "ce(label_smoothing=0.1)",
     "kd(standardize=True, temperature=2.0)",
     "soft_ce(standardize=True, temperature=4.0)",
+    "kd(squared=False, temperature=0.5)",
     "hint(direction='teacher_to_student', batch_norm=True, relu=True)",
     "hint(pairs='pooled:pooled,stage1:stage2')",
 ]

@@ -26,6 +26,14 @@ def test_golden(temperature, standardize, weight):
     np.testing.assert_allclose(actual.mean(), expected.mean(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+def test_golden_without_the_square_of_the_temperature(temperature):
+    actual = value(temperature=temperature, squared=False)
+    np.testing.assert_allclose(actual, ref.kl(TEACHER, STUDENT, temperature), rtol=1e-5, atol=2e-7)
+    assert not np.allclose(actual, value(temperature=temperature), rtol=0.1)
+    assert losses.KD(squared=False).get_config()["squared"] is False
+
+
 def test_by_hand():
     z_t, z_s = (np.log([row]).astype("float32") for row in ([0.5, 0.5], [0.25, 0.75]))
     # ½ log(½ / ¼) + ½ log(½ / ¾), at temperature 1; the other way round ¼ log ½ + ¾ log 3/2.
@@ -115,6 +123,7 @@ def test_standardize_is_refused_for_two_classes_by_name():
         ({"weight": -0.1}, "kd's weight=-0.1 reaches -0.1: it has to stay 0 or more"),
         ({"weight": float("nan")}, "weight=nan reaches nan"),
         ({"standardize": "no"}, r"kd\(standardize=no\): it is True or False"),
+        ({"squared": 2}, r"kd\(squared=2\): it is True or False"),
     ],
 )
 def test_refuses(kwargs, message):

@@ -32,6 +32,14 @@ def test_golden(temperature, standardize, weight):
     np.testing.assert_allclose(actual, temperature**2 * cross, rtol=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 3.0])
+def test_golden_without_the_square_of_the_temperature(temperature):
+    z_s, z_t = np.float64(STUDENT), np.float64(TEACHER)
+    cross = -np.sum(np.exp(ref.log_softmax(z_t / temperature)) * ref.log_softmax(z_s / temperature), axis=-1)
+    np.testing.assert_allclose(value(temperature=temperature, squared=False), cross, rtol=1e-5)
+    assert losses.SoftCE(squared=False).get_config()["squared"] is False
+
+
 def test_default_temperature_is_1():
     np.testing.assert_array_equal(value(), value(temperature=1.0))
 
