@@ -6,8 +6,7 @@ from collections.abc import Sequence
 import keras
 from keras import ops
 
-from kd_keras import graph
-from kd_keras.distiller import Taps
+from kd_keras import distiller, graph
 from kd_keras.errors import InputError
 
 COMBINE = ("logits", "probabilities")
@@ -95,7 +94,7 @@ def joined(
             raise InputError(
                 f"{prefix} {number} is a subclassed model: only functional and Sequential ones can be joined"
             )
-        taps.append(Taps(model, f"{prefix} {number}"))
+        taps.append(distiller.Taps(model, f"{prefix} {number}"))
     # A side that is left open (None) takes any.
     sides = [set(sizes) - {None} for sizes in zip(*(one.input_shape for one in taps), strict=True)]
     if len({one.num_classes for one in taps}) > 1 or any(len(sizes) > 1 for sizes in sides):
@@ -120,7 +119,7 @@ def _logits(model, image, prefix):
     whole = keras.Model(model.inputs[0], model.outputs[0])
     clone = keras.models.clone_model(whole, input_tensors=image, clone_function=copy)
     clone.set_weights(whole.get_weights())
-    logits = Taps(clone, prefix).logits_model().outputs[0]
+    logits = distiller.Taps(clone, prefix).logits_model().outputs[0]
     name = f"{prefix}.logits"
     if graph.made_by(logits)[0].name == name:
         return logits
