@@ -15,6 +15,7 @@ import re
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 
 from absl import flags
 from rich.console import Console
@@ -43,19 +44,21 @@ _OF_THE_TEACHER = (
 
 @dataclasses.dataclass
 class Run:
-    """One run of the sweep.
+    """One of many runs.
 
     Attributes:
-        varied: flag → value, of the varied flags.
+        title: what tells it from the others.
+        flags: its flags, but for those that follow from the other attributes.
         workdir: its folder.
-        teacher: the run that it takes its teachers from, or None.
-        teachers: how many there are.
+        teacher_from: folders of the runs that it takes its teachers from.
+        baseline_from: folder of the run that it takes the student without a teacher from, or None.
     """
 
-    varied: dict[str, str]
+    title: str
+    flags: list[str]
     workdir: pathlib.Path
-    teacher: "Run | None" = None
-    teachers: int = 0
+    teacher_from: tuple[pathlib.Path, ...] = ()
+    baseline_from: pathlib.Path | None = None
 
     @property
     def results(self) -> dict[str, dict] | None:
@@ -63,15 +66,32 @@ class Run:
         path = self.workdir / "results.json"
         return {row["role"]: row for row in json.loads(path.read_text(encoding="utf-8"))} if path.exists() else None
 
+    def has(self, stage: str) -> bool:
+        """Whether that stage, such as ``teacher``, has ended."""
+        return _has(self.workdir, stage)
 
-def plan(argv: list[str]) -> tuple[pathlib.Path, list[Run], list[str]]:
+    def command(self) -> list[str]:
+        """What `kd_keras.run` is started with."""
+        flags_ = [*self.flags, f"--workdir={self.workdir}"]
+        if self.teacher_from:
+            flags_.append(f"--teacher_from={configuration.folders_text(self.teacher_from)}")
+        if self.baseline_from is not None:
+            flags_.append(f"--baseline_from={self.baseline_from}")
+        return flags_
+
+
+def _has(folder, stage):
+    return (folder / "state" / f"{stage}.json").exists()
+
+
+def plan(argv: list[str]) -> tuple[pathlib.Path, list[Run], list[dict[str, str]]]:
     """Reads the command line, and checks every run's flags.
 
     Args:
         argv: as `sys.argv`.
 
     Returns:
-        The sweep's folder, its runs, and the flags that they have in common.
+        The sweep's folder, its runs, and what is varied in each of them, flag → value.
 
     Raises:
         InputError: a varied flag has no values, is varied twice or set beside, or a run's flags are refused.
@@ -88,16 +108,17 @@ def plan(argv: list[str]) -> tuple[pathlib.Path, list[Run], list[str]]:
     digest = hashlib.sha256(json.dumps([common, varied, FLAGS.shared_teacher]).encode()).hexdigest()[:8]
     root = pathlib.Path(FLAGS.workdir or f"runs/sweep-{digest}").absolute()
     runs, first = [], {}
-    for values in itertools.product(*varied.values()):
-        one = dict(zip(varied, values, strict=True))
-        run = Run(one, root / _folder(one))
-        resolved = configuration.read([argv[0], *common, *_as_flags(run)])
-        run.teachers = len(resolved.teacher)
+    each = [dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
+    for one in each:
+        title = ", ".join(f"{flag}={value}" for flag, value in one.items())
+        own = [f"--{flag}={value}" for flag, value in one.items()]
+        run = Run(title, [f"--tracking_uri={tracking.local_store(root)}", *common, *own], root / _folder(one))
+        resolved = configuration.read([argv[0], *run.command()])
         if FLAGS.shared_teacher and resolved.teacher and not resolved.teacher_from:
-            run.teacher = first.setdefault(tuple(one.get(flag) for flag in _OF_THE_TEACHER), run)
-            run.teacher = None if run.teacher is run else run.teacher
+            lender = first.setdefault(tuple(one.get(flag) for flag in _OF_THE_TEACHER), run.workdir)
+            run.teacher_from = () if lender == run.workdir else (lender,) * len(resolved.teacher)
         runs.append(run)
-    return root, runs, common
+    return root, runs, each
 
 
 def _varied(texts: list[str]) -> dict[str, list[str]]:
@@ -124,12 +145,6 @@ def _folder(varied: dict[str, str]) -> str:
     return f"{re.sub(r'[^A-Za-z0-9.=,_-]+', '_', text)[:80]}-{digest}"
 
 
-def _as_flags(run: Run) -> list[str]:
-    lenders = [] if run.teacher is None else [run.teacher.workdir] * run.teachers
-    teacher = [f"--teacher_from={configuration.folders_text(lenders)}"] if lenders else []
-    return [*(f"--{flag}={value}" for flag, value in run.varied.items()), f"--workdir={run.workdir}", *teacher]
-
-
 def main(argv: list[str]) -> int:
     """Runs a sweep.
 
@@ -147,60 +162,84 @@ def main(argv: list[str]) -> int:
 
 def _run(argv) -> int:
     console = Console(soft_wrap=True)
-    root, runs, common = plan(argv)
-    failed = _all(root, runs, common, console)
-    summary = [{"flags": run.varied, "workdir": str(run.workdir), "rows": run.results} for run in runs]
+    root, runs, varied = plan(argv)
+    failed = run_all(runs, console, _headline)
+    pairs = list(zip(runs, varied, strict=True))
+    summary = [{"flags": flags_, "workdir": str(run.workdir), "rows": run.results} for run, flags_ in pairs]
     files.write(root / "sweep.json", json.dumps(summary, indent=2) + "\n")
-    _print(runs, console)
+    _print(pairs, console)
     console.print(f"{root / 'sweep.json'}", highlight=False)
     return 1 if failed else 0
 
 
-def _all(root, runs, common, console) -> bool:
-    """Runs what has not ended; tells whether a run failed."""
-    store = [f"--tracking_uri={tracking.local_store(root)}"]
+def run_all(runs: list[Run], console: Console, headline: Callable[[Run], str]) -> list[Run]:
+    """Runs what has not ended, each in a process of its own; one that fails does not stop the others.
+
+    Args:
+        runs: in this order; one that lends its teacher or baseline comes before those that take it.
+        console: where it is told how each ended.
+        headline: what to tell of a run that has ended.
+
+    Returns:
+        Those that failed, or could not be started as another had failed.
+
+    Raises:
+        InputError: a run's flags are refused, or its folder holds another experiment.
+    """
+    for run in runs:
+        configuration.check_workdir(configuration.read(["kd_keras", *run.command()]))
     failed = []
     for number, run in enumerate(runs, start=1):
-        title = f"run {number}/{len(runs)}  {', '.join(f'{k}={v}' for k, v in run.varied.items())}"
-        if run.teacher in failed:
-            console.print(f"{title}: left out, for its teacher's run failed", highlight=False)
+        title = f"run {number}/{len(runs)}  {run.title}"
+        if error := None if run.has("measured") else _run_one(run, console, title):
             failed.append(run)
-            continue
-        log = root / f"{run.workdir.name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "kd_keras.run", *store, *common, *_as_flags(run), "--progress=none"]
-        with open(log, "ab") as out, console.status(title):
-            done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False)
-        if done.returncode == 0:
-            console.print(f"{title}: test accuracy {_student(run)['test_accuracy']:.4f}", highlight=False)
-            continue
-        failed.append(run)
-        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        console.print(f"{title}: failed ({lines[-1] if lines else 'no output'}); see {log}", highlight=False)
-    return bool(failed)
+        console.print(f"{title}: {error or headline(run)}", highlight=False)
+    return failed
+
+
+def _run_one(run, console, title) -> str | None:
+    """What went wrong, or None."""
+    lacking = [("teacher", folder) for folder in run.teacher_from if not any((folder / "state").glob("teacher*.json"))]
+    if run.baseline_from is not None and not _has(run.baseline_from, "baseline"):
+        lacking.append(("baseline", run.baseline_from))
+    if lacking:
+        return f"left out, for its {lacking[0][0]}'s run failed ({lacking[0][1].name})"
+    log = run.workdir.with_name(f"{run.workdir.name}.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "kd_keras.run", *run.command(), "--progress=none"]
+    with open(log, "ab") as out, console.status(title):
+        done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False)
+    if done.returncode == 0:
+        return None
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return f"failed ({lines[-1] if lines else 'no output'}); see {log}"
+
+
+def _headline(run):
+    return f"test accuracy {_student(run)['test_accuracy']:.4f}"
 
 
 def _student(run) -> dict:
     return run.results["student distilled"]
 
 
-def _print(runs, console) -> None:
+def _print(pairs, console) -> None:
     """A table of the runs, and of each combination over its seeds."""
-    flags_ = list(runs[0].varied)
+    flags_ = list(pairs[0][1])
     table = Table("n", *flags_, "val acc %", "test acc %")
     groups = {}
-    for run in runs:
+    for run, varied in pairs:
         if run.results is not None:
-            key = tuple(value for flag, value in run.varied.items() if flag != "seed")
-            groups.setdefault(key, []).append(run)
+            key = tuple(value for flag, value in varied.items() if flag != "seed")
+            groups.setdefault(key, []).append((run, varied))
             row = _student(run)
             figures = (f"{100 * row[name]:.2f}" for name in ("val_accuracy", "test_accuracy"))
-            table.add_row("1", *run.varied.values(), *figures)
+            table.add_row("1", *varied.values(), *figures)
     if "seed" in flags_ and groups:
         table.add_section()
         for members in groups.values():
-            values = ["all" if flag == "seed" else members[0].varied[flag] for flag in flags_]
-            cells = [_spread([_student(run)[name] for run in members]) for name in ("val_accuracy", "test_accuracy")]
+            values = ["all" if flag == "seed" else members[0][1][flag] for flag in flags_]
+            cells = [_spread([_student(run)[name] for run, _ in members]) for name in ("val_accuracy", "test_accuracy")]
             table.add_row(str(len(members)), *values, *cells)
     console.print(table)
 

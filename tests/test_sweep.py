@@ -17,34 +17,38 @@ def plan(tmp_path, *argv):
     return sweep.plan(["sweep", DIGITS, f"--workdir={tmp_path}", *argv])
 
 
+def lenders(runs):
+    """The number of the run that each takes its teacher from."""
+    folders = [run.workdir for run in runs]
+    return [folders.index(run.teacher_from[0]) if run.teacher_from else None for run in runs]
+
+
 def test_every_combination_is_a_run_of_its_own(tmp_path):
-    root, runs, common = plan(tmp_path, "--vary=loss: kd() | ce() + kd(temperature=2)", "--seeds=0,1", "--epochs=3")
-    assert root == tmp_path and "--data=digits()" in common and common[-1] == "--epochs=3"
-    assert [run.varied for run in runs] == [
+    root, runs, varied = plan(tmp_path, "--vary=loss: kd() | ce() + kd(temperature=2)", "--seeds=0,1", "--epochs=3")
+    assert root == tmp_path and all({"--data=digits()", "--epochs=3"} < set(run.command()) for run in runs)
+    assert varied == [
         {"loss": loss, "seed": seed} for loss in ("kd()", "ce() + kd(temperature=2)") for seed in ("0", "1")
     ]
     assert len({run.workdir for run in runs}) == 4 and all(run.workdir.parent == tmp_path for run in runs)
-    assert [run.teacher for run in runs] == [None] + [runs[0]] * 3
+    assert lenders(runs) == [None, 0, 0, 0]
+    assert f"--teacher_from={runs[0].workdir}" in runs[1].command() and "--seed=1" in runs[1].command()
     # A run keeps its folder whatever else is swept.
     assert plan(tmp_path, "--vary=loss: soft_ce() | kd()", "--seeds=1")[1][1].workdir == runs[1].workdir
 
 
 def test_runs_whose_teachers_differ_do_not_share_one(tmp_path):
     runs = plan(tmp_path, "--vary=teacher: cnn() | cnn(filters=(8,))", "--seeds=0,1")[1]
-    assert [run.teacher for run in runs] == [None, runs[0], None, runs[2]]
-    assert {run.teacher for run in plan(tmp_path, "--seeds=0,1", "--noshared_teacher")[1]} == {None}
-    runs = plan(tmp_path, "--vary=train_examples: 100 | 200")[1]
-    assert [run.teacher for run in runs] == [None, None]
-    assert {run.teacher for run in plan(tmp_path, "--seeds=0,1", "--teacher=none", "--loss=ce()")[1]} == {None}
-    assert {run.teacher for run in plan(tmp_path, "--seeds=0,1", "--teacher_from=x")[1]} == {None}
+    assert lenders(runs) == [None, 0, None, 2]
+    assert lenders(plan(tmp_path, "--seeds=0,1", "--noshared_teacher")[1]) == [None, None]
+    assert lenders(plan(tmp_path, "--vary=train_examples: 100 | 200")[1]) == [None, None]
+    assert lenders(plan(tmp_path, "--seeds=0,1", "--teacher=none", "--loss=ce()")[1]) == [None, None]
+    assert lenders(plan(tmp_path, "--seeds=0,1", "--teacher_from=x")[1]) == [None, None]
     several = ["--teacher=cnn() + cnn(filters=(8,))", "--scheme=ensemble()"]
     runs = plan(tmp_path, *several, "--vary=loss: kd() | soft_ce()", "--seeds=0,1")[1]
-    assert [run.teacher for run in runs] == [None] + [runs[0]] * 3
-    assert "," in runs[0].workdir.name
-    taken = config.read(["kd_keras", DIGITS, *several, *sweep._as_flags(runs[1])]).teacher_from
-    assert taken == (runs[0].workdir,) * 2
+    assert lenders(runs) == [None, 0, 0, 0] and "," in runs[0].workdir.name
+    assert config.read(["kd_keras", *runs[1].command()]).teacher_from == (runs[0].workdir,) * 2
     stops = "--vary=teacher_stop_at_val_accuracy: 0.5 | 0.7"
-    assert {run.teacher for run in plan(tmp_path, stops)[1]} == {None}
+    assert lenders(plan(tmp_path, stops)[1]) == [None, None]
 
 
 @pytest.mark.parametrize(
