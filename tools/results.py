@@ -41,19 +41,25 @@ def cell(values: list, column: str) -> str:
     if column in TYPICAL:
         middle = statistics.median(values)
         return f"{middle:.3f}" if column == "latency_ms_median" else f"{middle:,.0f}"
-    mean = 100 * statistics.mean(values)
-    return f"{mean:.2f} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else f"{mean:.2f}"
+    return spread([100 * value for value in values])
+
+
+def spread(values: list[float], sign: str = "") -> str:
+    """Mean ± sample standard deviation; ``sign="+"`` shows the mean's also where it is above 0."""
+    mean = f"{statistics.mean(values):{sign}.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
+def leads(runs: list[dict], column: str) -> list[float]:
+    """The distilled student's lead over the student without KD in points, a run; empty where one of them is missing."""
+    pairs = [(run.get("student distilled"), run.get("student without KD")) for run in runs]
+    return [100 * (a[column] - b[column]) for a, b in pairs] if all(a and b for a, b in pairs) else []
 
 
 def gain(runs: list[dict], column: str) -> str:
-    """The distilled student's lead over the student without KD, paired by run."""
-    pairs = [(run.get("student distilled"), run.get("student without KD")) for run in runs]
-    if not all(a and b for a, b in pairs):
-        return ""
-    leads = [100 * (a[column] - b[column]) for a, b in pairs]
-    spread = f" ± {statistics.stdev(leads):.2f}" if len(leads) > 1 else ""
-    each = ", ".join(f"{lead:+.2f}" for lead in leads)
-    return f"{statistics.mean(leads):+.2f}{spread} points ({each})"
+    """`leads` as text."""
+    found = leads(runs, column)
+    return f"{spread(found, sign='+')} points ({', '.join(f'{lead:+.2f}' for lead in found)})" if found else ""
 
 
 def table(runs: list[dict]) -> str:
