@@ -1,37 +1,108 @@
 """Every shipped flagfile is read, its parts are built, and it is run, shrunk."""
 
+import functools
+import json
 import pathlib
+import sys
 
 import pytest
 
 from kd_keras import config, run, spec
+from kd_keras.errors import InputError
+from tests.models import presets
 
-FLAGFILES = sorted((pathlib.Path(__file__).parent.parent / "experiments").glob("*.flags"))
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+import draw_mura  # noqa: E402
+import run_matrix  # noqa: E402
+
+FLAGFILES = sorted((ROOT / "experiments").glob("*.flags"))
+#: Those of a study, which tools/run_matrix.py runs; the others stand alone.
+ALONE = {"digits", "cifar_resnet", "fashion_mnist"}
+STUDIES = ("s0", "s1", "s2", "s3", "s4", "ensemble", "assistant", "born_again")
 #: What each data set gives, so that its models can be built where it can't be downloaded.
-SHAPES = {"digits": (10, (8, 8, 1)), "cifar10": (10, (32, 32, 3)), "cifar100": (100, (32, 32, 3))}
-SHAPES["fashion_mnist"] = (10, (28, 28, 1))
+SHAPES = {
+    "digits": (10, (8, 8, 1)),
+    "cifar10": (10, (32, 32, 3)),
+    "cifar100": (100, (32, 32, 3)),
+    "fashion_mnist": (10, (28, 28, 1)),
+    "medmnist": (2, (28, 28, 1)),
+    "chest_xray": (2, (224, 224, 3)),
+    "mura": (7, (224, 224, 3)),
+}
+
+
+def settings(path, *flags):
+    return config.read(["kd_keras", f"--flagfile={path}", *flags])
+
+
+def in_study(study):
+    return [path for path in FLAGFILES if path.stem.startswith(f"{study}_") and path.stem not in ALONE]
 
 
 def test_there_are_flagfiles():
-    assert {"digits", "cifar_resnet", "fashion_mnist"} <= {path.stem for path in FLAGFILES}
+    assert {path.stem for path in FLAGFILES} >= ALONE
+    assert sorted(ALONE) == sorted(path.stem for path in FLAGFILES if not any(path in in_study(s) for s in STUDIES))
+    pairs = [path.stem.split("_")[1:] for path in in_study("s1") if "ensemble" not in path.stem]
+    large, small = {"seresnet50", "seresnet101"}, {"vgg11", "resnet18", "resnet34", "resnet50"}
+    expected = {(way, t, s) for way in ("normal", "defective") for t in large for s in small}
+    assert sorted(map(tuple, pairs)) == sorted(expected | {("reverse", t, s) for t in small for s in large})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _models_are_let_go():
+    yield
+    made.cache_clear()
+
+
+@functools.cache
+def made(text, data):
+    """A model, or what stands for one that has to be downloaded: built once for all flagfiles that name it."""
+    one = spec.parse(text)
+    if one.name == "hub":
+        spec.check("kd_keras.models", one, ("num_classes", "input_shape"))
+        return None
+    num_classes, input_shape = SHAPES[data]
+    return spec.build("kd_keras.models", one, num_classes=num_classes, input_shape=input_shape)
 
 
 @pytest.mark.parametrize("path", FLAGFILES, ids=lambda path: path.stem)
 def test_its_parts_are_built(path):
     from kd_keras import Distiller, training
 
-    settings = config.read(["kd_keras", f"--flagfile={path}"])
-    spec.check("kd_keras.data", settings.data)
-    num_classes, input_shape = SHAPES[settings.data.name]
-    given = {"num_classes": num_classes, "input_shape": input_shape}
-    teacher = spec.build("kd_keras.models", settings.teacher[0], **given)
-    student = spec.build("kd_keras.models", settings.student, **given)
-    assert student.count_params() < teacher.count_params()
-    losses = [spec.build("kd_keras.losses", one) for one in settings.loss]
-    Distiller(student=student, teacher=teacher, losses=losses)
-    training.optimizer(settings.optimizer, settings.learning_rate, epochs=settings.epochs, steps_per_epoch=10)
-    for one in settings.augment:
+    resolved = settings(path, "--nopretrained")
+    spec.check("kd_keras.data", resolved.data)
+    spec.build("kd_keras.schemes", resolved.scheme)
+    data = resolved.data.name
+    student = made(str(resolved.student), data)
+    teachers = [made(str(one), data) for one in resolved.teacher]
+    for teacher in filter(None, teachers):
+        Distiller(
+            student=student, teacher=teacher, losses=[spec.build("kd_keras.losses", one) for one in resolved.loss]
+        )
+    for one in (*resolved.teacher_loss, *resolved.baseline_loss):
+        spec.build("kd_keras.losses", one)
+    for optimizer, rate in (
+        (resolved.optimizer, resolved.learning_rate),
+        (resolved.teacher_optimizer, resolved.teacher_learning_rate),
+    ):
+        training.optimizer(optimizer, rate, epochs=resolved.epochs, steps_per_epoch=10)
+    for one in resolved.augment:
         spec.build("kd_keras.data._augment", one)
+
+
+@pytest.mark.parametrize("path", FLAGFILES, ids=lambda path: path.stem)
+def test_what_is_pretrained_has_published_weights(path):
+    """All that is asked of such a network fits; it stops where its weights would be read, which nothing downloads."""
+    resolved = settings(path)
+    num_classes, input_shape = SHAPES[resolved.data.name]
+    for one in (*resolved.teacher, resolved.student):
+        if "pretrained" in one.kwargs:
+            assert one.kwargs["pretrained"] == "imagenet"
+            elsewhere = spec.Spec(one.name, {**one.kwargs, "pretrained": "nowhere"})
+            with pytest.raises(InputError, match="pretrained='nowhere': there is no such file"):
+                spec.build("kd_keras.models", elsewhere, num_classes=num_classes, input_shape=input_shape)
 
 
 @pytest.mark.parametrize("path", FLAGFILES, ids=lambda path: path.stem)
@@ -39,11 +110,64 @@ def test_its_header_tells_how_and_what(path):
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     for word in ("Source:", "Command:", "Hardware:", "Time:", "Result:"):
         assert any(word in line for line in header), word
+    assert all(len(line) <= 160 for line in header)
+    if path.stem not in ALONE:
+        assert f"experiments/{path.name}" in "\n".join(header)
+        # One MLflow experiment a study, and one kind of table.
+        study = next(study for study in STUDIES if path in in_study(study))
+        assert settings(path).experiment == study
+        row = run_matrix.read_row(path)
+        assert row.columns == run_matrix.read_row(in_study(study)[0]).columns
+
+
+def test_what_is_called_smaller_is():
+    """Pairs whose direction is in their name."""
+    for path in in_study("s1"):
+        one = settings(path)
+        sizes = [made(str(spec_), "mura").count_params() for spec_ in (one.teacher[0], one.student)]
+        if path.stem.startswith("s1_reverse") and "vgg11" not in path.stem:
+            assert sizes[0] < sizes[1], path.stem
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", FLAGFILES, ids=lambda path: path.stem)
-def test_it_runs_shrunk(path, tmp_path):
+@pytest.mark.parametrize("name", sorted(ALONE))
+def test_it_runs_shrunk(name, tmp_path):
     flags = ["--data=digits()", "--epochs=1", "--teacher_epochs=1", "--train_examples=128", f"--workdir={tmp_path}"]
-    assert run.main(["kd_keras", f"--flagfile={path}", *flags]) == 0
+    assert run.main(["kd_keras", f"--flagfile={ROOT / 'experiments' / name}.flags", *flags]) == 0
     assert (tmp_path / "student_int8.tflite").exists()
+
+
+def run_shrunk(study, rows, tmp_path, *flags):
+    """Runs rows of a study through the tool, on a small tree drawn in MURA's layout, and looks for what each leaves."""
+    tree = draw_mura.draw(tmp_path)
+    small = [f"--data=mura(folder='{tree}')", "--image_size=32", "--train_examples=28", "--batch_size=14", "--epochs=1"]
+    runs = tmp_path / "runs"
+    line = ["run_matrix", study, f"--workdir={runs}", f"--rows={','.join(rows)}", "--", *small, "--export=none", *flags]
+    assert run_matrix.main(line) == 0, "\n".join(path.read_text()[-2000:] for path in runs.glob("*.log"))
+    for row in rows:
+        folder = runs / f"{row}-seed0"
+        roles = {one["role"] for one in json.loads((folder / "results.json").read_text())}
+        assert {"student without KD", "student distilled"} < roles
+        # A confusion matrix and a report of every model.
+        models = [file.stem for file in folder.glob("*.keras")]
+        assert len(models) >= 3
+        for model in models:
+            for figure in ("confusion.png", "confusion.json", "report.png", "report.json"):
+                assert (folder / f"{model}_{figure}").exists(), (folder, model, figure)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_study_runs_shrunk(study, tmp_path):
+    rows = [path.stem for path in in_study(study) if "_clip_" not in path.stem]
+    run_shrunk(study, rows, tmp_path, "--nopretrained", *(["--teacher_epochs=1"] if study != "born_again" else []))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_rows_of_clip_run_shrunk(tmp_path):
+    """With a tiny tower in place of the published one, which has to be downloaded."""
+    presets.write("clip", tmp_path / "clip")
+    rows = [path.stem for path in in_study("s3") if "_clip_" in path.stem]
+    run_shrunk("s3", rows, tmp_path, f"--teacher=hub(preset='{tmp_path / 'clip'}')", "--teacher_epochs=1")
