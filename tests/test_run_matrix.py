@@ -160,6 +160,10 @@ def test_what_has_begun_keeps_its_teacher_whatever_is_selected_later(experiments
     assert lenders(plan(experiments, rows=("t_a",))["t_a-seed0"]) == ([], None)
     report.write_json({}, first.run.workdir / "state" / "teacher.json")
     assert lenders(plan(experiments, rows=("t_a",))["t_a-seed0"]) == (["t_b-seed0"], None)
+    # A teacher's flags do not matter to the student without one.
+    report.write_json({}, first.run.workdir / "state" / "baseline.json")
+    other = plan(experiments, "--teacher_stop_at_val_accuracy=0.5", rows=("t_a",))["t_a-seed0"]
+    assert lenders(other) == ([], "t_b-seed0")
     # With other flags the folder holds another experiment, of which nothing is taken.
     assert lenders(plan(experiments, "--epochs=2", rows=("t_a",))["t_a-seed0"]) == ([], None)
 

@@ -127,30 +127,33 @@ def plan(rows: list[Row], seeds: list[str], root: pathlib.Path, common: list[str
     Raises:
         InputError: a row's flags are refused.
     """
-    members = [Member(row, seed, _run(row, seed, len(seeds), root, common)) for seed in seeds for row in rows]
-    # A row that is not selected can lend what it finished; its flags may not fit those that the others have in common.
-    members = [one for one in members if selected(one.row) or (one.run.workdir / "config.json").exists()]
-    resolved = [(one, configuration.read(["kd_keras", *one.run.command()])) for one in members]
-    # What has begun keeps to where it took its teacher from, whatever rows were selected then.
-    begun = [(one, config, _begun(one.run, config)) for one, config in resolved]
-    teachers, baselines, planned = {}, {}, []
-    # An ensemble comes behind the rows that have its teachers one by one.
-    begun.sort(key=lambda item: (item[2] is None, seeds.index(item[0].seed), len(item[1].teacher) > 1))
-    for one, config, before in begun:
-        run, chosen = one.run, selected(one.row)
+    teachers, baselines, chosen = {}, {}, []
+    for one in (Member(row, seed, _run(row, seed, len(seeds), root, common)) for seed in seeds for row in rows):
+        path = one.run.workdir / "config.json"
+        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        if selected(one.row):
+            config = configuration.read(["kd_keras", *one.run.command()])
+            chosen.append((one, config, _lenders(one.run, before, config.identity())))
+        elif before is not None:
+            # Not to be run, it lends what it has finished, whatever its other flags were.
+            if before["teacher_from"] == "none" and one.run.has("teacher"):
+                teachers.setdefault(_teacher_key(before, before["teacher"]), one.run.workdir)
+            if before["baseline_from"] == "none" and one.run.has("baseline"):
+                baselines.setdefault(_baseline_key(before), one.run.workdir)
+    # What has begun keeps to where it took its teacher from, whatever rows were selected then. An ensemble comes behind
+    # the rows that have its teachers one by one.
+    chosen.sort(key=lambda item: (item[2] is None, seeds.index(item[0].seed), len(item[1].teacher) > 1))
+    for one, config, before in chosen:
+        run, fields = one.run, config.identity()
         if before is not None:
             run.teacher_from, run.baseline_from = before
-        elif chosen:
-            _borrow(run, config, teachers, baselines)
         else:
-            continue
-        if not run.teacher_from and len(config.teacher) == 1 and (chosen or run.has("teacher")):
-            teachers.setdefault(_teacher_key(config, config.teacher[0]), run.workdir)
-        if run.baseline_from is None and config.baseline and (chosen or run.has("baseline")):
-            baselines.setdefault(_baseline_key(config), run.workdir)
-        if chosen:
-            planned.append(one)
-    return planned
+            _borrow(run, config, teachers, baselines)
+        if not run.teacher_from and len(config.teacher) == 1:
+            teachers.setdefault(_teacher_key(fields, str(config.teacher[0])), run.workdir)
+        if run.baseline_from is None and config.baseline:
+            baselines.setdefault(_baseline_key(fields), run.workdir)
+    return [one for one, _, _ in chosen]
 
 
 def _run(row, seed, seeds, root, common):
@@ -159,13 +162,11 @@ def _run(row, seed, seeds, root, common):
     return sweep.Run(title, own, root / f"{row.path.stem}-seed{seed}")
 
 
-def _begun(run, config):
+def _lenders(run, before, now):
     """Where a run that has begun takes its teachers and its baseline from; None where it has not, or is another."""
-    record = run.workdir / "config.json"
-    if not record.exists():
-        return None
-    before, now = json.loads(record.read_text(encoding="utf-8")), config.identity()
-    if any(before.get(key) != now[key] for key in now if key not in ("teacher_from", "baseline_from")):
+    if before is None or any(
+        before.get(key) != now[key] for key in now if key not in ("teacher_from", "baseline_from")
+    ):
         return None
     root = run.workdir.parent
 
@@ -180,24 +181,26 @@ def _begun(run, config):
 
 def _borrow(run, config, teachers, baselines):
     """Takes what another run of the matrix trains alike; an ensemble takes all of its teachers, or none."""
+    fields = config.identity()
     if config.teacher and not config.teacher_from:
-        lenders = [teachers.get(_teacher_key(config, one)) for one in config.teacher]
+        lenders = [teachers.get(_teacher_key(fields, str(one))) for one in config.teacher]
         # The same architecture twice would be the same teacher twice.
         if all(lenders) and len(set(lenders)) == len(lenders):
             run.teacher_from = tuple(lenders)
     if config.baseline and config.baseline_from is None:
-        run.baseline_from = baselines.get(_baseline_key(config))
+        run.baseline_from = baselines.get(_baseline_key(fields))
 
 
-def _teacher_key(config, one) -> str:
-    fields = {key: value for key, value in config.identity().items() if key not in _BESIDE_TEACHER}
-    epochs = config.epochs if config.teacher_epochs is None else config.teacher_epochs
-    return json.dumps([str(one), epochs, fields], sort_keys=True)
+def _teacher_key(fields: dict[str, str], one: str) -> str:
+    """What a teacher depends on: its spec, its epochs, and those of a run's resolved flags that have to do with it."""
+    epochs = fields["epochs" if fields["teacher_epochs"] == "none" else "teacher_epochs"]
+    own = {key: value for key, value in fields.items() if key not in _BESIDE_TEACHER}
+    return json.dumps([one, epochs, own], sort_keys=True)
 
 
-def _baseline_key(config) -> str:
-    fields = config.identity().items()
-    return json.dumps({k: v for k, v in fields if k not in _BESIDE_BASELINE and not k.startswith("teacher")})
+def _baseline_key(fields: dict[str, str]) -> str:
+    own = {key: value for key, value in fields.items() if key not in _BESIDE_BASELINE and not key.startswith("teacher")}
+    return json.dumps(own, sort_keys=True)
 
 
 # ---- the table ----
