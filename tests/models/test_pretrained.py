@@ -132,7 +132,7 @@ def refusal(build, input_shape=(SIDE, SIDE, 3), **keys) -> str:
         (mobilenet.build, {"input_shape": (28, 28, 1)}, "at least 32x32 pixels, these have 28x28: .*--image_size=32"),
         (mobilenet.build, {"input_shape": (32, 32, 4)}, "has 4 channels"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__module__", None) or str(value),
 )
 def test_refuses(build, keys, message):
     assert all(part in refusal(build, **{"pretrained": "imagenet", **keys}) for part in message.split(".*"))
