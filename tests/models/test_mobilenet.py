@@ -16,9 +16,7 @@ def by_kind(model, kind):
 
 
 def symbolic(*args, **keys):
-    """The network without its weights, which take most of the time of building it."""
-    with keras.StatelessScope(initialize_variables=False):
-        return mobilenet.build(*args, **keys)
+    return counts.symbolic(mobilenet.build, *args, **keys)
 
 
 @pytest.mark.parametrize(
