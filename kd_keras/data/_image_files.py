@@ -27,7 +27,7 @@ from absl import logging
 from kd_keras import files as whole_files
 from kd_keras.arrays import aligned, mapped
 from kd_keras.data._files import cache_folder
-from kd_keras.data._sources import FileSource, NumpySource, Source, decode_rgb
+from kd_keras.data._sources import FileSource, NumpySource, Source, check_switch, decode_rgb
 from kd_keras.errors import InputError
 
 _CACHES = ("none", "memory", "disk")
@@ -65,6 +65,7 @@ class ImageFiles:
             raise InputError(f"channels={self.channels!r}: give 3 for colour or 1 for grey")
         if self.cache not in _CACHES:
             raise InputError(f"cache={self.cache!r}: give one of {', '.join(map(repr, _CACHES))}")
+        check_switch("skip_bad_images", self.skip_bad_images)
         object.__setattr__(self, "image_size", checked_size(self.image_size))
 
     def source(self, files: Sequence[str | os.PathLike], labels: Any) -> tuple[Source, np.ndarray]:

@@ -267,6 +267,18 @@ class Splits:
         return len(self.class_names)
 
 
+def check_seed(seed: Any) -> None:
+    """Raises InputError unless ``seed`` is one that NumPy and scikit-learn take."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise InputError(f"seed={seed!r}: give a whole number from 0 to {2**32 - 1}")
+
+
+def check_switch(key: str, value: Any) -> None:
+    """Raises InputError unless ``value`` is True or False; text such as 'no' would count as True."""
+    if not isinstance(value, bool):
+        raise InputError(f"{key}={value!r}: write True or False")
+
+
 def carve(labels: Any, fraction: float, seed: int, groups: Any = None) -> tuple[np.ndarray, np.ndarray]:
     """Splits samples in two, each class keeping its share.
 
@@ -280,9 +292,10 @@ def carve(labels: Any, fraction: float, seed: int, groups: Any = None) -> tuple[
         Indices (int64, ascending) of the first split and of the second.
 
     Raises:
-        InputError: the fraction is out of range, or a class has too few samples (or groups) to be in both splits.
+        InputError: fraction or seed is out of range, or a class has too few samples (or groups) to be in both splits.
     """
     labels = np.asarray(labels)
+    check_seed(seed)
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
         raise InputError(f"a split's fraction is {fraction!r}: give a number between 0 and 1, such as 0.1")
     classes, counts = np.unique(labels, return_counts=True)

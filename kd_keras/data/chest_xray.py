@@ -8,7 +8,7 @@ import numpy as np
 
 from kd_keras.data._files import existing_folder
 from kd_keras.data._image_files import ImageFiles
-from kd_keras.data._sources import Splits, carve
+from kd_keras.data._sources import Splits, carve, check_switch
 from kd_keras.errors import InputError
 
 CLASS_NAMES = ("NORMAL", "PNEUMONIA")
@@ -55,6 +55,7 @@ def build(
     Cell 172 (2018); https://data.mendeley.com/datasets/rscbjbr9sj
     """
     reader = ImageFiles(image_size, channels, cache, skip_bad_images)
+    check_switch("keep_val", keep_val)
     listed = read(existing_folder(folder))
     if keep_val and "val" not in listed:
         raise InputError(f"keep_val=True, but {folder} has no val: leave it out to carve one from train")
@@ -103,7 +104,11 @@ def read(folder: str | os.PathLike) -> dict[str, list[tuple[str, int]]]:
         for label, name in enumerate(CLASS_NAMES):
             here = root / split / name
             found = sorted(here.iterdir()) if here.is_dir() else []
-            images = [str(p) for p in found if p.suffix.lower() in _SUFFIXES and not p.name.startswith(".")]
+            images = [
+                str(path)
+                for path in found
+                if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".") and path.is_file()
+            ]
             if not images:
                 raise InputError(f"{here} has no radiograph: {ADVICE}")
             listed[split] += [(image, label) for image in images]

@@ -16,7 +16,7 @@ import numpy as np
 
 from kd_keras.data._files import existing_folder
 from kd_keras.data._image_files import ImageFiles
-from kd_keras.data._sources import Splits, carve
+from kd_keras.data._sources import Splits, carve, check_seed
 from kd_keras.errors import InputError
 
 BODY_PARTS = ("elbow", "finger", "forearm", "hand", "humerus", "shoulder", "wrist")
@@ -95,13 +95,14 @@ def build(
         skip_bad_images: leave out files that cannot be decoded, with a warning, rather than stop.
 
     Raises:
-        InputError: no such folder, another layout, a CSV that contradicts the tree or names missing files, a class
-            without images or too small for what was asked, a value out of range, files that cannot be decoded.
+        InputError: no such folder, another layout, a CSV that contradicts the tree or names missing files, a patient
+            in both of its splits, a class without images or too small for what was asked, a value out of range, files
+            that cannot be decoded.
 
     Reference: Rajpurkar et al., "MURA: Large Dataset for Abnormality Detection in Musculoskeletal Radiographs",
     arXiv:1712.06957; section 2 for the split by patient.
     """
-    if label not in _LABELS:
+    if label not in tuple(_LABELS):  # a list, or a name without quotes, cannot be looked up in a dict
         raise InputError(f"label={label!r}: give one of {', '.join(map(repr, _LABELS))}")
     if balance not in _BALANCES:
         raise InputError(f"balance={balance!r}: give one of {', '.join(map(repr, _BALANCES))}")
@@ -110,9 +111,11 @@ def build(
     for name, value in (("per_class", per_class), ("val_per_class", val_per_class)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise InputError(f"{name}={value!r}: give a whole number of images, such as 250")
+    check_seed(seed)
     reader = ImageFiles(image_size, channels, cache, skip_bad_images)
     names = _LABELS[label]
     listed = read(existing_folder(folder))
+    _refuse_shared_patients(folder, listed)
     radiographs = [one for split in SPLITS for one in listed[split]]
     labels = np.array([getattr(one, label) for one in radiographs], np.int32)
     source, usable = reader.source([one.path for one in radiographs], labels)
@@ -149,6 +152,15 @@ def read(folder: str | os.PathLike) -> dict[str, list[Radiograph]]:
     if root is None or not (root / "valid").is_dir():
         raise InputError(f"{folder} does not hold the folders train and valid: {ADVICE}")
     return {split: _read_split(root, split) for split in SPLITS}
+
+
+def _refuse_shared_patients(folder, listed):
+    # None is in MURA as published; a tree that was cut or joined by hand can have some.
+    train, valid = ({one.patient for one in listed[split]} for split in SPLITS)
+    if shared := sorted(train & valid):
+        named = ", ".join(shared[:_NAMED]) + (" …" if len(shared) > _NAMED else "")
+        what = f"{folder}: {len(shared)} patients are in train and in valid ({named}), so test images would be known"
+        raise InputError(f"{what}: keep each patient in one of them")
 
 
 def _read_split(root, split):

@@ -94,6 +94,7 @@ def test_the_archives_oddities_are_passed_over(tree, tmp_path, form):
         (place / ".DS_Store").write_bytes(b"x")
         (place / "__MACOSX" / "train").mkdir(parents=True, exist_ok=True)
     (root / below / "test" / "NORMAL" / "._IM-0001-0000.jpeg").write_bytes(b"x")
+    (root / below / "test" / "NORMAL" / "moved.jpeg").symlink_to(tmp_path / "nowhere.jpeg")
     found = chest_xray.read(root)
     wanted = chest_xray.read(tree)
     assert list(found) == ["train", "val", "test"]
@@ -110,6 +111,8 @@ def test_without_val_and_mistakes(own):
         chest_xray.build(str(own), keep_val=True, **SMALL)
     with pytest.raises(InputError, match="set image_size"):
         chest_xray.build(str(own))
+    with pytest.raises(InputError, match="keep_val='no': write True or False"):
+        chest_xray.build(str(own), keep_val="no", **SMALL)
     broken = next((own / "train" / "NORMAL").iterdir())
     broken.write_bytes(broken.read_bytes()[:-30])
     with pytest.raises(InputError, match=rf"1 of \d+ images cannot be decoded: {broken}"):

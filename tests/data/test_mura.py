@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kd_keras import spec
 from kd_keras.data import mura
 from kd_keras.errors import InputError
 from tests.conftest import ROOT
@@ -159,6 +160,10 @@ def test_the_balanced_set_of_the_study(tree):
     "keys, message",
     [
         ({"label": "hand"}, r"label='hand': give one of 'body_part', 'abnormal'"),
+        ({"label": spec.Spec("abnormal")}, r"label=Spec\(.*: give one of 'body_part', 'abnormal'"),  # without quotes
+        ({"seed": -1}, "seed=-1: give a whole number from 0 to 4294967295"),
+        ({"seed": 0.5, "val_per_class": 3}, "seed=0.5: give a whole number"),
+        ({"skip_bad_images": "no"}, "skip_bad_images='no': write True or False"),
         ({"balance": True}, "balance=True: give one of"),
         ({"per_class": 5}, "per_class=5 has no effect with balance='none'"),
         ({"balance": "cap", "per_class": 0}, "per_class=0: give a whole number"),
@@ -196,6 +201,12 @@ def without_hands(root):
         file.unlink()
 
 
+def known_patient(root):
+    without_hands(root)
+    there = next(root.glob("train/*/patient00001"))
+    shutil.copytree(there, root / "valid" / there.parent.name / there.name)
+
+
 def foot(root):
     without_hands(root)
     shutil.copytree(root / "valid" / "XR_WRIST", root / "valid" / "XR_FOOT")
@@ -212,6 +223,7 @@ def foot(root):
         (lambda root: (root / "train_image_paths.csv").write_text(""), "train has no radiograph"),
         (without_hands, "valid has no readable image of hand"),
         (foot, "XR_FOOT.* is not of MURA's layout"),
+        (known_patient, r"1 patients are in train and in valid \(patient00001\), so test images would be known: keep"),
     ],
 )
 def test_another_layout_is_refused(own, damage, message):
