@@ -55,6 +55,7 @@ _REFUSED = {
     "retinamnist": "is graded (ordinal regression), not classified",
     **{f"{kind}mnist3d": _VOLUMES for kind in ("organ", "nodule", "adrenal", "fracture", "vessel", "synapse")},
 }
+_MOST_CLASSES = 2**16  # a larger label is no class but damage, and might not fit the labels' type
 _BLOCK_BYTES = 2**24  # that are decompressed at a time
 _ADVICE = "fetch it from https://medmnist.com and give path='….npz'"
 
@@ -93,6 +94,8 @@ def build(
         raise InputError(f"cache={cache!r}: give 'memory' or 'disk'")
     if channels not in (None, 1, 3):
         raise InputError(f"channels={channels!r}: give 3 for colour or 1 for grey")
+    if path is not None and not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"path={path!r} is not a path: give the file's name in quotes")
     file = _find(name, size) if path is None else pathlib.Path(path).expanduser()
     _refuse(file.stem)
     if not file.is_file():
@@ -104,8 +107,13 @@ def build(
         raise InputError(f"{file} is corrupt or truncated ({error}): {_ADVICE}") from error
     classes = 1 + max(int(source.labels.max()) for source in sources)
     names = CLASS_NAMES.get(file.stem.lower().partition("_")[0], tuple(f"class {n}" for n in range(classes)))
-    if classes > len(names) or classes < 2:
+    if classes > len(names):
         raise InputError(f"{file} has labels up to {classes - 1} where {len(names)} classes belong: {_ADVICE}")
+    if classes < 2:
+        raise InputError(f"{file} has one class, where at least 2 belong: {_ADVICE}")
+    missing = np.setdiff1d(range(len(names)), sources[0].labels)
+    if len(missing):
+        raise InputError(f"{file}: train has no image of {names[missing[0]]!r}, label {missing[0]}: {_ADVICE}")
     return Splits(*sources, names, sources[0].image_shape)
 
 
@@ -166,8 +174,8 @@ def _labels(archive, file, split):
         raise InputError(f"{what}, several labels an image, which nothing here can learn: give a set of one label each")
     if len(shape) not in (1, 2) or labels.size != math.prod(shape) or dtype.kind not in "ui":
         raise InputError(f"{what} where classes (N, 1) belong: {_ADVICE}")
-    if not len(labels) or labels.min() < 0:
-        raise InputError(f"{what} with no class or a negative one: {_ADVICE}")
+    if not len(labels) or not 0 <= labels.min() <= labels.max() < _MOST_CLASSES:
+        raise InputError(f"{what} with no class, or one outside 0…{_MOST_CLASSES - 1}: {_ADVICE}")
     return labels.astype(np.int32)
 
 

@@ -46,7 +46,7 @@ def test_images_and_labels_are_those_of_the_file(tmp_path, monkeypatch, shape, c
 
 
 def test_channels_and_size(tmp_path):
-    made = arrays((8, 8, 3))
+    made = arrays((8, 8, 3), classes=8)
     path = write(tmp_path / "bloodmnist_64.npz", made)
     grey = medmnist.build(path, channels=1)
     weights = np.array([299, 587, 114])
@@ -109,7 +109,10 @@ def test_a_large_file_is_held_once(tmp_path, monkeypatch):
         ("mine", {"train_labels": np.zeros((30, 14), np.uint8)}, "several labels an image"),
         ("mine", {"train_labels": np.zeros((30, 1), np.float32)}, r"float32 \(30, 1\) where classes \(N, 1\)"),
         ("mine", {"val_labels": np.zeros((9, 1), np.uint8)}, r"val_images is uint8 .*\(9, H, W\)"),
-        ("mine", {"val_labels": np.full((10, 1), -1)}, "a negative one"),
+        ("mine", {"val_labels": np.full((10, 1), -1)}, "with no class, or one outside 0…65535"),
+        # As int32 it would be class 0.
+        ("mine", {"val_labels": np.full((10, 1), 2**40)}, "with no class, or one outside 0…65535"),
+        ("mine", {"train_labels": np.zeros((30, 1), int)}, "train has no image of 'class 1', label 1"),
         ("mine", {"val_images": np.zeros((10, 6, 7, 6), np.uint8)}, r"\(10, 6, 7, 6\) where"),
         ("mine", {"val_images": np.zeros((10, 6, 7), np.float32)}, "float32"),
         ("pneumoniamnist", {"test_labels": np.full((20, 1), 2)}, "labels up to 2 where 2 classes belong"),
@@ -141,6 +144,7 @@ def test_a_damaged_file_is_named(tmp_path):
     [
         ({}, "either path='….npz' or name="),
         ({"path": "a.npz", "name": "octmnist"}, "either path="),
+        ({"path": 5}, "path=5 is not a path: give the file's name in quotes"),
         ({"path": "nowhere.npz"}, "path='nowhere.npz' is no file: fetch it from https://medmnist.com"),
         ({"name": "pneumonia"}, "unknown name 'pneumonia' in MedMNIST"),
         ({"name": "chestmnist"}, "several labels"),
