@@ -11,6 +11,7 @@ are fetched by hand::
 """
 
 import hashlib
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -21,11 +22,12 @@ import tensorflow_datasets as tfds
 
 from kd_keras.data._files import existing_folder
 from kd_keras.data._image_files import checked_size, mapped_images
-from kd_keras.data._sources import NumpySource, Source, Splits, carve, carve_three, fit
+from kd_keras.data._sources import NumpySource, Source, Splits, carve, carve_three, check_switch, fit
 from kd_keras.data._tfds import chest_xray, mura  # noqa: F401 (importing registers them)
 from kd_keras.errors import InputError
 
 _BATCH = 64  # images that are decoded at a time to be written
+_PATIENT = "patient"
 _VAL_NAMES = ("validation", "val", "valid", "dev")
 
 
@@ -58,30 +60,36 @@ def build(
         image_size: pixels, a side or (height, width), to which images are resized; needed where sizes vary.
         channels: 3 for colour, 1 for grey; by default as the data set has it.
         train_split: TFDS split to learn from, slices included: ``'train[:50%]'``.
-        val_split: TFDS split for validation; by default ``validation``, ``val``, ``valid`` or ``dev``.
-        test_split: TFDS split to report; by default ``test``.
+        val_split: TFDS split for validation; by default ``validation``, ``val``, ``valid`` or ``dev``, where it is
+            there and no other key names it.
+        test_split: TFDS split to report; by default ``test``, likewise.
         val_fraction: where there is no validation split: part of train taken for it.
         test_fraction: where there is no test split: part of train taken for it.
-        group: feature, such as ``'patient'``, whose samples of one value are kept together where a split is carved.
+        group: feature whose samples of one value are kept together where a split is carved; by default ``'patient'``
+            where the data set has it (``mura``, ``chest_xray``).
         seed: of those splits.
         download: let TensorFlow Datasets download and prepare what is not there; without a network that ends after
             minutes of its own attempts.
 
     Raises:
         InputError: the data set is unknown, not prepared, no classification of images into one of several classes, or
-            damaged; sizes vary and ``image_size`` is not given; a split or feature is not there; or the disk has no
-            room.
+            damaged; sizes vary and ``image_size`` is not given; a split or feature is not there; splits share samples;
+            or the disk has no room.
     """
     if channels not in (None, 1, 3):
         raise InputError(f"channels={channels!r}: give 3 for colour or 1 for grey")
+    check_switch("download", download)
     size = checked_size(image_size)
     builder = _builder(name, data_dir, download)
     keys = _keys(name, builder, label, group)
     shape = _shape(name, builder.info.features[keys["image"]], size, channels)
     available = builder.info.splits
-    val_split = val_split or next((known for known in _VAL_NAMES if known in available), None)
-    test_split = test_split or ("test" if "test" in available else None)
     wanted = {"train": train_split, "val": val_split, "test": test_split}
+    for kind, known in (("val", _VAL_NAMES), ("test", ("test",))):
+        # What another key names is taken: with test_split='validation', validation images are carved from train.
+        free = (split for split in known if split in available and split not in wanted.values())
+        wanted[kind] = wanted[kind] or next(free, None)
+    _refuse_shared_samples(name, available, wanted)
     read = {kind: _read(name, builder, split, keys, shape) for kind, split in wanted.items() if split is not None}
     splits = _carved(read, val_fraction, test_fraction, seed)
     return Splits(*splits, tuple(builder.info.features[keys["label"]].names), shape)
@@ -96,9 +104,12 @@ def _builder(name, data_dir, download):
     try:
         # try_gcs=False: what is not prepared here is not looked for in a cloud.
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
-    except (tfds.core.DatasetNotFoundError, ValueError, RuntimeError, OSError) as error:
-        what = f"{name!r} is no data set that TensorFlow Datasets knows or finds in {where}"
-        raise InputError(f"{what}: {_first(error)}") from error
+    # A version that is not there is an AssertionError.
+    except (tfds.core.DatasetNotFoundError, ValueError, RuntimeError, OSError, AssertionError) as error:
+        what = f"{name!r} is no data set that TensorFlow Datasets knows or finds in {where} ({_first(error)})"
+        raise InputError(
+            f"{what}: take a name of tensorflow.org/datasets/catalog, or name the folder of your own as data_dir"
+        ) from error
     if builder.is_prepared():
         return builder
     if not download:
@@ -114,8 +125,8 @@ def _builder(name, data_dir, download):
 
 
 def _first(error) -> str:
-    """An error of TensorFlow Datasets in one line."""
-    return " ".join(str(error).split())[:300]
+    """An error of TensorFlow Datasets in one line, without the list of all data sets."""
+    return " ".join(str(error).partition("Available datasets:")[0].split())[:300]
 
 
 def _keys(name, builder, label, group) -> dict[str, str]:
@@ -123,11 +134,11 @@ def _keys(name, builder, label, group) -> dict[str, str]:
     features, supervised = builder.info.features, builder.info.supervised_keys
     pair = supervised if supervised is not None and len(supervised) == 2 else ("image", "label")
     keys = {"image": pair[0], "label": label or pair[1]}
-    if group is not None:
-        keys["group"] = group
+    known = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
+    if group is not None or _PATIENT in known:
+        keys["group"] = group or _PATIENT
     kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
     for role, key in keys.items():
-        known = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
         if not isinstance(key, str) or key not in known:
             raise InputError(f"{name!r} has no feature {key!r} for the {role}: it has {', '.join(sorted(known))}")
         if role in kinds and not isinstance(known[key], kinds[role]):
@@ -145,6 +156,25 @@ def _shape(name, feature, size, channels):
     if size is None and (height is None or width is None):
         raise InputError(f"{name!r} has images of varying sizes: set image_size to resize them, such as image_size=224")
     return (*(size or (height, width)), channels or min(given, 3))
+
+
+def _refuse_shared_samples(name, available, wanted) -> None:
+    """Slices such as ``'train[:50%]'`` can hold what another split has."""
+    parts = []
+    for kind, split in wanted.items():
+        if split is None:
+            continue
+        if not isinstance(split, str):
+            raise InputError(f"{kind}_split={split!r} is not text: write for example {kind}_split='train[:50%]'")
+        try:
+            instructions = available[split].file_instructions
+        except (ValueError, KeyError) as error:
+            what = f"split {split!r} of {name!r} cannot be read ({_first(error)})"
+            raise InputError(f"{what}: name one of {', '.join(available)}") from error
+        parts += [(one.filename, one.skip, one.skip + one.take, split) for one in instructions]
+    for (file, _, end, split), (other_file, start, _, other) in itertools.pairwise(sorted(parts)):
+        if file == other_file and start < end:
+            raise InputError(f"{name!r}: {split!r} and {other!r} share samples: give splits that have none in common")
 
 
 def _read(name, builder, split, keys, shape) -> tuple[Source, np.ndarray | None]:

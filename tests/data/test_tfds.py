@@ -164,10 +164,17 @@ def test_images_are_written_once_until_the_data_change(tmp_path, monkeypatch):
         ({}, {"group": "patient"}, "no feature 'patient' for the group"),
         ({}, {"group": "image"}, "no single value, by which samples could be grouped"),
         ({}, {"train_split": "learn"}, "split 'learn' of 'tiny' cannot be read .*: name one of train"),
+        ({}, {"train_split": 7}, r"train_split=7 is not text: write for example train_split='train\[:50%\]'"),
+        ({}, {"val_split": "train[20:]"}, r"'train' and 'train\[20:\]' share samples: give splits that have none"),
+        ({}, {"train_split": "train[:20]", "test_split": "train[19:]"}, "share samples"),
+        ({}, {"seed": -1}, "seed=-1: give a whole number from 0"),
+        ({}, {"download": "no"}, "download='no': write True or False"),
         ({}, {"channels": 2}, "channels=2"),
         ({}, {"image_size": 0}, "image_size=0"),
         ({}, {"val_fraction": 2}, "val_fraction=2"),
         ({}, {"name": "tiny/config"}, "is no data set that TensorFlow Datasets knows"),
+        ({}, {"name": "mnist:9.9.9"}, r"'mnist:9.9.9' is no data set .* cannot be loaded at version 9.9.9"),
+        ({}, {"name": "mnst"}, r"\(Dataset mnst not found.\): take a name of tensorflow.org/datasets/catalog, or name"),
         ({}, {"name": 7}, "name=7"),
         ({}, {"data_dir": "/nowhere"}, "data_dir='/nowhere' does not exist"),
     ],
@@ -225,6 +232,12 @@ def load(name, manual, folder):
     )
 
 
+def ordered(name, split, folder):
+    """A split in the order of its files, as the spec reads it."""
+    config = tensorflow_datasets.ReadConfig(interleave_cycle_length=1)
+    return tensorflow_datasets.load(name, split=split, data_dir=folder, read_config=config)
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """MURA and the chest X-rays, drawn small and prepared by ``tfds.load``."""
@@ -267,10 +280,15 @@ def test_load_gives_the_chest_xrays(prepared):
 def test_the_spec_reads_what_the_builders_prepared(prepared):
     folder, folders, _, _ = prepared
     splits = tfds.build(
-        "mura", str(folder / "data"), label="abnormal", image_size=8, channels=1, test_split="validation",
-        val_split="train[:20%]", train_split="train[20%:]",
-    )  # fmt: skip
-    assert splits.class_names == mura.FINDINGS and len(splits.test) == len(mura.read(folders["mura"])["valid"])
-    splits = tfds.build("chest_xray", str(folder / "data"), image_size=8, group="patient")
+        "mura", str(folder / "data"), label="abnormal", image_size=8, channels=1, test_split="validation"
+    )
+    listed = mura.read(folders["mura"])
+    assert splits.class_names == mura.FINDINGS and len(splits.test) == len(listed["valid"])
+    # The validation split is taken, so one is carved from train, by patient without being asked.
+    assert len(splits.train) + len(splits.val) == len(listed["train"])
+    patients = [one["patient"] for one in tensorflow_datasets.as_numpy(ordered("mura", "train", folder / "data"))]
+    train, val = ({patients[row] for row in split._rows.numpy()} for split in (splits.train, splits.val))
+    assert train and val and not train & val
+    splits = tfds.build("chest_xray", str(folder / "data"), image_size=8)
     assert len(splits.val) == len(chest_xray.read(folders["chest_xray"])["val"])
     assert splits.class_names == chest_xray.CLASS_NAMES and splits.image_shape == (8, 8, 3)
