@@ -46,31 +46,46 @@ CASES = [
     "shufflenet(width=0.5, units=(1, 2, 1))",
     "shufflenet(version='v1', width=0.25, units=(1, 2, 1), stem='imagenet')",
     "vit(depth=2, heads=2, width=16)",
-    "vit(depth=5, heads=2, width=8, pool='mean', dropout=0.1)",
+    "vit(depth=1, heads=2, width=8, pool='mean', dropout=0.1)",
     "wide_resnet(depth=10, width=1, dropout=0.1)",
 ]
 SHAPES = [(8, 8, 1), (28, 28, 1), (32, 32, 3)]
 
 
-@pytest.fixture
-def make(tmp_path):
+@pytest.fixture(scope="module")
+def make(tmp_path_factory):
     """Builds a case; ``saved`` and ``hub`` read what is written for them."""
+    folder = tmp_path_factory.mktemp("written")
 
     def build(case: str, input_shape=(32, 32, 3), seed=1):
         parsed = spec.parse(case)
         if parsed.name == "saved":
-            path = tmp_path / "model.keras"
+            path = folder / f"{input_shape}.keras"
             if not path.exists():
                 cnn.build(CLASSES, input_shape, filters=(8,), dense=(16,)).save(path)
             parsed = spec.Spec("saved", {"path": str(path)})
         if parsed.name == "hub":
-            if not (tmp_path / "config.json").exists():
-                presets.write("resnet", tmp_path)
-            parsed = spec.Spec("hub", {"preset": str(tmp_path)})
+            if not (folder / "hub").exists():
+                presets.write("resnet", folder / "hub")
+            parsed = spec.Spec("hub", {"preset": str(folder / "hub")})
         keras.utils.set_random_seed(seed)
         return spec.build(PACKAGE, parsed, num_classes=CLASSES, input_shape=input_shape)
 
     return build
+
+
+@pytest.fixture(scope="module")
+def moved(make):
+    """A case built once for all tests that leave it as it is, its batch norm statistics away from their start."""
+    built = {}
+
+    def get(case: str) -> keras.Model:
+        if case not in built:
+            built[case] = make(case)
+            built[case](pixels(), training=True)
+        return built[case]
+
+    return get
 
 
 @pytest.fixture
@@ -125,16 +140,16 @@ def test_logits_are_float32_under_mixed_precision(make, case, policy):
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != pytest.param("hub", marks=[])])
-def test_first_layer_scales_pixels(make, case):  # but for hub, whose preset says how
-    first = make(case).layers[1]
+def test_first_layer_scales_pixels(moved, case):  # but for hub, whose preset says how
+    first = moved(case).layers[1]
     assert isinstance(first, keras.layers.Rescaling)
     assert first.name == "rescale"
     np.testing.assert_allclose(first(np.array([0.0, 127.5, 255.0], "float32")), [-1, 0, 1], atol=1e-6)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_taps(make, case):
-    model = make(case)
+def test_taps(moved, case):
+    model = moved(case)
     after, before = stages(model), stages(model, "_pre")
     assert after, "no tap stage1"
     assert [layer.name for layer in after] == [f"stage{i + 1}" for i in range(len(after))]
@@ -152,8 +167,8 @@ def test_taps(make, case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_layers_are_stock_and_named_alike_every_time(make, case):
-    one, two = make(case), make(case)
+def test_layers_are_stock_and_named_alike_every_time(make, moved, case):
+    one, two = moved(case), make(case)
     names = [layer.name for layer in one.layers]
     assert len(set(names)) == len(names)
     # Keras numbers what is not named, and counts on: such a name would differ in the second model.
@@ -165,27 +180,26 @@ def test_layers_are_stock_and_named_alike_every_time(make, case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_same_seed_same_weights(make, case):
+def test_same_seed_same_weights(make, moved, case):
     one, two = make(case, seed=3), make(case, seed=3)
     for a, b in zip(one.weights, two.weights, strict=True):
         np.testing.assert_array_equal(a, b)
     if spec.parse(case).name != "saved":
-        other = make(case, seed=4).trainable_weights
+        other = moved(case).trainable_weights  # of another seed
         assert any(not np.array_equal(a, b) for a, b in zip(one.trainable_weights, other, strict=True))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_round_trip_through_a_file(make, case, tmp_path):
-    model = make(case)
-    model(pixels(), training=True)  # moves the batch norm statistics away from their start
+def test_round_trip_through_a_file(moved, case, tmp_path):
+    model = moved(case)
     model.save(tmp_path / "round.keras")
     again = keras.models.load_model(tmp_path / "round.keras", safe_mode=True, compile=False)
     np.testing.assert_array_equal(model(pixels()), again(pixels()))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_predict_on_tf_data_equals_the_call(make, case):
-    model = make(case)
+def test_predict_on_tf_data_equals_the_call(moved, case):
+    model = moved(case)
     data = tf.data.Dataset.from_tensor_slices(pixels(n=5)).batch(2)
     np.testing.assert_allclose(model.predict(data, verbose=0), model(pixels(n=5)), rtol=1e-3, atol=1e-4)
 
@@ -203,16 +217,14 @@ def test_every_weight_gets_a_gradient(make, case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_frozen_copy_gives_the_same(make, case):
-    model = make(case)
-    model(pixels(), training=True)
+def test_frozen_copy_gives_the_same(moved, case):
+    model = moved(case)
     assert_same_logits(frozen(model, "float32")(pixels()), model(pixels()))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_tflite_file_gives_what_keras_gives(make, case):
-    model = make(case)
-    model(pixels(), training=True)
+def test_tflite_file_gives_what_keras_gives(moved, case):
+    model = moved(case)
     assert_same_logits(tflite.load(tflite.convert(model, "float32")).predict(pixels()), model(pixels()))
 
 
