@@ -1,11 +1,13 @@
-"""Files that a reader never meets half of."""
+"""Files that a reader never meets half of, and downloads that end."""
 
+import contextlib
 import hashlib
 import os
 import pathlib
 import shutil
+import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 
@@ -42,6 +44,17 @@ def partial(path: pathlib.Path) -> pathlib.Path:
     """A name beside a file for what is to take its place, no other process' own."""
     # Not by the process' number: in containers that share a disk each may be number 1.
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+
+
+@contextlib.contextmanager
+def download_timeout(seconds: float = 10.0) -> Iterator[None]:
+    """Within it a download from a host that says nothing for so long raises an error, and the run does not hang."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def sha256(path: str | os.PathLike) -> str:

@@ -2,15 +2,11 @@
 
 import os
 import pathlib
-import socket
 
 import keras
 
 from kd_keras import files
 from kd_keras.errors import InputError
-
-# A host that does not answer must end in a message, not in a hanging run.
-_TIMEOUT_SECONDS = 10.0
 
 
 def existing_folder(folder: str | os.PathLike, key: str = "folder") -> pathlib.Path:
@@ -58,22 +54,19 @@ def fetch(
     # Keras deletes a file whose hash differs, though the user may have put it there: look first.
     if file_hash and archive.exists() and files.sha256(archive) != file_hash:
         raise InputError(f"{archive} is not the published file (its hash differs): move it away, or {instead}")
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_TIMEOUT_SECONDS)
     try:
         # Keras falls back to a temporary folder unless its home exists.
         folder.mkdir(parents=True, exist_ok=True)
-        path = keras.utils.get_file(
-            target,
-            url,
-            file_hash=file_hash,
-            extract=extract,
-            cache_dir=str(cache_folder().parent),
-            cache_subdir=os.path.join("datasets", subdir) if subdir else "datasets",
-        )
+        with files.download_timeout():
+            path = keras.utils.get_file(
+                target,
+                url,
+                file_hash=file_hash,
+                extract=extract,
+                cache_dir=str(cache_folder().parent),
+                cache_subdir=os.path.join("datasets", subdir) if subdir else "datasets",
+            )
     except Exception as error:  # Keras raises plain Exception for a failed download
         reason = " ".join(str(error).split())
         raise InputError(f"could not download {url} ({reason}): {instead}") from error
-    finally:
-        socket.setdefaulttimeout(before)
     return pathlib.Path(path)

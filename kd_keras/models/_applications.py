@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from kd_keras import files
 from kd_keras.errors import InputError
 from kd_keras.models import _layers, _networks
 
@@ -101,7 +102,8 @@ def check_published(key: str, value: Any, published: Collection[Any]) -> None:
 def _loaded(network, pretrained, options, name) -> keras.Model:
     if pretrained == "imagenet":
         try:
-            return network(weights="imagenet", **options)
+            with files.download_timeout():
+                return network(weights="imagenet", **options)
         except Exception as error:  # Keras' download fails with a bare Exception
             raise InputError(
                 f"the ImageNet weights of {name} cannot be had ({_networks.reason(error)}): connect to the network, "

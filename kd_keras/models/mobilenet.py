@@ -260,6 +260,6 @@ def _pretrained(num_classes, input_shape, version, width, dropout, pretrained):
         taps={layer: f"stage{stage}" for stage, layer in enumerate(published.ends, start=1)},
         name=f"mobilenet_{version}",
         dropout=dropout,
-        alpha=width,
+        alpha=float(width),  # Keras makes the file's name of it, in version 3 as it is written
         **published.options,
     )

@@ -1,10 +1,13 @@
 """``pretrained=``: proven on files of random weights, written in the forms that keras.applications reads."""
 
+import functools
+import socket
+
 import keras
 import numpy as np
 import pytest
 
-from kd_keras import frozen
+from kd_keras import files, frozen
 from kd_keras.errors import InputError
 from kd_keras.export import tflite
 from kd_keras.models import densenet, mobilenet, resnet, vgg
@@ -95,6 +98,16 @@ def test_files_frozen_copies_and_tflite(weights, tmp_path):
     np.testing.assert_allclose(lite.predict(grey), model(grey), rtol=1e-3, atol=1e-6)
 
 
+def test_a_host_that_says_nothing_does_not_hang_the_run(monkeypatch, tmp_path):
+    monkeypatch.setattr("keras.src.utils.file_utils.config.keras_home", lambda: str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as host:  # which takes the call and does not answer
+        address = f"http://127.0.0.1:{host.getsockname()[1]}/"
+        monkeypatch.setattr("keras.src.applications.mobilenet_v2.BASE_WEIGHT_PATH", address)
+        monkeypatch.setattr(files, "download_timeout", functools.partial(files.download_timeout, 0.2))
+        assert "timed out" in refusal(mobilenet.build, width=0.35, pretrained="imagenet")
+    assert socket.getdefaulttimeout() is None
+
+
 def refusal(build, input_shape=(SIDE, SIDE, 3), **keys) -> str:
     with pytest.raises(InputError) as error:
         build(5, input_shape, **keys)
@@ -145,11 +158,16 @@ def test_files_of_something_else(weights, tmp_path):
     assert "does not hold the weights" in refusal(mobilenet.build, pretrained=weights)  # of another width
 
 
-def test_no_network(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("keys", "module"),
+    [({"width": 0.35}, "mobilenet_v2"), ({"version": "v3_small", "width": 1}, "mobilenet_v3")],  # 1 is 1.0 too
+    ids=str,
+)
+def test_no_network(monkeypatch, tmp_path, keys, module):
     # An address that nobody answers stands for a machine without a network, also where there is one.
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    monkeypatch.setattr("keras.src.applications.mobilenet_v2.BASE_WEIGHT_PATH", "http://127.0.0.1:9/")
+    monkeypatch.setattr(f"keras.src.applications.{module}.BASE_WEIGHT_PATH", "http://127.0.0.1:9/")
     monkeypatch.setattr("keras.src.utils.file_utils.config.keras_home", lambda: str(tmp_path))
-    said = refusal(mobilenet.build, width=0.35, pretrained="imagenet")
-    assert "the ImageNet weights of mobilenet_v2 cannot be had (Exception: URL fetch failure on" in said
+    said = refusal(mobilenet.build, pretrained="imagenet", **keys)
+    assert " cannot be had (Exception: URL fetch failure on" in said
     assert "--nopretrained" in said
