@@ -18,7 +18,7 @@ from typing import Any
 from kd_keras.errors import InputError
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Spec:
     """A name and its values: literals, or further specs (a schedule, a backbone), or a sum of specs as a tuple.
 
@@ -33,6 +33,9 @@ class Spec:
     def __str__(self) -> str:
         values = [*map(_text, self.args), *(f"{key}={_text(value)}" for key, value in self.kwargs.items())]
         return f"{self.name}({', '.join(values)})"
+
+    # A message that quotes a value, such as stem=cifar() of who forgot the quotes, shows what was written.
+    __repr__ = __str__
 
 
 def _text(value: Any) -> str:

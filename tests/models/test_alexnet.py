@@ -1,6 +1,7 @@
 import keras
 import pytest
 
+from kd_keras import spec
 from kd_keras.errors import InputError
 from kd_keras.models import alexnet
 from tests.models import counts
@@ -61,6 +62,7 @@ def test_dropout_follows_both_hidden_layers():
     ("keys", "message"),
     [
         ({"stem": "small"}, "stem='small' is unknown: choose one of 'cifar', 'imagenet'"),
+        ({"stem": spec.Spec("cifar")}, r"stem=cifar\(\) is unknown: choose one of 'cifar'"),  # without quotes
         ({"width": 0}, "width=0 .*give"),
         ({"width": "1"}, "width='1' .*give"),
         ({"dropout": 1.0}, "dropout=1.0 .*give"),
