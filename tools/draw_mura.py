@@ -23,9 +23,8 @@ def draw(
     valid_patients: int = 14,
     size: tuple[int, int] = (60, 100),
     seed: int = 0,
-    csv: bool = True,
 ) -> pathlib.Path:
-    """Draws the tree.
+    """Draws the tree, with MURA's four CSV files.
 
     Args:
         folder: where ``MURA-v1.1`` is made.
@@ -33,13 +32,16 @@ def draw(
         valid_patients: other people in ``valid``.
         size: smallest and largest side in pixels.
         seed: of everything.
-        csv: write MURA's four CSV files as well.
 
     Returns:
         The folder ``MURA-v1.1``.
+
+    Raises:
+        FileExistsError: there is one already, which is not drawn over.
     """
     rng = np.random.default_rng(seed)
     root = pathlib.Path(folder) / ROOT
+    root.mkdir(parents=True)
     number = 0
     for split, count in (("train", patients), ("valid", valid_patients)):
         paths, studies = [], []
@@ -59,9 +61,8 @@ def draw(
                         path = below / f"image{image}.png"
                         Image.fromarray(picture(part, abnormal, size, rng)).save(root / split / path)
                         paths.append(f"{ROOT}/{split}/{path.as_posix()}\n")
-        if csv:
-            (root / f"{split}_image_paths.csv").write_text("".join(paths))
-            (root / f"{split}_labeled_studies.csv").write_text("".join(studies))
+        (root / f"{split}_image_paths.csv").write_text("".join(paths))
+        (root / f"{split}_labeled_studies.csv").write_text("".join(studies))
     return root
 
 
@@ -85,4 +86,11 @@ if __name__ == "__main__":
     parser.add_argument("--valid_patients", type=int, default=14, help="other people in valid [14]")
     parser.add_argument("--seed", type=int, default=0, help="of everything [0]")
     given = parser.parse_args()
-    print(draw(given.folder, given.patients, given.valid_patients, seed=given.seed))
+    if min(given.patients, given.valid_patients) < len(PARTS) or given.seed < 0:
+        parser.error(
+            f"--patients and --valid_patients take {len(PARTS)} at least, one a body part; --seed takes 0 or more"
+        )
+    try:
+        print(draw(given.folder, given.patients, given.valid_patients, seed=given.seed))
+    except OSError as error:
+        parser.error(f"{given.folder} cannot be drawn in ({error}): give another folder")

@@ -49,7 +49,7 @@ def build(
             ``'cifar'`` where the smaller side is below 64 pixels.
         width: factor on the filters of every convolution and on the units of the fully-connected layers.
         dropout: share of units dropped before the classifier and between the fully-connected layers, in
-            0 <= dropout < 1. Default: as published, 0.5 with ``'imagenet'``, none with ``'cifar'``.
+            0 <= dropout < 1. Default: as published, 0.5 with ``'imagenet'``, none with ``'cifar'`` or ``pretrained``.
         pretrained: ``'imagenet'``, or the path of a weights file: the network of keras.applications with its published
             weights and preprocessing, a global average and a fresh classifier, all of it trainable (``depth`` 16,
             19 with ``batch_norm=False``; not its fully-connected layers).
@@ -69,7 +69,7 @@ def build(
         _applications.check_published("batch_norm", batch_norm, (False,))
         _applications.check_published("stem", stem, (None, "imagenet"))
         _applications.check_published("width", width, (1.0,))
-        return _pretrained(num_classes, input_shape, depth, dropout or 0.0, pretrained)
+        return _pretrained(num_classes, input_shape, depth, 0.0 if dropout is None else dropout, pretrained)
     stem = _layers.chosen_stem(stem, input_shape)
     _layers.check_width(width)
     if dropout is None:

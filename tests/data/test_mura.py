@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -46,6 +47,19 @@ def counts(split):
 def of_path(path):
     """Body part and finding that a path tells."""
     return mura.BODY_PARTS.index(path.parts[-4][3:].lower()), int(path.parts[-2].endswith("_positive"))
+
+
+def test_mistakes_in_drawing_are_one_line(tmp_path):
+    def drawn(*words):
+        line = [sys.executable, str(ROOT / "tools" / "draw_mura.py"), str(tmp_path), *words]
+        return subprocess.run(line, capture_output=True, text=True)
+
+    assert "take 7 at least, one a body part" in drawn("--patients=6").stderr
+    assert drawn("--patients=7", "--valid_patients=7").stdout.strip() == str(tmp_path / "MURA-v1.1")
+    assert {one.body_part for one in mura.read(tmp_path)["train"]} == set(range(7))
+    again = drawn()
+    assert again.returncode == 2 and "Traceback" not in again.stderr
+    assert f"{tmp_path} cannot be drawn in ([Errno 17] File exists" in again.stderr
 
 
 def test_labels_are_what_the_paths_tell(tree):
@@ -160,7 +174,7 @@ def test_the_balanced_set_of_the_study(tree):
     "keys, message",
     [
         ({"label": "hand"}, r"label='hand': give one of 'body_part', 'abnormal'"),
-        ({"label": spec.Spec("abnormal")}, r"label=abnormal\(\): give one of 'body_part', 'abnormal'"),  # without quotes
+        ({"label": spec.Spec("abnormal")}, r"label=abnormal\(\): give one of 'body_part', 'abnormal'"),
         ({"seed": -1}, "seed=-1: give a whole number from 0 to 4294967295"),
         ({"seed": 0.5, "val_per_class": 3}, "seed=0.5: give a whole number"),
         ({"skip_bad_images": "no"}, "skip_bad_images='no': write True or False"),
