@@ -15,7 +15,7 @@ from kd_keras.errors import InputError
 from kd_keras.export import tflite
 from kd_keras.frozen import frozen
 from kd_keras.models import cnn
-from tests.models import presets
+from tests.models import counts, presets
 
 PACKAGE = "kd_keras.models"
 CLASSES = 7
@@ -246,3 +246,14 @@ def test_refuses_wrong_classes_and_shapes(name, num_classes, input_shape, messag
         keys = {"preset": "none"} if name == "hub" else {}
         spec.build(PACKAGE, spec.Spec(name, keys), num_classes=num_classes, input_shape=input_shape)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("case", "num_classes", "side", "weights"), counts.PUBLISHED)
+def test_has_as_many_weights_as_published(case, num_classes, side, weights):
+    assert counts.trainable(case, num_classes, side) == weights
+
+
+def test_every_published_family_is_counted():
+    """A CNN of one's own (test_cnn.py counts the studies'), a file and a preset have no published count."""
+    counted = {spec.parse(row[0]).name for row in counts.PUBLISHED}
+    assert counted == set(spec.names(PACKAGE)) - {"cnn", "saved", "hub"}

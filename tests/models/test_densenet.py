@@ -3,7 +3,6 @@ import pytest
 
 from kd_keras.errors import InputError
 from kd_keras.models import densenet
-from tests.models import counts
 
 slow = pytest.mark.slow
 
@@ -14,30 +13,6 @@ def shapes(model, *names):
 
 def by_kind(model, kind):
     return [layer for layer in model.layers if isinstance(layer, kind)]
-
-
-@pytest.mark.parametrize(
-    ("depth", "published"),
-    [
-        (121, 7_978_856),
-        pytest.param(169, 14_149_480, marks=slow),
-        pytest.param(201, 20_013_928, marks=slow),
-    ],
-)
-def test_weights_of_imagenet_networks(depth, published):
-    """torchvision's."""
-    assert counts.trainable(densenet.build, 1000, (224, 224, 3), depth=depth) == published
-
-
-@pytest.mark.parametrize(
-    ("depth", "published"),
-    [
-        (100, 769_162),  # 0.8 M in the paper's table 2
-        pytest.param(121, 6_956_298, marks=slow),
-    ],
-)
-def test_weights_of_cifar10_networks(depth, published):
-    assert counts.trainable(densenet.build, 10, (32, 32, 3), depth=depth) == published
 
 
 @pytest.mark.parametrize("depth", [22, 40])

@@ -20,26 +20,6 @@ def symbolic(*args, **keys):
 
 
 @pytest.mark.parametrize(
-    ("version", "width", "published"),
-    [
-        pytest.param("v2", 0.35, 1_677_128, marks=pytest.mark.slow),
-        ("v2", 0.5, 1_968_680),
-        pytest.param("v2", 0.75, 2_636_424, marks=pytest.mark.slow),
-        ("v2", 1.0, 3_504_872),
-        ("v2", 1.4, 6_108_776),
-        ("v3_small", 0.75, 2_041_872),
-        ("v3_small", 1.0, 2_542_856),
-        ("v3_large", 0.75, 3_993_528),
-        ("v3_large", 1.0, 5_483_032),
-    ],
-)
-def test_weights_of_imagenet_networks(version, width, published):
-    """Those of keras.applications; torchvision's too, where it has them (width 1)."""
-    keys = {"version": version, "width": width}
-    assert counts.trainable(mobilenet.build, 1000, (224, 224, 3), **keys) == published
-
-
-@pytest.mark.parametrize(
     ("version", "stages", "pooled"),
     [
         ("v2", [(112, 16), (56, 24), (28, 32), (14, 96), (7, 320)], 1280),

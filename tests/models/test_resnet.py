@@ -3,56 +3,12 @@ import pytest
 
 from kd_keras.errors import InputError
 from kd_keras.models import resnet
-from tests.models import counts
 
 slow = pytest.mark.slow
 
 
 def by_kind(model, kind):
     return [layer for layer in model.layers if isinstance(layer, kind)]
-
-
-@pytest.mark.parametrize(
-    ("keys", "published"),
-    [
-        ({"depth": 18, "stem": "cifar"}, 11_173_962),
-        ({"depth": 18, "stem": "imagenet"}, 11_181_642),
-        ({"depth": 50, "stem": "imagenet"}, 23_528_522),
-    ],
-)
-def test_weights_of_cifar10_studies(keys, published):
-    assert counts.trainable(resnet.build, 10, (32, 32, 3), **keys) == published
-
-
-@pytest.mark.parametrize(
-    ("keys", "published"),
-    [
-        ({"depth": 18}, 11_689_512),
-        ({"depth": 34}, 21_797_672),
-        ({"depth": 50}, 25_557_032),
-        ({"depth": 50, "se_ratio": 16}, 28_088_024),
-        pytest.param({"depth": 101}, 44_549_160, marks=slow),
-        ({"depth": 101, "se_ratio": 16}, 49_326_872),
-        pytest.param({"depth": 152}, 60_192_808, marks=slow),
-    ],
-)
-def test_weights_of_imagenet_networks(keys, published):
-    assert counts.trainable(resnet.build, 1000, (224, 224, 3), **keys) == published
-
-
-@pytest.mark.parametrize(
-    ("depth", "published"),
-    [
-        (20, 278_324),
-        (32, 472_756),
-        (56, 861_620),
-        ("8x4", 1_233_540),
-        ("32x4", 7_433_860),
-        pytest.param(110, 1_736_564, marks=slow),
-    ],
-)
-def test_weights_of_cifar100_benchmarks(depth, published):
-    assert counts.trainable(resnet.build, 100, (32, 32, 3), depth=depth) == published
 
 
 @pytest.mark.parametrize("depth", [8, 14, 44])

@@ -4,30 +4,6 @@ import pytest
 
 from kd_keras.errors import InputError
 from kd_keras.models import shufflenet
-from tests.models.counts import trainable
-
-
-@pytest.mark.parametrize(
-    ("keys", "published"),
-    [
-        ({"width": 0.5}, 1_366_792),
-        ({}, 2_278_604),
-        ({"width": 1.5}, 3_503_624),
-        ({"width": 2}, 7_393_996),
-        ({"version": "v1"}, 1_865_728),
-        ({"version": "v1", "groups": 1}, 1_531_936),
-        ({"version": "v1", "groups": 8}, 2_434_768),
-        ({"version": "v1", "width": 0.5}, 718_324),
-        ({"version": "v1", "width": 0.25}, 305_902),
-    ],
-)
-def test_weights_of_imagenet_networks(keys, published):
-    assert trainable(shufflenet.build, 1000, (224, 224, 3), **keys) == published
-
-
-@pytest.mark.parametrize(("version", "published"), [("v1", 949_258), ("v2", 1_355_528)])
-def test_weights_of_cifar100_benchmarks(version, published):
-    assert trainable(shufflenet.build, 100, (32, 32, 3), version) == published
 
 
 @pytest.mark.parametrize(

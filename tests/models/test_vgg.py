@@ -3,7 +3,6 @@ import pytest
 
 from kd_keras.errors import InputError
 from kd_keras.models import vgg
-from tests.models import counts
 
 
 def shapes(model, *names):
@@ -12,27 +11,6 @@ def shapes(model, *names):
 
 def by_kind(model, kind):
     return [layer for layer in model.layers if isinstance(layer, kind)]
-
-
-@pytest.mark.parametrize(
-    ("depth", "plain", "with_norm"),
-    [
-        (11, 132_863_336, 132_868_840),
-        (13, 133_047_848, 133_053_736),
-        (16, 138_357_544, 138_365_992),
-        (19, 143_667_240, 143_678_248),
-    ],
-)
-def test_weights_of_imagenet_networks(depth, plain, with_norm):
-    """torchvision's."""
-    for batch_norm, published in ((False, plain), (True, with_norm)):
-        keys = {"depth": depth, "batch_norm": batch_norm}
-        assert counts.trainable(vgg.build, 1000, (224, 224, 3), **keys) == published
-
-
-@pytest.mark.parametrize(("depth", "published"), [(8, 3_965_028), (13, 9_462_180)])
-def test_weights_of_cifar100_benchmarks(depth, published):
-    assert counts.trainable(vgg.build, 100, (32, 32, 3), depth=depth) == published
 
 
 @pytest.mark.parametrize("depth", [8, 11, 16])

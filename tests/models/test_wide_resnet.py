@@ -3,19 +3,6 @@ import pytest
 
 from kd_keras.errors import InputError
 from kd_keras.models import wide_resnet
-from tests.models.counts import trainable
-
-
-@pytest.mark.parametrize(
-    ("depth", "width", "published"),
-    [
-        (16, 2, 703_284),
-        (40, 1, 569_780),
-        (40, 2, 2_255_156),
-    ],
-)
-def test_weights_of_cifar100_benchmarks(depth, width, published):
-    assert trainable(wide_resnet.build, 100, (32, 32, 3), depth, width) == published
 
 
 def test_depth_counts_convolutions_with_those_of_the_shortcuts():
