@@ -8,6 +8,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 from collections.abc import Sequence
 
@@ -291,6 +292,10 @@ def _flagfile(argv):
 
 
 def _resolve(values: dict, flagfile: str | None) -> Config:
+    for name, value in values.items():
+        # It passes every check of a range, as no comparison with it is true.
+        if isinstance(value, float) and math.isnan(value):
+            raise InputError(f"--{name}={value}: give a number")
     known = {}
     for name in ("data", "student", "scheme"):
         known[name] = _one(name, values[name])
@@ -338,7 +343,7 @@ def _resolve(values: dict, flagfile: str | None) -> Config:
 def _check_teacher_flags(known: dict, values: dict) -> None:
     """Refuses flags of the teacher's that can have no effect, or do not fit each other."""
     if not known["teacher"]:
-        for name in ("teacher_epochs", "teacher_from", "teacher_stop_at_val_accuracy", "cache_views"):
+        for name in ("teacher_epochs", "teacher_from", "teacher_stop_at_val_accuracy"):
             if values[name]:
                 raise InputError(f"--{name}={values[name]} but --teacher=none: name the teacher")
     count, given = len(known["teacher"]), len(known["teacher_from"])

@@ -99,6 +99,7 @@ class Experiment:
             keras.utils.set_random_seed(config.seed)
             tf.config.experimental.enable_op_determinism()
         self.augment = datasets.augmentations(config.augment)
+        _check_keys(config)
         self.splits = self._load()
         self.views = None
         if config.cache_views:
@@ -113,6 +114,13 @@ class Experiment:
         if config.train_examples is not None:
             splits = dataclasses.replace(splits, train=datasets.take(splits.train, config.train_examples, config.seed))
         return splits
+
+    @property
+    def data_record(self) -> dict:
+        """What the data are, as ``state/data.json`` keeps it: images a split, the classes' names, an image's shape."""
+        splits = self.splits
+        sizes = {name: len(getattr(splits, name)) for name in ("train", "val", "test")}
+        return {**sizes, "classes": list(splits.class_names), "image_shape": list(splits.image_shape)}
 
     # ---- state on disk ----
 
@@ -143,18 +151,16 @@ class Experiment:
         Raises:
             InputError: the workdir was begun with other data.
         """
-        splits = self.splits
-        sizes = {"train": len(splits.train), "val": len(splits.val), "test": len(splits.test)}
-        now = {**sizes, "classes": list(splits.class_names), "image_shape": list(splits.image_shape)}
+        now = self.data_record
         before = self.done("data") or self.finish("data", now)
         if before != now:
             raise InputError(
                 f"{self.config.workdir} was begun with other data ({before}, now {now}): name another --workdir"
             )
-        counts = ", ".join(f"{size} {name}" for name, size in sizes.items())
+        counts = ", ".join(f"{now[name]} {name}" for name in ("train", "val", "test"))
         self.console.print(
-            f"data     {self.config.data}: {counts}; {splits.num_classes} classes, "
-            f"{'×'.join(map(str, splits.image_shape))}"
+            f"data     {self.config.data}: {counts}; {self.splits.num_classes} classes, "
+            f"{'×'.join(map(str, self.splits.image_shape))}"
         )
         self._open_tracker()
 
@@ -278,7 +284,7 @@ class Experiment:
     @functools.cached_property
     def sources(self) -> dict[str, other_runs.Source]:
         """What is taken from other runs, by stage; see `other_runs.sources`."""
-        return other_runs.sources(self.config)
+        return other_runs.sources(self.config, self.data_record)
 
     def train(
         self,
@@ -518,6 +524,14 @@ class Experiment:
                 lines["compare"] = f"mlflow ui --backend-store-uri '{uri}', then open http://127.0.0.1:5000"
         for name, text in lines.items():
             self.console.print(f"{name:<8} {text}", highlight=False)
+
+
+def _check_keys(config: Config) -> None:
+    """Refuses unknown keys before the data are read, which of many photographs takes minutes."""
+    for one in (*config.teacher, config.student):
+        spec.check("kd_keras.models", one, ("num_classes", "input_shape"))
+    for one in (*config.loss, *config.teacher_loss, *config.baseline_loss):
+        spec.check("kd_keras.losses", one)
 
 
 class _Laps(keras.callbacks.Callback):

@@ -45,18 +45,25 @@ class Source:
             files.copy(path, own)
 
 
-def sources(config: Config) -> dict[str, Source]:
+def sources(config: Config, data: dict) -> dict[str, Source]:
     """Where each stage that is taken from another run lies, by its stage here.
 
+    Args:
+        config: what is asked for.
+        data: what this run's data are, as `Experiment.data_record` has it.
+
     Raises:
-        InputError: a folder has no such finished stage, or one that was trained otherwise.
+        InputError: a folder has no such finished stage, or one that was trained otherwise or measured on other data.
     """
     found: dict[str, Source] = {}
     for (stage, one), folder in zip(config.teachers.items(), config.teacher_from, strict=False):
         source = _teacher(config, stage, one, folder, taken=set(found.values()))
+        # It may have been trained on more or fewer images.
+        _same_data(source, "--teacher_from", {name: value for name, value in data.items() if name != "train"})
         found[stage] = source
     if config.baseline_from is not None:
         found["baseline"] = _baseline(config)
+        _same_data(found["baseline"], "--baseline_from", data)
     return found
 
 
@@ -104,9 +111,19 @@ def _baseline(config) -> Source:
     return source
 
 
-def _read(folder, flag, what) -> dict[str, str]:
+def _same_data(source, flag, data) -> None:
+    """Refuses what was measured on other data, as the same ``--data`` may mean in another folder, or later."""
+    theirs = _read(source.folder, flag, source.stage, "state/data.json")
+    if differing := [name for name, value in data.items() if theirs.get(name) != value]:
+        raise InputError(
+            f"{flag}={source.folder} has other data by the same --data (another {', another '.join(differing)}): name "
+            "another folder"
+        )
+
+
+def _read(folder, flag, what, name="config.json") -> dict:
     try:
-        return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+        return dict(json.loads((folder / name).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{flag}={folder} holds no finished {what} ({error})") from error
 

@@ -39,9 +39,10 @@ def _run(argv) -> int:
     from kd_keras import distribute, measure, report
     from kd_keras.experiment import Experiment
 
+    # Before the data are read: its own mistakes are told at once.
+    scheme = spec.build("kd_keras.schemes", config.scheme)
     experiment = Experiment(config)
     if not experiment.finished:
-        scheme = spec.build("kd_keras.schemes", config.scheme)
         strategy = experiment.strategy
         with distribute.watch(strategy):
             scheme.check(experiment)

@@ -215,6 +215,8 @@ BAD = {
     "epochs of no teacher": (["--teacher=none", "--teacher_epochs=3"], "--teacher_epochs=3 but --teacher=none"),
     "a stop of no teacher": (["--teacher_stop_at_val_accuracy=0.5"], "accuracy=0.5 but --teacher=none"),
     "no teacher of another run": (["--teacher_from=a,b"], "--teacher_from=a,b but --teacher=none"),
+    "an accuracy that is no number": (["--teacher=cnn()", "--teacher_stop_at_val_accuracy=nan"], "accuracy=nan: give"),
+    "a limit that is no number": (["--cache_limit_gb=nan"], "--cache_limit_gb=nan: give a number"),
     "an accuracy in per cent": (["--teacher_stop_at_val_accuracy=50"], "accuracy=50"),
     "checks for no stop": (["--teacher=cnn()", "--teacher_stop_check_steps=5"], "has no effect without"),
     "a folder for two teachers": (["--teacher=cnn + cnn", "--teacher_from=a"], "names 1 folders for 2 teachers"),

@@ -21,6 +21,21 @@ def made(tmp_path):
     keras.config.set_dtype_policy(policy)
 
 
+@pytest.mark.parametrize(
+    ("flag", "key"),
+    [
+        ("--student=cnn(filtres=(4,))", "filtres"),
+        ("--teacher=cnn() + resnet(deep=8)", "deep"),
+        ("--loss=ce() + kd(temp=4)", "temp"),
+        ("--teacher_loss=ce(smoothing=0.1)", "smoothing"),
+        ("--baseline_loss=ce(smoothing=0.1)", "smoothing"),
+    ],
+)
+def test_unknown_keys_are_told_before_the_data_are_read(made, flag, key):
+    with pytest.raises(InputError, match=f"has no key '{key}'"):
+        made("--data=folder(path='no/such')", flag)
+
+
 def test_compile_settings_are_the_devices_unless_named(made):
     _, plain = made()
     assert (plain.jit_compile, plain.steps_per_execution) == (False, 1)

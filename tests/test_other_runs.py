@@ -9,6 +9,7 @@ from kd_keras import config, other_runs
 from kd_keras.errors import InputError
 
 A, B = "cnn(filters=(4,))", "cnn(filters=(8,))"
+DATA = {"train": 1168, "val": 270, "test": 359, "classes": ["0", "1"], "image_shape": [8, 8, 1]}
 ENSEMBLE = ["--scheme=ensemble()", f"--teacher={A} + {B}"]
 
 
@@ -25,6 +26,7 @@ def lender(tmp_path):
         config.claim_workdir(made)
         state = tmp_path / name / "state"
         state.mkdir(exist_ok=True)
+        (state / "data.json").write_text(json.dumps(DATA))
         for stage in stages or [*made.teachers, "baseline"]:
             (state / f"{stage}.json").write_text(json.dumps({"architecture": "x", **records}))
             (state / f"{stage}-measured.json").write_text(stage)
@@ -35,8 +37,9 @@ def lender(tmp_path):
     return make
 
 
-def stages(*flags):
-    return {stage: (one.folder.name, one.stage) for stage, one in other_runs.sources(read(*flags)).items()}
+def stages(*flags, **data):
+    found = other_runs.sources(read(*flags), {**DATA, **data})
+    return {stage: (one.folder.name, one.stage) for stage, one in found.items()}
 
 
 def test_nothing_is_taken_unless_asked(lender):
@@ -84,6 +87,23 @@ def test_another_teacher_is_refused(lender, theirs, ours, message):
     folder = lender("a", f"--teacher={A}", *theirs)
     with pytest.raises(InputError, match=message):
         stages(f"--teacher={A}", f"--teacher_from={folder}", *ours)
+
+
+@pytest.mark.parametrize("data", [{"test": 358}, {"classes": ["1", "0"]}, {"image_shape": [8, 8, 3]}])
+def test_what_was_measured_on_other_data_is_refused(lender, data):
+    folder = lender("a", f"--teacher={A}")
+    for flag in ("--teacher_from", "--baseline_from"):
+        with pytest.raises(
+            InputError, match=f"{flag}=.* has other data by the same --data .another {next(iter(data))}"
+        ):
+            stages(f"--teacher={A}", f"{flag}={folder}", **data)
+
+
+def test_a_teacher_may_have_seen_more_images(lender):
+    folder = lender("a", f"--teacher={A}")
+    assert stages(f"--teacher={A}", f"--teacher_from={folder}", train=100) == {"teacher": ("a", "teacher")}
+    with pytest.raises(InputError, match="another train"):
+        stages(f"--teacher={A}", f"--baseline_from={folder}", train=100)
 
 
 def test_a_defective_teacher_is_lent(lender):

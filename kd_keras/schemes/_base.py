@@ -8,6 +8,7 @@ agreement is measured with or None).
 import keras
 
 from kd_keras import teaching
+from kd_keras.distiller import Distiller
 from kd_keras.errors import InputError
 from kd_keras.experiment import Experiment, Trained
 
@@ -24,7 +25,8 @@ def check_teachers(experiment: Experiment, scheme: str, most: int | None = 1, le
         least: how many it needs.
 
     Raises:
-        InputError: too many or too few, one can't be built or trained as asked, or is not in ``--teacher_from``.
+        InputError: too many or too few, one can't be built or trained as asked, or is not in ``--teacher_from``, or
+            ``--teacher_loss`` reads a teacher.
     """
     config = experiment.config
     count = len(config.teacher)
@@ -47,15 +49,23 @@ def check_teachers(experiment: Experiment, scheme: str, most: int | None = 1, le
                 f"--teacher_stop_at_val_accuracy={config.teacher_stop_at_val_accuracy} but {one} is not trained: give "
                 "--teacher_epochs"
             )
-        experiment.distiller(model, config.teacher_loss, epochs=epochs, of_teacher=True)
+        distiller = experiment.distiller(model, config.teacher_loss, epochs=epochs, of_teacher=True)
+        _check_untaught(distiller, "--teacher_loss")
         models.append(model)
     return models
 
 
 def check_baseline(experiment: Experiment, student: keras.Model) -> None:
     """Raises InputError where the student can't be trained without a teacher as asked."""
-    if experiment.config.baseline:
-        experiment.distiller(student, experiment.config.baseline_loss, epochs=experiment.config.epochs)
+    config = experiment.config
+    if config.baseline:
+        distiller = experiment.distiller(student, config.baseline_loss, epochs=config.epochs)
+        _check_untaught(distiller, "--baseline_loss")
+
+
+def _check_untaught(distiller: Distiller, flag: str) -> None:
+    if distiller.needs_teacher:
+        raise InputError(f"{flag} reads a teacher, and what it trains has none: leave such terms out, as in ce()")
 
 
 def check_taught(experiment: Experiment, student: keras.Model, teacher: keras.Model | None, *, adapt=None, must=None):
