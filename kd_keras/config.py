@@ -20,7 +20,7 @@ from kd_keras.spec import Spec
 
 # Flags of our own, so that those of other packages are neither shown nor taken.
 FLAGS = flags.FlagValues()
-PACKAGES = {"data": "data", "student": "models", "loss": "losses", "scheme": "schemes"}
+_PACKAGES = {"data": "data", "student": "models", "scheme": "schemes"}
 VARIANTS = ("float32", "float16", "dynamic", "int8")
 _RECORD = "config.json"
 #: Fields that change neither what is trained nor what is measured.
@@ -135,7 +135,7 @@ _define("enum", "cache_dtype", "float16", "What the teacher's outputs are kept i
 _define("integer", "cache_top_k", None, "Keep only the largest k logits, and the others' mass.", lower_bound=1)
 _define("integer", "cache_seed", 0, "Seed of the views, so that runs of several seeds share a cache.", lower_bound=0)
 _define("float", "cache_limit_gb", 20.0, "Gigabytes that the teacher cache may take.", lower_bound=0.0)
-_define("string", "cache_folder", None, "Where the cache is; by default in --workdir, or in that of --teacher_from.")
+_define("string", "cache_folder", None, "The cache's root; by default in --workdir, or in --teacher_from if it is one.")
 _define(
     "enum",
     "strategy",
@@ -394,7 +394,7 @@ def _one(flag: str, text: str) -> Spec:
         found = spec.parse(text)
     except InputError as error:
         raise InputError(f"--{flag}: {error}") from error
-    _known(PACKAGES[flag], found)
+    _known(_PACKAGES[flag], found)
     return found
 
 

@@ -54,6 +54,9 @@ def test_an_ensemble_of_other_runs_teachers(tmp_path, capsys):
         )
         assert all(np.array_equal(a, b) for a, b in zip(*weights, strict=True))
         assert (ours / f"{stage}_confusion.png").exists()
+    # The title says what the model is called here.
+    here, there = (path.read_bytes() for path in (ours / "teacher1_confusion.png", one / "teacher_confusion.png"))
+    assert here != there
     # A finished run needs the lenders no more.
     one.rename(tmp_path / "gone")
     assert run.main(flags) == 0
