@@ -283,8 +283,9 @@ class Experiment:
 
     @functools.cached_property
     def sources(self) -> dict[str, other_runs.Source]:
-        """What is taken from other runs, by stage; see `other_runs.sources`."""
-        return other_runs.sources(self.config, self.data_record)
+        """What is still to be taken from other runs, by stage; see `other_runs.sources`."""
+        done = [stage for stage in (*self.config.teachers, "baseline") if self.done(stage) is not None]
+        return other_runs.sources(self.config, self.data_record, done)
 
     def train(
         self,

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+from collections.abc import Collection
 
 from kd_keras import files, spec
 from kd_keras.config import Config
@@ -45,23 +46,26 @@ class Source:
             files.copy(path, own)
 
 
-def sources(config: Config, data: dict) -> dict[str, Source]:
-    """Where each stage that is taken from another run lies, by its stage here.
+def sources(config: Config, data: dict, done: Collection[str] = ()) -> dict[str, Source]:
+    """Where each stage that is still to be taken from another run lies, by its stage here.
 
     Args:
         config: what is asked for.
         data: what this run's data are, as `Experiment.data_record` has it.
+        done: stages that this run has already, for which the other run may be gone.
 
     Raises:
         InputError: a folder has no such finished stage, or one that was trained otherwise or measured on other data.
     """
     found: dict[str, Source] = {}
     for (stage, one), folder in zip(config.teachers.items(), config.teacher_from, strict=False):
+        if stage in done:
+            continue
         source = _teacher(config, stage, one, folder, taken=set(found.values()))
         # It may have been trained on more or fewer images.
         _same_data(source, "--teacher_from", {name: value for name, value in data.items() if name != "train"})
         found[stage] = source
-    if config.baseline_from is not None:
+    if config.baseline_from is not None and "baseline" not in done:
         found["baseline"] = _baseline(config)
         _same_data(found["baseline"], "--baseline_from", data)
     return found

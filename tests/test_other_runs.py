@@ -46,6 +46,15 @@ def test_nothing_is_taken_unless_asked(lender):
     assert stages(f"--teacher={A}") == {}
 
 
+def test_what_is_here_already_is_not_asked_for_again(lender, tmp_path):
+    asked = read(*ENSEMBLE, f"--teacher_from={lender('b', f'--teacher={A}')},{tmp_path / 'gone'}")
+    with pytest.raises(InputError, match="gone holds no finished teacher"):
+        other_runs.sources(asked, DATA, ["teacher1"])
+    assert list(other_runs.sources(asked, DATA, ["teacher2"])) == ["teacher1"]
+    alone = read(f"--teacher={A}", f"--baseline_from={tmp_path / 'gone'}")
+    assert other_runs.sources(alone, DATA, ["baseline"]) == {}
+
+
 def test_runs_of_one_teacher_feed_an_ensemble(lender):
     one, two = lender("a", f"--teacher={A}"), lender("b", f"--teacher={B}")
     assert stages(*ENSEMBLE, f"--teacher_from={one},{two}") == {

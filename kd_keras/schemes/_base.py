@@ -44,7 +44,8 @@ def check_teachers(experiment: Experiment, scheme: str, most: int | None = 1, le
         model = experiment.model(one, variant=number)
         teaching.check(config, model)
         epochs = experiment.teacher_epochs(one)
-        if config.teacher_stop_at_val_accuracy is not None and not epochs and stage not in lenders:
+        trained = epochs or stage in lenders or experiment.done(stage) is not None
+        if config.teacher_stop_at_val_accuracy is not None and not trained:
             raise InputError(
                 f"--teacher_stop_at_val_accuracy={config.teacher_stop_at_val_accuracy} but {one} is not trained: give "
                 "--teacher_epochs"
