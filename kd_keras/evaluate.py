@@ -27,9 +27,11 @@ def predict(model, dataset):
     """
     import tensorflow as tf
 
-    # A signature that leaves the batch open: the uneven last batch is not traced again.
-    signature = [dataset.element_spec[0]] if isinstance(dataset, tf.data.Dataset) else None
-    forward = tf.function(lambda images: tf.cast(model(images, training=False), tf.float32), input_signature=signature)
+    forward = tf.function(lambda images: tf.cast(model(images, training=False), tf.float32))
+    if isinstance(dataset, tf.data.Dataset):
+        # A signature that leaves the batch open: the uneven last batch is not traced again. Traced here, since
+        # TensorFlow would warn of a function that is made anew for each of many small splits.
+        forward = forward.get_concrete_function(dataset.element_spec[0])
     logits, labels = [], []
     for images, targets in dataset:
         outputs, targets = forward(images).numpy(), np.asarray(targets)
@@ -46,7 +48,11 @@ def predict(model, dataset):
 
 
 def logits(model):
-    """A Keras classifier as `predict` calls it, a final softmax taken off."""
+    """A Keras classifier as `predict` calls it, a final softmax taken off: (B, H, W, C) -> (B, K).
+
+    Raises:
+        InputError: what ends the model can't be turned into logits; see `Taps`.
+    """
     from kd_keras.distiller import Taps
 
     taps = Taps(model)
