@@ -109,6 +109,7 @@ def finished(tmp_path_factory):
     return out, json.loads((out / "benchmark.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_json_holds_machine_samples_and_claims(finished):
     _, done = finished
     assert done["machine"]["cores"] >= 1
@@ -123,6 +124,7 @@ def test_the_json_holds_machine_samples_and_claims(finished):
     assert one["holds"] == (one["ratio"]["median"] <= 0.70)
 
 
+@pytest.mark.slow
 def test_rows_of_equal_precision_come_first(finished):
     (table,) = finished[1]["sections"]["step"]["tables"]
     precision = [row[1] for row in table["rows"]]
@@ -130,6 +132,7 @@ def test_rows_of_equal_precision_come_first(finished):
     assert precision.count("float32") == 13
 
 
+@pytest.mark.slow
 def test_the_page_is_filled_and_the_figure_drawn(finished):
     from PIL import Image
 
@@ -145,6 +148,7 @@ def test_the_page_is_filled_and_the_figure_drawn(finished):
             assert min(figure.size) > 300
 
 
+@pytest.mark.slow
 def test_pytorch_is_skipped_by_name_where_it_is_not(finished):
     (table,) = finished[1]["sections"]["step"]["tables"]
     rows = {row[0]: row[2] for row in table["rows"]}
@@ -156,6 +160,7 @@ def test_pytorch_is_skipped_by_name_where_it_is_not(finished):
         assert float(rows["PyTorch"]) > 0
 
 
+@pytest.mark.slow
 def test_check_fails_where_a_claim_does(finished, tmp_path):
     done = json.loads(json.dumps(finished[1]))
     for holds, status in ((True, 0), (None, 0), (False, 1)):
@@ -169,6 +174,7 @@ def test_check_fails_where_a_claim_does(finished, tmp_path):
         assert benchmark.main([f"--from={source}", f"--out={tmp_path}"]) == 0
 
 
+@pytest.mark.slow
 def test_sections_of_two_machines_are_not_mixed(finished, tmp_path, capsys):
     done = json.loads(json.dumps(finished[1]))
     done["machine"]["processor"] = "another"

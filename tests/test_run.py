@@ -300,30 +300,21 @@ def test_help_is_quick_and_lists_what_there_is(command):
 KILLED = [f"--flagfile={DIGITS}", "--epochs=12", "--export=int8", "--tracking=none"]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("undisturbed") / "digits"
-    line = [sys.executable, "-m", "kd_keras.run", *KILLED, f"--workdir={workdir}"]
-    assert subprocess.run(line, cwd=ROOT, capture_output=True, timeout=300).returncode == 0
-    return workdir
-
-
-@pytest.mark.parametrize("stage", ["teacher", "student"])
-def test_killed_and_run_again_gives_the_same_numbers(stage, undisturbed, tmp_path, command):
-    workdir = tmp_path / "killed"
-    line = [sys.executable, "-m", "kd_keras.run", *KILLED, f"--workdir={workdir}"]
-    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    checkpoint = workdir / "state" / f"{stage}.npz"
-    while not checkpoint.exists():
-        assert process.poll() is None, "ended before it could be killed"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (workdir / f"{stage}.keras").exists()
+def test_killed_and_run_again_gives_the_same_numbers(tmp_path, command):
+    undisturbed, workdir = tmp_path / "undisturbed", tmp_path / "killed"
+    assert command(*KILLED, f"--workdir={undisturbed}").returncode == 0
+    for stage in ("teacher", "student"):
+        line = [sys.executable, "-m", "kd_keras.run", *KILLED, f"--workdir={workdir}"]
+        process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        checkpoint = workdir / "state" / f"{stage}.npz"
+        while not checkpoint.exists():
+            assert process.poll() is None, "ended before it could be killed"
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (workdir / f"{stage}.keras").exists()
     done = command(*KILLED, f"--workdir={workdir}")
     assert done.returncode == 0, done.stderr
     assert figures(workdir) == figures(undisturbed)
-    series = [
-        json.loads((folder / "state" / f"{stage}.json").read_text())["series"] for folder in (undisturbed, workdir)
-    ]
-    assert series[0] == series[1]
+    for stage in ("teacher", "student"):
+        assert state(workdir, stage)["series"] == state(undisturbed, stage)["series"]

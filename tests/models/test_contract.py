@@ -52,6 +52,18 @@ CASES = [
 SHAPES = [(8, 8, 1), (28, 28, 1), (32, 32, 3)]
 
 
+def first_of_each(cases):
+    """The cases, of which the fast tests see one a family: for what takes seconds a case."""
+    seen, marked = set(), []
+    for case in cases:
+        case = case if hasattr(case, "marks") else pytest.param(case)
+        family = spec.parse(case.values[0]).name
+        marked.append(pytest.param(*case.values, marks=[*case.marks, *[pytest.mark.slow] * (family in seen)]))
+        if not case.marks:
+            seen.add(family)
+    return marked
+
+
 @pytest.fixture(scope="module")
 def make(tmp_path_factory):
     """Builds a case; ``saved`` and ``hub`` read what is written for them."""
@@ -222,7 +234,7 @@ def test_frozen_copy_gives_the_same(moved, case):
     assert_same_logits(frozen(model, "float32")(pixels()), model(pixels()))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", first_of_each(CASES))
 def test_tflite_file_gives_what_keras_gives(moved, case):
     model = moved(case)
     assert_same_logits(tflite.load(tflite.convert(model, "float32")).predict(pixels()), model(pixels()))
