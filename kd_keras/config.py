@@ -79,7 +79,7 @@ _define(
     "integer", "train_examples", None, "Train on so many images only, drawn evenly over the classes.", lower_bound=1
 )
 _define("float", "val_fraction", None, "Share of the training split to validate on, where the data set has none.")
-_define("string", "image_size", None, "Side of the images in pixels, or height,width; for data sets of photographs.")
+_define("string", "image_size", None, "Side of photographs in pixels, or height,width; none leaves them as they are.")
 _define("bool", "skip_bad_images", False, "Leave out images that can't be read, naming them, instead of stopping.")
 _define(
     "enum",
@@ -411,7 +411,7 @@ def _data_options(data: Spec, values: dict) -> Spec:
         extra["val_fraction"] = values["val_fraction"]
     if values["skip_bad_images"]:
         extra["skip_bad_images"] = True
-    if values["image_size"] is not None:
+    if values["image_size"] not in (None, "none"):
         try:
             size = tuple(int(part) for part in values["image_size"].split(","))
         except ValueError as error:

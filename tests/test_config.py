@@ -107,6 +107,7 @@ def test_options_of_the_data():
     made = read("--data=folder(path='/x')", "--val_fraction=0.2", "--skip_bad_images", "--image_size=64")
     expected = {"path": "/x", "val_fraction": 0.2, "skip_bad_images": True, "image_size": 64}
     assert made.data == Spec("folder", expected)
+    assert "image_size" not in read("--data=digits()", "--image_size=64", "--image_size=none").data.kwargs
     assert read("--data=folder(path='/x')", "--image_size=64,48").data.kwargs["image_size"] == (64, 48)
     assert read("--data=folder(path='/x')", "--noskip_bad_images").data.kwargs == {"path": "/x"}
 
