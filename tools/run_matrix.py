@@ -271,7 +271,7 @@ def table(done: list[Done]) -> str:
         else:
             others.append(one)
     blocks = [_pairs(direction, found) for direction, found in pairs.items()]
-    if others:
+    if any(one.runs for one in others):
         blocks.append(_lines(others))
     notes = []
     if any(one.doubtful for one in done):
@@ -335,7 +335,8 @@ def _pairs(direction, found) -> str:
 
     cells = []
     for teacher in teachers:
-        one = next(one for key, one in found.items() if key[0] == teacher)
+        # One that has been run, if there is any.
+        one = max((one for key, one in found.items() if key[0] == teacher), key=lambda one: len(one.runs))
         cells += [*together(one, TEACHER), ""]
     lines.append(f"| (the teacher) | {' | '.join(cells)} |  |")
     for student in students:
