@@ -279,8 +279,12 @@ class Distiller(keras.Model):
         for term in terms:
             if isinstance(term, type) or not hasattr(term, "taps"):
                 raise InputError(f"{term!r} is no loss term: give those of kd_keras.losses, such as losses.KD()")
+        whole = None if teacher is None else Taps(teacher, "teacher").logits_model()
+        for term in terms:
+            student = term.adapted(student, whole)
         self.student = student
         self.terms = terms
+        self._pretraining = False
         self.teacher_dtype = teacher_dtype
         self.epoch = self._counter("epoch")
         self.step = self._counter("step")
@@ -317,6 +321,11 @@ class Distiller(keras.Model):
     def needs_teacher(self) -> bool:
         """Whether some loss reads the teacher."""
         return bool(self._reads.value[1]) or self._awaits_teacher()
+
+    @property
+    def needs_index(self) -> bool:
+        """Whether some loss reads each sample's number in its split."""
+        return any("index" in term.needs for term in self.terms)
 
     @property
     def teacher_taps(self) -> tuple[str, ...]:
@@ -427,6 +436,10 @@ class Distiller(keras.Model):
                 f"the batches bring the teacher's {', '.join(brought)}, and the losses read {', '.join(missing)} too: "
                 "make the teacher cache with these taps"
             )
+        if self.needs_index and not _may_bring(x, "index"):
+            raise InputError("a loss reads each sample's index: give batches {image, label, index}, with_index=True")
+        if not self._pretraining:
+            self._check_terms(x, kwargs)
         clock = _EpochClock()
         if isinstance(callbacks, keras.callbacks.CallbackList):
             clock.set_model(self)
@@ -440,6 +453,60 @@ class Distiller(keras.Model):
         with distribute.watch(strategy):
             x, validation_data = (_shared_out(_through_keras(d), strategy) for d in (x, validation_data))
             return super().fit(x, y, callbacks=callbacks, validation_data=validation_data, **kwargs)
+
+    def _check_terms(self, x, options):
+        """Refuses what the terms would not count, or what would mean nothing."""
+        for term in self.terms:
+            if not term.pretrained():
+                raise InputError(
+                    f"{term.name} has a part that is trained ahead, and was not: call distiller.pretrain before fit"
+                )
+        weighted = options.get("class_weight") or options.get("sample_weight") is not None or _brings_weights(x)
+        if weighted and (blind := [term.name for term in self.terms if term.compares_samples and not term.needs]):
+            raise InputError(
+                f"{', '.join(blind)} compares samples that all count alike: leave out sample_weight and class_weight"
+            )
+
+    def pretrain(self, x, *, epochs=1, **kwargs):
+        """Trains what the losses have to train ahead: FT's paraphraser; the student by AB or FSP alone.
+
+        With an optimizer of its own, like the one that was compiled; schedules of `fit` do not see it. Of a loss that
+        its paper uses ahead only, set the weight to 0: this does not read it.
+
+        Args:
+            x: as for `fit`.
+            epochs: as for `fit`.
+            **kwargs: as for `fit`.
+
+        Returns:
+            Keras' History.
+
+        Raises:
+            InputError: no loss has a training of its own ahead; see also `fit`.
+        """
+        self.require_teacher()
+        if not self.pretrains:
+            raise InputError("no loss has a training of its own ahead of the student's: ft, ab and fsp do")
+        optimizer, before = self.optimizer, (self.epoch.numpy(), self.step.numpy())
+        self._pretraining, self.train_function = True, None
+        for term in self.terms:
+            term.pretraining(True)
+        try:
+            with self.distribute_strategy.scope():
+                self.optimizer = type(optimizer).from_config(optimizer.get_config())
+                self.optimizer.build(self.trainable_variables)
+            return self.fit(x, epochs=epochs, **kwargs)
+        finally:
+            self._pretraining, self.train_function, self.optimizer = False, None, optimizer
+            for term in self.terms:
+                term.pretraining(False)
+            for counter, value in zip((self.epoch, self.step), before, strict=True):
+                counter.assign(value)
+
+    @property
+    def pretrains(self) -> bool:
+        """Whether some loss has a training of its own ahead of the student's."""
+        return any(term.pretrain_taps() is not None for term in self.terms)
 
     def evaluate(self, x=None, y=None, **kwargs):
         """As `keras.Model.evaluate`, of the student alone; ``loss`` is the hard-label cross-entropy."""
@@ -461,7 +528,38 @@ class Distiller(keras.Model):
             data_batch = tf.nest.map_structure(lambda s: getattr(s, "_value_specs", (s,))[0], spec)
         super()._maybe_symbolic_build(None if data_batch is not None else iterator, data_batch)
 
+    def _pretrain_step(self, data):
+        batch = unpack_batch(data)
+        ahead = [
+            (term, tracker, *reads)
+            for term, tracker in zip(self.terms, self._term_trackers, strict=True)
+            if (reads := term.pretrain_taps()) is not None
+        ]
+        student_names, teacher_names = (_unique_sum(*(item[at] for item in ahead)) for at in (2, 3))
+        _, local, total = self._batch_sizes(batch.image)
+        filled, real = self._filled(batch)
+        with tf.GradientTape() as tape:
+            # A student that nobody asks for must not run: its batch norm would move.
+            taps = self._student_taps.value
+            student = taps(filled.image, student_names, training=True) if student_names else {}
+            with tape.stop_recording():
+                teacher = self._taught(filled, teacher_names)
+            loss = 0.0
+            for term, tracker, *_ in ahead:
+                value = _weighted(real(term.pretrain(student, teacher, filled.label)), batch.sample_weight)
+                loss += tf.reduce_sum(value) / total
+                tracker.update_state(tf.math.divide_no_nan(tf.reduce_sum(value), local), sample_weight=local)
+            scaled = self.optimizer.scale_loss(loss)
+        found = zip(tape.gradient(scaled, self.trainable_variables), self.trainable_variables, strict=True)
+        self.optimizer.apply_gradients([(gradient, variable) for gradient, variable in found if gradient is not None])
+        self._loss_tracker.update_state(tf.math.divide_no_nan(loss * total, local), sample_weight=local)
+        return self._for_keras(
+            {metric.name: metric.result() for metric in (self._loss_tracker, *(a[1] for a in ahead))}
+        )
+
     def train_step(self, data):
+        if self._pretraining:
+            return self._pretrain_step(data)
         batch = unpack_batch(data)
         student_names, teacher_names = self._reads.value
         replicas, local, total = self._batch_sizes(batch.image)
@@ -473,7 +571,7 @@ class Distiller(keras.Model):
                 teacher = self._taught(filled, teacher_names)
             loss, reported = 0.0, 0.0
             for term, tracker in zip(self.terms, self._term_trackers, strict=True):
-                value = term(student, teacher, filled.label, training=True)
+                value = self._value(term, student, teacher, filled, real)
                 weight = term.now(term.weight)
                 if len(value.shape) == 0:
                     share, mean = value * (local / total), value
@@ -497,6 +595,15 @@ class Distiller(keras.Model):
                 logs[f"{name}_{key}"] = ops.cast(term.now(schedule), "float32")
         self.step.assign_add(1)
         return self._for_keras(logs)
+
+    def _value(self, term, student, teacher, batch, real):
+        """A term's unweighted value, a sample or of the batch."""
+        given = {"index": batch.index} if "index" in term.needs else {}
+        labels_ = batch.label
+        if term.compares_samples:
+            # A blank sample is one too many to compare with.
+            student, teacher, labels_, given = tf.nest.map_structure(real, (student, teacher, labels_, given))
+        return term(student, teacher, labels_, training=True, **given)
 
     def _taught(self, batch, names):
         """The teacher's taps: those that the batch brings, or else its own forward pass."""
@@ -528,7 +635,7 @@ class Distiller(keras.Model):
             missing = tf.maximum(1 - count, 0)
             return None if tensor is None else tf.pad(tensor, [[0, missing], *[[0, 0]] * (len(tensor.shape) - 1)])
 
-        fields = {name: getattr(batch, name) for name in ("image", "label", "teacher")}
+        fields = {name: getattr(batch, name) for name in ("image", "label", "index", "teacher")}
         return dataclasses.replace(batch, **tf.nest.map_structure(fill, fields)), lambda tensor: tensor[:count]
 
     def _for_keras(self, logs):
@@ -550,7 +657,10 @@ class Distiller(keras.Model):
     def _get_metrics_result_or_logs(self, logs):
         # What Keras reports of an epoch. Metrics are read across the replicas here: a step's own logs are each
         # replica's, and averaging those is wrong where the last batch was shared out unevenly.
-        metrics = self.get_metrics_result()
+        if self._pretraining:  # those that were compiled have seen nothing
+            metrics = {tracker.name: tracker.result() for tracker in (self._loss_tracker, *self._term_trackers)}
+        else:
+            metrics = self.get_metrics_result()
         return {name: metrics.get(name, value) for name, value in logs.items()}
 
     def predict_step(self, data):
@@ -583,6 +693,21 @@ def _brought_taps(data) -> list[str] | None:
     """The teacher's taps that the batches of a data set bring, or None where they bring none."""
     spec = getattr(data, "element_spec", None)
     return list(spec["teacher"]) if _is_batch_dict(spec) and "teacher" in spec else None
+
+
+def _may_bring(data, field) -> bool:
+    """Whether batches have a field of `Batch`; of what does not tell, such as a generator, they may."""
+    if isinstance(data, tf.data.Dataset):
+        data = data.element_spec
+        data = data[0] if isinstance(data, tuple) else data
+    elif not isinstance(data, Mapping) and not hasattr(data, "shape"):
+        return True
+    return _is_batch_dict(data) and field in data
+
+
+def _brings_weights(data) -> bool:
+    spec = getattr(data, "element_spec", ())
+    return "sample_weight" in spec if _is_batch_dict(spec) else isinstance(spec, tuple) and len(spec) > 2
 
 
 def _unique(names: list[str]) -> list[str]:

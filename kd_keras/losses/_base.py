@@ -1,11 +1,13 @@
 """What every loss term shares. How a term is weighted and averaged is the Distiller's business, not a loss's."""
 
 import keras
+import tensorflow as tf
 from keras import ops
 
+from kd_keras import labels as label_forms
 from kd_keras import schedules
 from kd_keras.errors import InputError
-from kd_keras.values import check_switch
+from kd_keras.values import check_switch, is_count, is_number
 
 # What is saved with a compiled Distiller has to be known wherever the losses are.
 schedules.learning_rate_class()
@@ -31,6 +33,17 @@ class DistillationLoss(keras.layers.Layer):
         (B,) values, or a scalar where the term is a statistic of the batch.
     """
 
+    #: Whether samples are compared with each other: the Distiller then hands over real samples only, and `gathered`
+    #: brings those of all replicas together.
+    compares_samples = False
+    #: Whether it means nothing until `pretrain` has been trained by.
+    needs_pretraining = False
+    #: Whether all that is read of the teacher's logits is their softmax at ``temperature``, or at 1 if there is none.
+    one_temperature = True
+    #: What it needs beside taps and labels: ``'index'`` to be called with the number of each sample in its split (B,),
+    #: ``'samples'`` to be made with the size of the training split, which a run adds.
+    needs = frozenset()
+
     def __init__(self, *, weight=1.0, name=None, **kwargs):
         kwargs.pop("dtype", None)
         super().__init__(name=name or type(self).__module__.rpartition(".")[2], dtype="float32", **kwargs)
@@ -47,6 +60,18 @@ class DistillationLoss(keras.layers.Layer):
     def _switch(self, key: str, value) -> bool:
         """A hyperparameter that is on or off."""
         check_switch(f"{self.name}'s {key}", value)
+        return value
+
+    def _factor(self, key: str, value) -> float:
+        """A factor of a part of the term."""
+        if not is_number(value) or value < 0:
+            raise InputError(f"{self.name}({key}={value!r}): give a number of at least 0")
+        return float(value)
+
+    def _count(self, key: str, value, least=1) -> int:
+        """A whole number."""
+        if not is_count(value, least):
+            raise InputError(f"{self.name}({key}={value!r}): give a whole number of at least {least}")
         return value
 
     def now(self, schedule: schedules.Schedule):
@@ -70,6 +95,21 @@ class DistillationLoss(keras.layers.Layer):
             InputError: a tap that is asked for does not exist.
         """
         return ("logits",), ("logits",)
+
+    def adapted(self, student: keras.Model, teacher: keras.Model | None) -> keras.Model:
+        """The model to train in the student's place: for most losses the student as it is."""
+        return student
+
+    def pretrain_taps(self) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+        """Which taps of student and teacher `pretrain` reads; None for a term that has no training of its own ahead."""
+        return None
+
+    def pretraining(self, on: bool) -> None:
+        """Told when the training ahead begins, and when it ends."""
+
+    def pretrained(self) -> bool:
+        """Whether the training ahead, where it is needed, has been done."""
+        return True
 
     def build(self, student_shape=None, teacher_shape=None, labels_shape=None):
         """Makes the trainable parts for taps of these shapes (dicts of shapes by tap)."""
@@ -101,14 +141,14 @@ def standardize(logits):
     scale = ops.stop_gradient(ops.maximum(ops.max(ops.abs(centred), axis=-1, keepdims=True), 1e-7))
     unit = centred / scale
     variance = ops.sum(ops.square(unit), axis=-1, keepdims=True) / (num_classes - 1)
-    return unit / (ops.sqrt(ops.maximum(variance, 1e-14)) + 1e-7 / scale)
+    # A row of equal logits stays as it is: its slope of 1e7 would be a step to anywhere.
+    return ops.where(scale > 1e-7, unit / (ops.sqrt(ops.maximum(variance, 1e-14)) + 1e-7 / scale), centred)
 
 
-class ResponseLoss(DistillationLoss):
-    """A term on logits softened by a temperature; the base of ``kd`` and ``soft_ce``.
+class LogitLoss(DistillationLoss):
+    """A term on logits; the base of all that read them.
 
     Args:
-        temperature: T > 0, a number or a schedule.
         standardize: standardise each sample's logits first (arXiv:2403.01427). Void for two classes: every
             standardised logit is then ±0.71 whatever the teacher says, so it is refused there.
         squared: multiply by T², which keeps the size of the gradient, that falls as 1/T², next to that of the hard
@@ -116,25 +156,94 @@ class ResponseLoss(DistillationLoss):
         **kwargs: see `DistillationLoss`.
     """
 
-    def __init__(self, *, temperature=4.0, standardize=False, squared=True, **kwargs):
+    def __init__(self, *, standardize=False, squared=True, **kwargs):
         super().__init__(**kwargs)
-        self.temperature = self._schedule("temperature", temperature, positive=True)
         self.standardize = self._switch("standardize", standardize)
         self.squared = self._switch("squared", squared)
 
-    def softened(self, student, teacher):
-        """The factor of the term (T², or 1), and both log-softmax(z / T), each (B, K)."""
-        z_s, z_t = student["logits"], teacher["logits"]
-        if self.standardize:
-            if z_s.shape[-1] == 2:
+    #: Hyperparameters of parts that say nothing of two classes, and why: key → reason.
+    void_for_two = {}
+
+    def build(self, student_shape=None, teacher_shape=None, labels_shape=None):
+        if student_shape is not None and student_shape["logits"][-1] == 2:
+            if self.standardize:
                 raise InputError(
                     f"{self.name}(standardize=True) is void for two classes: every standardised logit is ±0.71, "
                     "whatever the teacher says; leave standardize out"
                 )
-            z_s, z_t = standardize(z_s), standardize(z_t)
+            for key, why in self.void_for_two.items():
+                if value := getattr(self, key):
+                    raise InputError(
+                        f"{self.name}({key}={value}) is void for two classes: {why}; write {key}=0, or take kd"
+                    )
+        self.built = True
+
+    def prepared(self, student, teacher):
+        """The student's and the teacher's logits, each (B, K)."""
+        z_s, z_t = student["logits"], teacher["logits"]
+        return (standardize(z_s), standardize(z_t)) if self.standardize else (z_s, z_t)
+
+    def get_config(self):
+        return {**super().get_config(), "standardize": self.standardize, "squared": self.squared}
+
+
+class ResponseLoss(LogitLoss):
+    """A term on logits softened by a temperature; the base of ``kd``, ``soft_ce``, ``dkd`` …
+
+    Args:
+        temperature: T > 0, a number or a schedule.
+        **kwargs: see `LogitLoss`.
+    """
+
+    def __init__(self, *, temperature=4.0, **kwargs):
+        super().__init__(**kwargs)
+        self.temperature = self._schedule("temperature", temperature, positive=True)
+
+    def softened(self, student, teacher):
+        """The factor of the term (T², or 1), and both log-softmax(z / T), each (B, K)."""
+        z_s, z_t = self.prepared(student, teacher)
         temperature = self.now(self.temperature)
         factor = temperature**2 if self.squared else 1.0
         return factor, ops.log_softmax(z_s / temperature), ops.log_softmax(z_t / temperature)
 
-    def get_config(self):
-        return {**super().get_config(), "standardize": self.standardize, "squared": self.squared}
+
+def target(labels, num_classes):
+    """(B, K) booleans, true at a sample's class; of class weights, at the largest."""
+    return ops.one_hot(label_forms.classes(labels), num_classes, dtype="bool")
+
+
+def split(log_p, target):
+    """Log-probabilities (B, K) of all classes as those of the target and of the others.
+
+    Returns:
+        log p^y (B,), log(1 − p^y) (B,), and the others' log-probabilities among themselves (B, K); at the target the
+        last mean nothing.
+    """
+    own = ops.sum(ops.where(target, log_p, 0.0), axis=-1)
+    # Not log(1 − exp(own)), of which nothing is left where the target is sure.
+    others = ops.where(target, -1e30, log_p)
+    rest = ops.logsumexp(others, axis=-1)
+    # At the target no more than at the others: where it is sure, its exponential would overflow.
+    return own, rest, others - rest[:, None]
+
+
+def unit(x, axis, least=1e-8):
+    """Vectors along an axis with L2 norm 1; 0, and without a gradient, where the norm is below ``least``."""
+    square = ops.sum(ops.square(x), axis=axis, keepdims=True)
+    return x * ops.where(square > least**2, ops.rsqrt(ops.maximum(square, least**2)), 0.0)
+
+
+def summed(x):
+    """The sum of a tensor over the replicas, for what is not differentiated."""
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return x
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, x)
+
+
+def gathered(x):
+    """A tensor (B, …) of this replica with those of all others behind it, in one order on each; differentiable."""
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return x
+    return context.all_gather(x, axis=0)

@@ -23,8 +23,8 @@ def resized(maps, height, width):
 
 def projected(term, number, maps):
     """What the term's projector has to make of maps (B, …, C), without batch norm."""
-    kernel, bias = (np.float64(weight) for weight in term.projectors[number].projection.get_weights())
-    return np.float64(maps) @ kernel.reshape(kernel.shape[-2:]) + bias
+    kernel, *bias = (np.float64(weight) for weight in term.adapters[number].projection.get_weights())
+    return np.float64(maps) @ kernel.reshape(kernel.shape[-2:]) + sum(bias)
 
 
 def mean_square(difference):
@@ -32,7 +32,7 @@ def mean_square(difference):
 
 
 def set_identity(term):
-    for projector in term.projectors:
+    for projector in term.adapters:
         kernel = projector.projection.kernel
         kernel.assign(np.eye(kernel.shape[-1]).reshape(kernel.shape))
 
@@ -76,7 +76,7 @@ def test_vectors():
     np.testing.assert_allclose(
         actual, mean_square(projected(term, 0, STUDENT["pooled"]) - TEACHER["pooled"]), rtol=1e-5
     )
-    assert term.projectors[0].projection.kernel.shape == (7, 9)
+    assert term.adapters[0].projection.kernel.shape == (7, 9)
 
 
 @pytest.mark.parametrize("grid", [(4, 3), (16, 12), (5, 9), (1, 1), (8, 3), (3, 8)], ids=str)
@@ -128,7 +128,8 @@ def test_batch_norm_and_relu():
     assert any(np.any(mean) for mean in moved)
     plain = losses.Hint(pairs="stage1:stage1")
     plain(STUDENT, TEACHER, LABELS)
-    assert (len(term.trainable_weights), len(plain.trainable_weights)) == (4, 2)
+    # Kernel, gamma and beta; kernel and bias.
+    assert (len(term.trainable_weights), len(plain.trainable_weights)) == (3, 2)
 
 
 def test_relu_alone():

@@ -64,6 +64,14 @@ def test_is_divided_by_the_batch_not_by_the_classes():
     np.testing.assert_allclose(value(z_s, z_t).mean(), per_batch, rtol=1e-5)
 
 
+def test_a_high_temperature_leaves_the_squared_difference_of_centred_logits():
+    """Σ (z̃_s − z̃_t)² / (2K) for T → ∞, what equation 4 is the gradient of: the error falls as 1 / T."""
+    centred = [np.float64(z) - np.float64(z).mean(axis=-1, keepdims=True) for z in (STUDENT, TEACHER)]
+    expected = np.square(centred[0] - centred[1]).sum(axis=-1) / (2 * ref.CLASSES)
+    errors = [abs(value(temperature=temperature) / expected - 1).max() for temperature in (10.0, 100.0)]
+    assert errors[1] < 0.02 and 0.05 < errors[1] / errors[0] < 0.2
+
+
 def test_size_of_the_gradient_does_not_fall_with_the_temperature():
     """Hinton et al., equation 4: for a high temperature, T² times the gradient tends to (z_s − z_t) / K."""
     z = tf.constant(STUDENT)

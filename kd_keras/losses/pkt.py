@@ -1,0 +1,36 @@
+"""Probabilistic knowledge transfer: the probability that one sample is another's neighbour."""
+
+import keras
+from keras import ops
+
+from kd_keras.losses import _base, _features
+
+_EPSILON = 1e-7
+
+
+@keras.saving.register_keras_serializable(package="kd_keras", name="PKT")
+class PKT(_features.RelationalLoss):
+    """Σ over pairs of mean over B² of K_t·log((K_t + ε) / (K_s + ε)), K = (cosine + 1) / 2 with rows of sum 1.
+
+    Args:
+        weight: factor in the total, applied by the Distiller; 30000 in the CIFAR-100 benchmarks.
+        pairs: ``'pooled:pooled'``, student:teacher; by default the pooled features.
+        **kwargs: see `DistillationLoss`.
+
+    Returns:
+        A scalar, a statistic of the batch (of the global one where there are several replicas); 0 where the
+        probabilities are equal.
+
+    Source: Passalis and Tefas, arXiv:1803.10837, equations 4 to 7, ε = 1e-7.
+    """
+
+    def relation(self, features):
+        features = _base.unit(features, axis=-1)
+        kernel = (features @ ops.transpose(features) + 1) / 2
+        return kernel / ops.sum(kernel, axis=-1, keepdims=True)
+
+    def distance(self, student, teacher):
+        return ops.mean(teacher * (ops.log(teacher + _EPSILON) - ops.log(student + _EPSILON)))
+
+
+build = PKT
