@@ -68,6 +68,13 @@ _define(
     "Epochs of the teacher; by default as --epochs, or 0 for a saved model.",
     lower_bound=0,
 )
+_define(
+    "integer",
+    "pretrain_epochs",
+    0,
+    "Epochs of what the losses train ahead: ft's paraphraser, the student by ab or fsp alone.",
+    lower_bound=0,
+)
 _define("integer", "batch_size", 64, "Global batch size, whatever the number of replicas.", lower_bound=1)
 _define("string", "optimizer", "adam()", "A Keras optimizer: sgd(momentum=0.9, nesterov=True, weight_decay=5e-4).")
 _define("string", "teacher_optimizer", None, "The teacher's; by default as --optimizer.")
@@ -181,6 +188,7 @@ class Config:
     baseline: bool
     epochs: int
     teacher_epochs: int | None
+    pretrain_epochs: int
     batch_size: int
     optimizer: Spec
     teacher_optimizer: Spec

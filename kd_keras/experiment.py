@@ -218,7 +218,7 @@ class Experiment:
         config = self.config
         jit = device.jit_compile(self.strategy) if config.jit_compile == "auto" else config.jit_compile == "true"
         with self.strategy.scope():
-            terms = [spec.build("kd_keras.losses", one) for one in losses]
+            terms = [self.term(one) for one in losses]
             distiller = Distiller(
                 student=student,
                 teacher=teacher,
@@ -239,6 +239,11 @@ class Experiment:
             )
         self._check_last_batch(distiller)
         return distiller
+
+    def term(self, one: Spec):
+        """Builds a loss term; one that keeps something of each training sample is told how many there are."""
+        given = {"samples": len(self.splits.train)} if _keeps_samples(one) else {}
+        return spec.build("kd_keras.losses", one, **given)
 
     def _check_last_batch(self, distiller) -> None:
         """Refuses batches of which a replica gets nothing, where that changes what is learnt.
@@ -291,13 +296,14 @@ class Experiment:
         self,
         stage: str,
         role: str,
-        one: Spec,
+        one: Spec | str,
         losses,
         *,
         teacher: Trained | None = None,
         epochs: int | None = None,
         of_teacher: bool = False,
         variant: int = 0,
+        make: Callable[[], keras.Model] | None = None,
         adapt: Callable[[list, keras.Model], list] | None = None,
     ) -> Trained:
         """Trains a model, or goes on with it, or finds it finished, here or in another run.
@@ -305,12 +311,13 @@ class Experiment:
         Args:
             stage: name of the stage and of the file ``<stage>.keras``.
             role: what the table calls it.
-            one: spec of the model.
+            one: spec of the model, or with ``make`` what its architecture is called.
             losses: specs of its loss terms.
             teacher: whose model teaches.
             epochs: by default the student's.
             of_teacher: use the teacher's optimizer and learning rate, and end its training where that is asked for.
             variant: see `model`.
+            make: builds the model, where a scheme makes it of several or adds to it.
             adapt: what the scheme makes of the terms once they are built, for this student.
         """
         config, path = self.config, self.config.workdir / f"{stage}.keras"
@@ -322,10 +329,10 @@ class Experiment:
         if done is None and stage in self.sources:
             done = self._adopt(stage)
         if done is None:
-            model = self.model(one, variant)
+            model = self.model(one, variant) if make is None else make()
             history = training.History()
             if epochs:
-                history = self._fit(stage, model, losses, teacher, epochs, of_teacher, adapt)
+                history, model = self._fit(stage, model, losses, teacher, epochs, of_teacher, adapt)
             else:
                 self._check_class_order(model)
             if self.chief:
@@ -340,7 +347,8 @@ class Experiment:
                 record["stop"] = self._stop_record(stage, history)
             done = self.finish(stage, {**record, "seconds": round(history.seconds, 1)})
             if self.chief:
-                self._checkpoint(stage).unlink(missing_ok=True)
+                for left in (self._checkpoint(stage), self._ahead(stage)):
+                    left.unlink(missing_ok=True)
             distribute.gather(self.strategy, 1)
         distribute.wait_for(path)
         trained = Trained(stage, role, done["architecture"], path, done["series"], done["best_epoch"], done.get("stop"))
@@ -370,22 +378,47 @@ class Experiment:
         Returns:
             `Trained`, without series.
         """
+        architecture = " + ".join(one.architecture for one in members)
+
+        def make(*models):
+            return joined.joined(models, combine, weights, prefix)
+
+        return self.derive(stage, role, architecture, members, make, combine=combine)
+
+    def derive(self, stage: str, role: str, architecture: str, members: list[Trained], make: Callable, **record):
+        """Makes a model of trained ones without training, or finds it made.
+
+        Args:
+            stage: name of the stage and of the file ``<stage>.keras``.
+            role: what the table calls it.
+            architecture: what it is, for the table.
+            members: whose models it is made of.
+            make: is handed their models, and returns the new one.
+            **record: what ``state/<stage>.json`` keeps beside the members' stages.
+
+        Returns:
+            `Trained`, without series.
+        """
         path = self.config.workdir / f"{stage}.keras"
 
-        def make():
+        def work():
             if self.done(stage) is None:
                 # Outside the strategy's scope: the chief alone makes variables here.
                 models = [keras.models.load_model(one.path, compile=False) for one in members]
-                save_model(joined.joined(models, combine, weights, prefix), path)
-                self.finish(stage, {"members": [one.stage for one in members], "combine": combine})
+                save_model(make(*models), path)
+                self.finish(stage, {"members": [one.stage for one in members], **record})
 
-        self.by_chief(make, [path, self.state / f"{stage}.json"])
-        return Trained(stage, role, " + ".join(one.architecture for one in members), path, {})
+        self.by_chief(work, [path, self.state / f"{stage}.json"])
+        return Trained(stage, role, architecture, path, {})
 
     def _checkpoint(self, stage: str) -> pathlib.Path:
         return self.state / f"{stage}.npz"
 
-    def _fit(self, stage, model, losses, trained, epochs, of_teacher, adapt=None) -> training.History:
+    def _ahead(self, stage: str) -> pathlib.Path:
+        return self.state / f"{stage}-pretrain.npz"
+
+    def _fit(self, stage, model, losses, trained, epochs, of_teacher, adapt=None):
+        """The training's history, and the model that was trained, which a loss may have built on the one given."""
         config, splits = self.config, self.splits
         teacher = None if trained is None else self.load(trained)
         dtype = None if trained is None else teaching.dtype(self, trained.stage, teacher)
@@ -395,6 +428,8 @@ class Experiment:
         cache = teaching.cache(self, distiller)
         if cache is not None:
             teaching.fill(self, stage, cache)
+        if config.pretrain_epochs and not of_teacher and trained is not None:
+            self._pretrain(stage, distiller, cache)
         # Dropout draws from the seed alone, whichever stage of whichever scheme is trained first.
         keras.utils.set_random_seed(config.seed)
         child = self.child(stage)
@@ -411,20 +446,7 @@ class Experiment:
         )
 
         def stream(initial_epoch):
-            return datasets.batches(
-                splits.train,
-                config.batch_size,
-                training=True,
-                seed=config.seed,
-                epochs=epochs,
-                initial_epoch=initial_epoch,
-                augment=self.augment,
-                num_classes=splits.num_classes,
-                cache=cache,
-                # The student without KD sees what the distilled one sees.
-                views=None if of_teacher else self.views,
-                shard=self.worker,
-            )
+            return self._stream(distiller, cache, epochs, initial_epoch, of_teacher)
 
         try:
             history = training.fit(
@@ -444,7 +466,51 @@ class Experiment:
             child.close("FAILED")
             raise
         child.close()
-        return history
+        return history, distiller.student
+
+    def _stream(self, distiller, cache, epochs, initial_epoch=0, of_teacher=False):
+        return datasets.batches(
+            self.splits.train,
+            self.config.batch_size,
+            training=True,
+            seed=self.config.seed,
+            epochs=epochs,
+            initial_epoch=initial_epoch,
+            augment=self.augment,
+            num_classes=self.splits.num_classes,
+            cache=cache,
+            with_index=distiller.needs_index,
+            # The student without KD sees what the distilled one sees.
+            views=None if of_teacher else self.views,
+            shard=self.worker,
+        )
+
+    def _pretrain(self, stage, distiller, cache) -> None:
+        """What the losses train ahead of the student; one that was interrupted begins again, to the same weights."""
+        epochs, name = self.config.pretrain_epochs, f"{stage}-pretrain"
+        path = self._ahead(stage)
+        if self.done(name) is None:
+            keras.utils.set_random_seed(self.config.seed)
+            stream = self._stream(distiller, cache, epochs)
+            with self.timed("training"):
+                history = distiller.pretrain(
+                    stream,
+                    epochs=epochs,
+                    steps_per_epoch=self.steps_per_epoch,
+                    callbacks=[training.StopAtNaN()],
+                    shuffle=False,
+                    verbose=0,
+                )
+            if self.chief:
+                training.write_variables(distiller, path)
+            self.finish(name, {"series": history.history})
+            distribute.gather(self.strategy, 1)
+            series = history.history["loss"]
+            self.console.print(
+                f"{stage:<8} trained ahead for {epochs} epochs: loss {series[0]:.4g} to {series[-1]:.4g}"
+            )
+        else:
+            training.read_variables(distiller, path)
 
     def by_chief(self, work, paths) -> None:
         """Has the chief do some work that leaves files; the other workers go on when they see these."""
@@ -532,7 +598,11 @@ def _check_keys(config: Config) -> None:
     for one in (*config.teacher, config.student):
         spec.check("kd_keras.models", one, ("num_classes", "input_shape"))
     for one in (*config.loss, *config.teacher_loss, *config.baseline_loss):
-        spec.check("kd_keras.losses", one)
+        spec.check("kd_keras.losses", one, ("samples",) if _keeps_samples(one) else ())
+
+
+def _keeps_samples(loss: Spec) -> bool:
+    return "samples" in getattr(spec.builder("kd_keras.losses", loss.name), "needs", ())
 
 
 class _Laps(keras.callbacks.Callback):

@@ -223,6 +223,19 @@ class _Stopper(keras.callbacks.Callback):
         return float(found["accuracy"])
 
 
+def write_variables(distiller: Distiller, path: pathlib.Path) -> None:
+    """Keeps every variable, the states of dropout's generators among them, in one file that is never half written."""
+    arrays = {f"state{i}": keras.ops.convert_to_numpy(v) for i, v in enumerate(distiller.variables)}
+    files.write(path, lambda file: np.savez(file, **arrays))
+
+
+def read_variables(distiller: Distiller, path: pathlib.Path) -> None:
+    """Sets every variable to what `write_variables` kept."""
+    with np.load(path) as file:
+        for i, variable in enumerate(distiller.variables):
+            variable.assign(file[f"state{i}"])
+
+
 class StopAtNaN(keras.callbacks.Callback):
     """Stops at the first loss that is not finite, with an `InputError` that names step, learning rate and term.
 
@@ -239,7 +252,7 @@ class StopAtNaN(keras.callbacks.Callback):
         if math.isfinite(float(logs["loss"])):
             return
         model = self.model
-        bad = [name for name in model.term_names if not math.isfinite(float(logs[name]))]
+        bad = [name for name in model.term_names if not math.isfinite(float(logs.get(name, 0)))]
         rate = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
         raise InputError(
             f"the loss is no longer finite at step {batch + 1} of epoch {self.epoch + 1}, learning rate {rate:g}, "
