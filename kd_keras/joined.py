@@ -63,6 +63,14 @@ class Join(keras.layers.Layer):
         return {**super().get_config(), "combine": self.combine, "shares": self.shares}
 
 
+@keras.saving.register_keras_serializable(package="kd_keras", name="Exits")
+class Exits(keras.layers.Layer):
+    """The first of several logits; the others are what a model carries along, to be read as taps."""
+
+    def call(self, logits):
+        return logits[0]
+
+
 def joined(
     models: Sequence[keras.Model], combine: str = "logits", weights: Sequence[float] | None = None, prefix="teacher"
 ) -> keras.Model:
@@ -102,6 +110,23 @@ def joined(
     image = keras.Input([sizes.pop() if sizes else None for sizes in sides], name="image")
     logits = [_logits(model, image, f"{prefix}{number}") for number, model in enumerate(models, start=1)]
     return keras.Model(image, Join(combine, weights, name="joint_logits")(logits), name="ensemble")
+
+
+def part(model: keras.Model, prefix: str) -> keras.Model:
+    """One member of a joined model as a model of its own, with weights of its own.
+
+    Args:
+        model: of `joined`.
+        prefix: the member's, such as ``'teacher2'``; its layers lose it again.
+    """
+    inner = keras.Model(model.inputs[0], model.get_layer(f"{prefix}.logits").output, name=prefix)
+
+    def copy(layer):
+        return type(layer).from_config({**layer.get_config(), "name": layer.name.removeprefix(f"{prefix}.")})
+
+    clone = keras.models.clone_model(inner, clone_function=copy)
+    clone.set_weights(inner.get_weights())
+    return clone
 
 
 def _logits(model, image, prefix):

@@ -12,13 +12,13 @@ from kd_keras.export import tflite
 _REPRESENTATIVE = 256
 
 
-def measure(experiment: Experiment, models: list[Trained], exported: Trained, teacher: Trained | None) -> None:
+def measure(experiment: Experiment, models: list[Trained], exported: list[Trained], teacher: Trained | None) -> None:
     """Reads the test split, once a model: the table, figures, TFLite files and their figures, all in the workdir.
 
     Args:
         experiment: whose models have been trained.
         models: in the table's order.
-        exported: the one that is converted to TFLite.
+        exported: those that are converted to TFLite, the student first.
         teacher: the one that the others' agreement is measured with; those before it in the table have none.
     """
     _Measuring(experiment, teacher).run(models, exported)
@@ -35,9 +35,11 @@ class _Measuring:
         folder, tracker = self.config.workdir, self.experiment.tracker
         done = [self._model(trained) for trained in models]
         rows, runtimes = [one["row"] for one in done], [one["runtime"] for one in done]
-        rows += self._export(exported, runtimes)
+        for trained in exported:
+            told = "" if trained is exported[0] else f"{trained.role} "
+            rows += self._export(trained, told, runtimes)
         report.curves({t.role: t.series for t in models if t.series}, folder / "curves.png")
-        notes = [*dict.fromkeys(runtimes), *_notes(models, rows, exported, self.teacher)]
+        notes = [*dict.fromkeys(runtimes), *_notes(models, rows, exported[0], self.teacher)]
         report.write_table(rows, folder, runtime_note="; ".join(notes))
         for path in ("results.csv", "results.json", "results.txt", "curves.png"):
             tracker.artifact(folder / path)
@@ -98,7 +100,7 @@ class _Measuring:
             return None
         return evaluate.agreement(own, self.logits[self.teacher.stage])
 
-    def _export(self, exported, runtimes) -> list[dict]:
+    def _export(self, exported, told, runtimes) -> list[dict]:
         experiment, config, splits, rows = self.experiment, self.config, self.splits, []
         model = Taps(experiment.load(exported), exported.stage).logits_model()
         representative = self._representative() if "int8" in config.export else None
@@ -115,7 +117,7 @@ class _Measuring:
             runtimes.append(f"TFLite rows: {latency.runtime}, {latency.threads} thread(s), batch 1")
             rows.append(
                 report.row(
-                    f"TFLite {variant}",
+                    f"{told}TFLite {variant}",
                     exported.architecture,
                     test_accuracy=figures.pop("accuracy"),
                     **figures,

@@ -116,3 +116,32 @@ def test_a_defective_teacher_is_recorded(tmp_path, caplog):
     assert models[0].stop == {"at_val_accuracy": 1.0, "step": None, "val_accuracy": None}
     assert "the teacher never reached --teacher_stop_at_val_accuracy=1" in caplog.text
     assert len(models[0].series["loss"]) == 3
+
+
+ALONE = ["kd_keras", *TINY, "--teacher=none", "--nobaseline", "--export=float32"]
+
+
+def test_every_peer_is_measured_and_exported(tmp_path):
+    peers = tmp_path / "peers"
+    assert run.main([*ALONE, f"--scheme=mutual(peers={A})", f"--workdir={peers}"]) == 0
+    named = ["student distilled", "peer 2", "peers together", "TFLite float32", "peer 2 TFLite float32"]
+    assert list(table(peers)) == named
+    assert {path.name for path in peers.glob("*.tflite")} == {"student_float32.tflite", "peer2_float32.tflite"}
+    for role in ("TFLite float32", "peer 2 TFLite float32"):
+        assert table(peers)[role]["float_agreement"] == 1
+
+
+@pytest.mark.slow
+def test_every_exit_is_measured_and_exported(tmp_path, capsys):
+    exits = tmp_path / "exits"
+    deeper = "--student=cnn(filters=(2, 3), dense=())"
+    scheme = "--scheme=self_distillation(export_exits=True)"
+    assert run.main([*ALONE, deeper, scheme, f"--workdir={exits}"]) == 0
+    rows = table(exits)
+    assert list(rows) == ["exit 1", "student distilled", "TFLite float32", "exit 1 TFLite float32"]
+    assert rows["exit 1 TFLite float32"]["parameters"] == rows["exit 1"]["parameters"]
+    assert (exits / "curves.png").exists() and (exits / "exit1_float32.tflite").exists()
+    # Again: nothing is trained twice, and the table is the same.
+    capsys.readouterr()
+    assert run.main([*ALONE, deeper, scheme, f"--workdir={exits}"]) == 0
+    assert "exit 1" in capsys.readouterr().out

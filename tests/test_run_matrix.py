@@ -246,6 +246,10 @@ def test_curves_of_all_students_in_one_figure(experiments, tmp_path, monkeypatch
         run_matrix.draw(list(found.values()), tmp_path / "curves.png")
     for name, one in found.items():
         finish(one, student=0.6 if "t_a" in name else 0.7)
+    # A student that was made of another model has its curves there.
+    state = found["t_b-seed0"].run.workdir / "state"
+    (state / "student.json").rename(state / "peers.json")
+    report.write_json({"members": ["peers"]}, state / "student.json")
     drawn = {}
     monkeypatch.setattr(report, "curves", lambda histories, path: drawn.update(histories))
     run_matrix.draw(list(found.values()), tmp_path / "curves.png")

@@ -49,7 +49,8 @@ _ROLES = {"teacher": TEACHER, "baseline": BASELINE, "student": STUDENT}
 _PAIRS = re.compile(r"s1_(normal|reverse|defective)_([a-z0-9]+)_([a-z0-9]+)")
 # Fields of a run that its teacher does not depend on; the teacher's own spec and epochs are compared apart.
 _BESIDE_TEACHER = (
-    *("student", "loss", "baseline_loss", "scheme", "baseline", "epochs", "optimizer", "learning_rate", "export"),
+    *("student", "loss", "baseline_loss", "scheme", "baseline", "epochs", "pretrain_epochs"),
+    *("optimizer", "learning_rate", "export"),
     *("teacher", "teacher_epochs", "teacher_from", "teacher_dtype", "baseline_from"),
     *("cache_views", "cache_taps", "cache_dtype", "cache_top_k", "cache_seed"),
 )
@@ -257,7 +258,7 @@ def gather(members: list[Member]) -> list[Done]:
     for one in sorted(members, key=lambda one: (one.row.path.name, one.seed)):
         runs = found.setdefault(one.row.path, Done(one.row, [])).runs
         if (rows := one.run.results) is not None:
-            runs.append({role: row for role, row in rows.items() if not role.startswith("TFLite")})
+            runs.append({role: row for role, row in rows.items() if "TFLite" not in role})
     return list(found.values())
 
 
@@ -371,7 +372,9 @@ def draw(members: list[Member], path: pathlib.Path) -> None:
 
 
 def _series(run, stage):
-    return json.loads((run.workdir / "state" / f"{stage}.json").read_text(encoding="utf-8"))["series"]
+    record = json.loads((run.workdir / "state" / f"{stage}.json").read_text(encoding="utf-8"))
+    # What was made of a model that several were trained in has the curves of that one.
+    return record["series"] if "series" in record else _series(run, record["members"][0])
 
 
 # ---- the command line ----

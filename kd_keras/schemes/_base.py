@@ -1,8 +1,8 @@
 """What schemes share: their checks before anything is trained, the teachers, the student without one.
 
 A scheme has ``check(experiment)``, which builds all that will be trained, trains nothing and refuses what it can't do,
-and ``run(experiment)``, which trains and returns (all `Trained` in the table's order, the one to export, the one that
-agreement is measured with or None).
+and ``run(experiment)``, which trains and returns (all `Trained` in the table's order, those to export, the student
+first, and the one that agreement is measured with or None).
 """
 
 import keras
@@ -30,6 +30,8 @@ def check_teachers(experiment: Experiment, scheme: str, most: int | None = 1, le
     """
     config = experiment.config
     count = len(config.teacher)
+    if most == 0 and count:
+        raise InputError(f"--scheme={scheme} takes no teacher, and --teacher names {count}: give --teacher=none")
     if most is not None and count > most:
         raise InputError(
             f"--teacher names {count} models and --scheme={scheme} takes one: name one, or give --scheme='ensemble()'"
@@ -88,6 +90,15 @@ def check_taught(experiment: Experiment, student: keras.Model, teacher: keras.Mo
         raise InputError("--loss reads a teacher and --teacher is none: name one, such as --teacher='resnet(depth=50)'")
     if must and not distiller.needs_teacher:
         raise InputError(f"--scheme={must} but no loss of --loss reads a teacher: add one, such as kd()")
+    if config.pretrain_epochs and not distiller.pretrains:
+        raise InputError(
+            f"--pretrain_epochs={config.pretrain_epochs} but no loss of --loss is trained ahead here: ft, ab and fsp "
+            "are, by a teacher"
+        )
+    if needy := [term.name for term in distiller.terms if term.needs_pretraining and not config.pretrain_epochs]:
+        raise InputError(
+            f"--loss has {', '.join(needy)}, part of which is trained ahead: give --pretrain_epochs=10, say"
+        )
     if config.cache_views and not distiller.teacher_taps:
         raise InputError(f"--cache_views={config.cache_views} but no loss of --loss reads a teacher: leave it out")
     teaching.cache(experiment, distiller)

@@ -62,4 +62,4 @@ class Assistant:
                 experiment.train("direct", "student distilled directly", config.student, config.loss, teacher=teacher)
             )
         student = _base.student(experiment, last)
-        return [*models, student], student, teacher
+        return [*models, student], [student], teacher

@@ -71,4 +71,4 @@ class BornAgain:
         if self.ensemble:
             told = ("ensemble", "ensemble of generations")
             rows.append(experiment.join(*told, generations, "probabilities", prefix="generation"))
-        return rows, student, teacher
+        return rows, [student], teacher

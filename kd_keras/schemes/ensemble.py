@@ -6,8 +6,7 @@ from keras import ops
 from kd_keras import joined
 from kd_keras.distiller import Taps
 from kd_keras.errors import InputError
-from kd_keras.losses._base import DistillationLoss
-from kd_keras.schemes import _base
+from kd_keras.schemes import _base, _terms
 
 _COMBINE = (*joined.COMBINE, "terms")
 
@@ -66,7 +65,7 @@ class Ensemble:
         ensemble = experiment.join("ensemble", "teacher ensemble", teachers, self._joins, self.weights)
         baseline = _base.baseline(experiment)
         student = _base.student(experiment, ensemble, adapt=self._adapt(len(teachers)))
-        return [*teachers, ensemble, *baseline, student], student, ensemble
+        return [*teachers, ensemble, *baseline, student], [student], ensemble
 
     def _adapt(self, count):
         """See `Experiment.train`: terms on logits read the teachers' own; with ``'logits'`` the joined model's do."""
@@ -92,7 +91,7 @@ class Ensemble:
             return [OfTeachers(term=term, teachers=taps)]
         return [
             OfTeachers(
-                term=type(term).from_config(term.get_config()),
+                term=_terms.copy(term),
                 teachers={tap: 1.0},
                 share=share,
                 name=f"{term.name}_{tap.partition('.')[0]}",
@@ -102,7 +101,7 @@ class Ensemble:
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="OfTeachers")
-class OfTeachers(DistillationLoss):
+class OfTeachers(_terms.Wrapped):
     """A term on logits, its teacher one or several of an ensemble's.
 
     Of several the term is given logits T · log Σ_m w_m softmax(z_m / T), T its own temperature at that step (1 where it
@@ -118,18 +117,23 @@ class OfTeachers(DistillationLoss):
         As the term.
 
     Raises:
-        InputError: the term standardises the logits; those of a mean of probabilities are not what it is made for.
+        InputError: the term standardises the logits, or reads them at several temperatures: those of a mean of
+            probabilities are not what it is made for.
     """
 
     def __init__(self, *, term, teachers, share=1.0, **kwargs):
-        super().__init__(**{"name": term.name, **kwargs})
+        super().__init__(term=term, share=share, **kwargs)
         if len(teachers) > 1 and getattr(term, "standardize", False):
             raise InputError(
                 f"{term.name}(standardize=True) takes a teacher's logits, not a mean of probabilities: give the "
                 "ensemble combine='logits' or combine='terms'"
             )
-        self.term, self.teachers, self.share = term, dict(teachers), share
-        self.weight, self._schedules = term.weight, dict(term._schedules)
+        if len(teachers) > 1 and not term.one_temperature:
+            raise InputError(
+                f"{term.name} reads the teacher at more than one temperature, and a mean of probabilities is made at "
+                "one: give the ensemble combine='logits' or combine='terms'"
+            )
+        self.teachers = dict(teachers)
 
     def taps(self, student, teacher):
         return self.term.taps(student, None)[0], tuple(self.teachers)
@@ -139,26 +143,14 @@ class OfTeachers(DistillationLoss):
         self.term.build(student_shape=student_shape, teacher_shape={"logits": shape})
         self.built = True
 
-    def call(self, student, teacher, labels, training=None):
-        # The Distiller gives its clock to the terms that it knows.
-        self.term.clock = self.clock
+    def call(self, student, teacher, labels, training=None, **given):
         logits = [ops.cast(teacher[name], "float32") for name in self.teachers]
         if len(logits) == 1:
             mean = logits[0]
         else:
-            temperature = self.term.now(self.term.temperature) if hasattr(self.term, "temperature") else 1.0
+            temperature = self.now(self.term.temperature) if hasattr(self.term, "temperature") else 1.0
             mean = joined.mean_probabilities(logits, list(self.teachers.values()), temperature)
-        return self.share * self.term(student, {"logits": mean}, labels, training=training)
+        return self.value(student, {"logits": mean}, labels, training, **given)
 
     def get_config(self):
-        config = {key: value for key, value in super().get_config().items() if key not in self._schedules}
-        return {
-            **config,
-            "term": keras.saving.serialize_keras_object(self.term),
-            "teachers": dict(self.teachers),
-            "share": self.share,
-        }
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(**{**config, "term": keras.saving.deserialize_keras_object(config["term"])})
+        return {**super().get_config(), "teachers": dict(self.teachers)}

@@ -32,4 +32,4 @@ class Offline:
         baseline = _base.baseline(experiment)
         teacher = teachers[0] if teachers else None
         student = _base.student(experiment, teacher)
-        return [*teachers, *baseline, student], student, teacher
+        return [*teachers, *baseline, student], [student], teacher

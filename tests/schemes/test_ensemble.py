@@ -81,6 +81,9 @@ def test_a_term_is_saved_with_what_it_is_made_of():
 def test_standardised_logits_have_no_mean_of_probabilities():
     with pytest.raises(InputError, match=r"kd\(standardize=True\) takes a teacher's logits"):
         of_teachers(losses.KD(standardize=True))
+    for term in (losses.NKD(), losses.MLKD()):
+        with pytest.raises(InputError, match=f"{term.name} reads the teacher at more than one temperature"):
+            of_teachers(term)
 
 
 @pytest.fixture(scope="module")
@@ -124,15 +127,15 @@ TWO = ["--teacher=cnn(filters=(4,), dense=()) + cnn(filters=(4,), dense=())"]
 def test_teachers_of_one_spec_differ_and_are_joined(tmp_path):
     flags = ["--scheme=ensemble(combine='terms', weights=(1, 2))", *TWO, "--cache_views=1"]
     feature = "--loss=kd() + hint(pairs='stage1:teacher2.stage1')"
-    models, student, teacher = trained(tmp_path, *flags, feature, "--nobaseline")
+    models, exported, teacher = trained(tmp_path, *flags, feature, "--nobaseline")
     assert [one.stage for one in models] == ["teacher1", "teacher2", "ensemble", "student"]
-    assert (teacher.stage, student.stage) == ("ensemble", "student")
+    assert (teacher.stage, exported[0].stage) == ("ensemble", "student")
     one, two, both = (keras.models.load_model(trained.path) for trained in models[:3])
     assert not np.allclose(one.get_layer("logits").get_weights()[0], two.get_layer("logits").get_weights()[0])
     x = np.random.default_rng(0).uniform(0, 255, (4, *SHAPE)).astype("float32")
     p = [np.exp(ref.log_softmax(np.asarray(model(x)))) for model in (one, two)]
     np.testing.assert_allclose(np.exp(ref.log_softmax(np.asarray(both(x)))), p[0] / 3 + p[1] * 2 / 3, rtol=1e-4)
-    assert {"kd_teacher1", "kd_teacher2", "hint"} <= set(student.series)
+    assert {"kd_teacher1", "kd_teacher2", "hint"} <= set(exported[0].series)
 
 
 BAD = {
