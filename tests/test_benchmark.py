@@ -216,15 +216,18 @@ def test_a_new_loss_is_measured_or_named_without_a_table(tmp_path):
     (tmp_path / "new_plain.py").write_text(
         f"{head}def call(self, student, teacher, labels):\n        return 0 * labels\n\n\nbuild = New\n"
     )
-    (tmp_path / "new_memory.py").write_text(f"{head}needs = {{'index'}}\n\n\nbuild = New\n")
+    (tmp_path / "new_memory.py").write_text(
+        f"{head}needs = frozenset({{'index', 'samples'}})\n\n"
+        "    def __init__(self, samples, **kwargs):\n        super().__init__(**kwargs)\n\n"
+        "    def call(self, student, teacher, labels, index):\n        return 0 * index\n\n\nbuild = New\n"
+    )
     (tmp_path / "new_argument.py").write_text("def build(size):\n    raise AssertionError\n")
     kd_keras.losses.__path__.append(str(tmp_path))
     try:
         found, skipped = nets.each_loss(benchmark.read(SMALL))
     finally:
         kd_keras.losses.__path__.pop()
-    assert {"ce", "kd", "hint", "new_plain"} <= set(found)
-    assert skipped["new_memory"] == "needs index beside the taps"
+    assert {"ce", "kd", "hint", "new_plain", "new_memory"} <= set(found)
     assert "lacks the key 'size'" in skipped["new_argument"]
 
 
@@ -271,8 +274,8 @@ def test_a_pipe_does_not_end_a_markdown_cell():
     assert text.splitlines()[2:] == [r"| a\|b | ms |", "| --- | ---: |", r"| c\|d | 1.0 |", "", "n"]
 
 
-def test_the_page_has_a_place_for_every_section_and_names_options_that_exist():
-    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+def test_the_pages_have_a_place_for_every_section_and_name_options_that_exist():
+    page = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("performance.md", "losses.md"))
     for name in (*benchmark.SECTIONS, "machine"):
         assert page.count(f"<!-- begin {name} -->\n") == page.count(f"<!-- end {name} -->") == 1
     known = {option for action in benchmark.parser()._actions for option in action.option_strings}

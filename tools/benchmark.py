@@ -1,6 +1,6 @@
 """Measures what a distillation step, and all around it, costs; prints ratios, writes JSON and figures.
 
-    python tools/benchmark.py                                   everything, about 12 minutes on two idle cores
+    python tools/benchmark.py                                   everything, about 20 minutes on two idle cores
     python tools/benchmark.py --quick                           about 2 minutes, to see that it works
     python tools/benchmark.py --sections=step --check           exit status 1 if a claim does not hold
     python tools/benchmark.py --from=runs/benchmark/benchmark.json --into=docs/performance.md
@@ -8,7 +8,8 @@
 
 What can share a process is run in turns within it, round by round; other processes (PyTorch, start-up) take turns
 too. With ``--into``, what stands between ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` in that file is replaced for
-every section that was measured, and for ``machine``; with ``--section``, for that one. Figures go beside the page.
+every section that was measured, and for ``machine``, where the page has such marks; with ``--section``, for that one.
+Figures go beside the page.
 """
 
 import argparse
@@ -44,7 +45,7 @@ _SIZES = {
     "latency_rounds": (300, 50),
     "startup_rounds": (3, 1),
     "growth_steps": (15, 6),
-    "growth_losses": (None, 1),
+    "memory_losses": (None, 1),
     "batches": ((8, 32, 64, 128, 512), (8, 64)),
     "class_counts": ((10, 100, 1000, 10000), (10, 1000)),
     "replicas": ((1, 2, 4), (1, 2)),
@@ -193,6 +194,9 @@ def fill(options, done) -> None:
         if options.section not in texts:
             raise InputError(f"the section {options.section} was not measured: add --sections={options.section}")
         texts = {options.section: texts[options.section]}
+    else:
+        page = options.into.read_text(encoding="utf-8")
+        texts = {name: text for name, text in texts.items() if f"<!-- begin {name} -->" in page}
     for name, text in texts.items():
         results.put(options.into, name, text)
     drawn = {name: section for name, section in done["sections"].items() if name in texts}

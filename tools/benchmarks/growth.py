@@ -1,4 +1,4 @@
-"""How time and memory grow with the batch, the classes, the loss, the replicas, and the files of a data set."""
+"""How time and memory grow with the batch, the classes, the replicas, and the files of a data set."""
 
 import json
 import pathlib
@@ -12,19 +12,12 @@ _FOLDER_SIDE, _FLAT = 32, 1.05
 
 def run(options, done) -> dict:
     """Measures each point in a process of its own."""
-    base = {
-        "teacher": options.loss_teacher,
-        "student": options.loss_student,
-        "batch": options.batch,
-        "classes": options.classes,
-        "image_size": options.image_size,
-        "steps": options.growth_steps,
-    }
+    base = nets.point(options)
     tables, curves, kept, answers = [], [], {}, {}
 
     def measured(point):
         """A point that lies on several curves is measured once."""
-        whole = {"replicas": 1, **base, **point}
+        whole = {**base, **point}
         key = json.dumps(whole, sort_keys=True)
         if key not in answers:
             answers[key] = measure.child("benchmarks.point", whole)
@@ -41,10 +34,6 @@ def run(options, done) -> dict:
             for value, one in found.items()
         ]
         tables.append({"title": title, "columns": [unit, "ms a step", "IQR", "peak MB"], "rows": rows, "note": None})
-        return found
-
-    def sweep_numbers(title, key, points, unit):
-        found = sweep(title, key, points, unit)
         times = [1e3 * one["median"] for one in found.values()]
         peaks = [one["peak_bytes"] / 1e6 for one in found.values()]
         curves.append({"xlabel": unit, "ylabel": "ms a step", "x": list(found), "y": times})
@@ -56,15 +45,13 @@ def run(options, done) -> dict:
         ("Classes", "classes", options.class_counts, "classes"),
         ("Replicas, same global batch, virtual CPUs", "replicas", options.replicas, "replicas"),
     ):
-        sweep_numbers(title, key, {value: {key: value} for value in values}, unit)
-    names = list(nets.each_loss(options)[0])[: options.growth_losses]
-    sweep("Losses", "loss", {name: {"loss": name} for name in names}, "loss")
+        sweep(title, key, {value: {key: value} for value in values}, unit)
     with tempfile.TemporaryDirectory() as folder:
         trees = {count: pathlib.Path(folder) / str(count) for count in options.trees}
         for count, tree in trees.items():
             pipeline.jpegs(tree, count, 10, _FOLDER_SIDE)
         points = {count: {"folder": str(tree)} for count, tree in trees.items()}
-        found = sweep_numbers("A run over a folder, one epoch", "files", points, "files of the folder")
+        found = sweep("A run over a folder, one epoch", "files", points, "files of the folder")
     tables[0]["note"] = (
         f"ce + kd, {options.loss_teacher} to {options.loss_student}, batch {options.batch} unless it says otherwise;"
         " each row is a process of its own, whose memory holds Python, TensorFlow and Keras too."

@@ -15,6 +15,8 @@ from kd_keras.errors import InputError
 # So many models in one process look to TensorFlow like one that is traced again and again.
 tf.get_logger().setLevel("ERROR")
 RATE, MOMENTUM, TEMPERATURE, WEIGHT = 0.01, 0.9, 4.0, 0.9
+#: Size of the training split that a loss which keeps something of each sample is made for: that of CIFAR.
+SAMPLES = 50_000
 
 
 def model(text: str, options, policy: str = "float32", image_size: int | None = None):
@@ -32,6 +34,12 @@ def batch(options):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (options.batch, options.image_size, options.image_size, 3))
     return images.astype("float32"), rng.integers(0, options.classes, options.batch).astype("int32")
+
+
+def numbered(options):
+    """The batch with the number of each sample, as losses that know samples need it."""
+    images, labels = batch(options)
+    return {"image": images, "label": labels, "index": np.arange(options.batch)}
 
 
 def repeated(one):
@@ -55,8 +63,16 @@ def hinton():
     return [losses.CE(weight=1 - WEIGHT), losses.KD(weight=WEIGHT, temperature=TEMPERATURE)]
 
 
+def loss(text: str):
+    """A loss by its spec."""
+    parsed = spec.parse(text)
+    needs = getattr(spec.builder("kd_keras.losses", parsed.name), "needs", ())
+    given = {"samples": SAMPLES} if "samples" in needs else {}
+    return spec.build("kd_keras.losses", parsed, **given)
+
+
 def each_loss(options):
-    """A Distiller for every loss that can be built from its defaults and asks for no more than taps.
+    """A Distiller for every loss that can be built from its defaults.
 
     Returns:
         Distillers by the loss's name, and why each other loss was left out, by name.
@@ -64,13 +80,23 @@ def each_loss(options):
     teacher, found, skipped = model(options.loss_teacher, options), {}, {}
     for name in spec.names("kd_keras.losses"):
         try:
-            loss = spec.build("kd_keras.losses", spec.parse(name))
-            if needs := sorted(getattr(loss, "needs", ())):
-                raise InputError(f"needs {', '.join(needs)} beside the taps")
-            found[name] = distiller(model(options.loss_student, options), teacher, [loss])
+            found[name] = distiller(model(options.loss_student, options), teacher, [loss(name)])
         except InputError as reason:
             skipped[name] = str(reason)
     return found, skipped
+
+
+def point(options) -> dict:
+    """A training in a process of its own (`benchmarks.point`), of the networks that losses are measured with."""
+    return {
+        "teacher": options.loss_teacher,
+        "student": options.loss_student,
+        "batch": options.batch,
+        "classes": options.classes,
+        "image_size": options.image_size,
+        "steps": options.growth_steps,
+        "replicas": 1,
+    }
 
 
 def stream(options, cache_of=None, folder=None):

@@ -44,10 +44,10 @@ def train(point: dict) -> dict:
         batches = data.batches(splits.train, options.batch, training=True, drop_remainder=True)
         steps = data.steps_per_epoch(len(splits.train), options.batch, drop_remainder=True)
     else:
-        batches, steps = nets.repeated(nets.batch(options)), options.steps
+        batches, steps = nets.repeated(nets.numbered(options)), options.steps
     with distribute.strategy("mirrored" if replicas > 1 else "one").scope():
         teacher, student = nets.model(options.teacher, options), nets.model(options.student, options)
-        terms = [spec.build("kd_keras.losses", spec.parse(point["loss"]))] if "loss" in point else nets.hinton()
+        terms = [nets.loss(point["loss"])] if "loss" in point else nets.hinton()
         distiller = nets.distiller(student, teacher, terms)
     distiller.fit(batches, steps_per_epoch=steps, verbose=0, callbacks=[Clock()])
     seconds = [after - before for before, after in zip(Clock.ends[1:], Clock.ends[2:], strict=False)]
