@@ -19,11 +19,11 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
 
 
 def test_the_guides_own_loss_is_one_file(tmp_path):
-    """The loss of docs/distiller.md, put where it says, is known by its file's name."""
+    """The loss of docs/losses.md, put where it says, is known by its file's name."""
     import kd_keras.losses
     from kd_keras import spec
 
-    (code,) = [block for block in blocks("docs/distiller.md") if "class MyLoss" in block]
+    (code,) = [block for block in blocks("docs/losses.md") if "class MyLoss" in block]
     (tmp_path / "my_loss.py").write_text(code, encoding="utf-8")
     kd_keras.losses.__path__.append(str(tmp_path))
     try:
