@@ -14,7 +14,8 @@ class Hint(_features.PairedLoss):
     """Σ over pairs of mean (r(F_s) − F_t)², r a trained 1×1 projector a pair.
 
     Args:
-        weight: factor in the total, applied by the Distiller; 100 in the CIFAR-100 benchmarks.
+        weight: factor in the total, applied by the Distiller; 100 in the CIFAR-100 benchmarks, whose regressors have
+            batch norm and ReLU: without them that much diverges.
         pairs: ``'stage1:stage1,stage2:stage3'``, student:teacher; by default all stages, matched from the last.
         direction: ``'student_to_teacher'`` projects the student's map (FitNets). ``'teacher_to_student'`` projects
             the teacher's: a target that is itself trained, and so can collapse to a constant.
