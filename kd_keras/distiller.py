@@ -544,6 +544,8 @@ class Distiller(keras.Model):
             student = taps(filled.image, student_names, training=True) if student_names else {}
             with tape.stop_recording():
                 teacher = self._taught(filled, teacher_names)
+            # A call casts what it is given by itself; this is none.
+            student, teacher = ({name: ops.cast(t, "float32") for name, t in one.items()} for one in (student, teacher))
             loss = 0.0
             for term, tracker, *_ in ahead:
                 value = _weighted(real(term.pretrain(student, teacher, filled.label)), batch.sample_weight)

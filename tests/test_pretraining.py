@@ -52,6 +52,24 @@ def test_ahead_of_everything_the_loss_falls():
     assert set(history) == {"loss", "ft"} and history["loss"][-1] < 0.8 * history["loss"][0]
 
 
+@pytest.mark.parametrize("name", ["ab", "fsp", "ft"])
+def test_maps_in_half_precision_are_read_in_float32(name):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    made = distiller({"ab": losses.AB, "fsp": losses.FSP, "ft": losses.FT}[name](weight=0.0), filters=(3, 4))
+    made.teacher_dtype = "bfloat16"
+    seen = []
+    (term,) = made.terms
+    pretrain = term.pretrain
+
+    def noted(student, teacher, labels):
+        seen.extend(value.dtype.name for value in (*student.values(), *teacher.values()))
+        return pretrain(student, teacher, labels)
+
+    term.pretrain = noted
+    made.pretrain(batches(1), epochs=1, steps_per_epoch=2, verbose=0)
+    assert set(seen) == {"float32"}
+
+
 @pytest.mark.parametrize("name", ["ab", "fsp"])
 def test_the_student_is_trained_by_the_term_alone_whatever_its_weight(name):
     made = distiller(losses.CE(), losses.AB(weight=0.0) if name == "ab" else losses.FSP(weight=0.0), filters=(3, 4))
