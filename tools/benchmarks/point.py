@@ -49,6 +49,8 @@ def train(point: dict) -> dict:
         teacher, student = nets.model(options.teacher, options), nets.model(options.student, options)
         terms = [nets.loss(point["loss"])] if "loss" in point else nets.hinton()
         distiller = nets.distiller(student, teacher, terms)
+    if any(term.needs_pretraining for term in distiller.terms):
+        distiller.pretrain(batches, steps_per_epoch=1, verbose=0)
     distiller.fit(batches, steps_per_epoch=steps, verbose=0, callbacks=[Clock()])
     seconds = [after - before for before, after in zip(Clock.ends[1:], Clock.ends[2:], strict=False)]
     return {"seconds": seconds, "peak_bytes": measure.peak_bytes()}
