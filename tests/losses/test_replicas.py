@@ -47,7 +47,8 @@ def train(strategy, names):
         distiller = Distiller(student=student, teacher=teacher, losses=terms(names))
         distiller.compile(keras.optimizers.SGD(1e-3), metrics=["accuracy"])
     if distiller.pretrains:
-        distiller.pretrain(data.batches(source, BATCH, training=True), steps_per_epoch=2, shuffle=False, verbose=0)
+        ahead = data.batches(source, BATCH, training=True, with_index=True)
+        distiller.pretrain(ahead, steps_per_epoch=2, shuffle=False, verbose=0)
     before = {v.path: keras.ops.convert_to_numpy(v) for v in distiller.trainable_variables}
     batches = data.batches(source, BATCH, training=True, epochs=2, with_index=True)
     history = distiller.fit(batches, epochs=2, steps_per_epoch=2, shuffle=False, verbose=0).history
