@@ -33,6 +33,7 @@ from kd_keras import (
     tracking,
     training,
 )
+from kd_keras import losses as loss_terms
 from kd_keras.config import Config
 from kd_keras.distiller import Distiller
 from kd_keras.errors import InputError
@@ -242,8 +243,7 @@ class Experiment:
 
     def term(self, one: Spec):
         """Builds a loss term; one that keeps something of each training sample is told how many there are."""
-        given = {"samples": len(self.splits.train)} if _keeps_samples(one) else {}
-        return spec.build("kd_keras.losses", one, **given)
+        return loss_terms.from_spec(one, samples=len(self.splits.train))
 
     def _check_last_batch(self, distiller) -> None:
         """Refuses batches of which a replica gets nothing, where that changes what is learnt.
@@ -598,11 +598,7 @@ def _check_keys(config: Config) -> None:
     for one in (*config.teacher, config.student):
         spec.check("kd_keras.models", one, ("num_classes", "input_shape"))
     for one in (*config.loss, *config.teacher_loss, *config.baseline_loss):
-        spec.check("kd_keras.losses", one, ("samples",) if _keeps_samples(one) else ())
-
-
-def _keeps_samples(loss: Spec) -> bool:
-    return "samples" in getattr(spec.builder("kd_keras.losses", loss.name), "needs", ())
+        loss_terms.check(one)
 
 
 class _Laps(keras.callbacks.Callback):

@@ -1,5 +1,8 @@
 """Reading a model's layers, and its graph by the history that Keras keeps in its symbolic tensors (not public)."""
 
+import re
+from collections.abc import Iterable
+
 import keras
 
 
@@ -11,6 +14,12 @@ def layers(model: keras.Model) -> list[keras.layers.Layer]:
         for inner in (layers(layer) if isinstance(layer, keras.Model) else [layer])
         if not isinstance(inner, keras.layers.InputLayer)
     ]
+
+
+def stages(names: Iterable[str], ending: str = "") -> list[str]:
+    """Those of some names that are stages' (``stage1``, or with an ending ``stage1_pre``), in the order of depth."""
+    found = (re.fullmatch(rf"stage(\d+){ending}", name) for name in names)
+    return [match[0] for match in sorted(filter(None, found), key=lambda match: int(match[1]))]
 
 
 def is_graph(model: keras.Model) -> bool:

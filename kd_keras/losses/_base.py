@@ -207,6 +207,11 @@ class ResponseLoss(LogitLoss):
         return factor, ops.log_softmax(z_s / temperature), ops.log_softmax(z_t / temperature)
 
 
+def divergence(log_p_t, log_p_s):
+    """KL(p_t ‖ p_s) of log-probabilities (B, K), (B,)."""
+    return ops.sum(ops.exp(log_p_t) * (log_p_t - log_p_s), axis=-1)
+
+
 def target(labels, num_classes):
     """(B, K) booleans, true at a sample's class; of class weights, at the largest."""
     return ops.one_hot(label_forms.classes(labels), num_classes, dtype="bool")
@@ -231,6 +236,13 @@ def unit(x, axis, least=1e-8):
     """Vectors along an axis with L2 norm 1; 0, and without a gradient, where the norm is below ``least``."""
     square = ops.sum(ops.square(x), axis=axis, keepdims=True)
     return x * ops.where(square > least**2, ops.rsqrt(ops.maximum(square, least**2)), 0.0)
+
+
+def kept(layer, name, shape, initializer="zeros"):
+    """A weight of a layer that is not trained, the same on every replica, which each of them writes alike."""
+    return layer.add_weight(
+        name=name, shape=shape, initializer=initializer, trainable=False, aggregation="only_first_replica"
+    )
 
 
 def summed(x):

@@ -1,13 +1,13 @@
 """What losses on feature maps share: which stage of the student meets which of the teacher, and the projector."""
 
 import math
-import re
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from kd_keras import graph
 from kd_keras.errors import InputError
 from kd_keras.losses import _base
 
@@ -35,15 +35,14 @@ def match_from_end(student: list[str], teacher: list[str], ending: str = "") -> 
     Raises:
         InputError: one of them offers no stage.
     """
-    pattern = re.compile(rf"stage(\d+){ending}")
     stages = []
     for whose, names in (("student", student), ("teacher", teacher)):
-        found = sorted((int(match[1]), name) for name in names if (match := pattern.fullmatch(name)))
+        found = graph.stages(names, ending)
         if not found:
             raise InputError(
                 f"the {whose} offers no stages (stage1{ending}, stage2{ending} …): name its taps by pairs='…:…'"
             )
-        stages.append([name for _, name in found])
+        stages.append(found)
     count = min(map(len, stages))
     return tuple(zip(stages[0][-count:], stages[1][-count:], strict=True))
 
@@ -135,11 +134,10 @@ class PairedLoss(_base.DistillationLoss):
             raise InputError(f"{self.name} needs to know the sizes of {s} {source} and {t} {target}: fix the input's")
 
     def call(self, student, teacher, labels, training=None):
-        values = [
+        return sum(
             self.compare(student[s], teacher[t], adapter, training)
             for (s, t), adapter in zip(self.pairs, self.adapters, strict=True)
-        ]
-        return sum(values[1:], values[0])
+        )
 
     def get_config(self):
         pairs = None if self.pairs is None else ",".join(f"{s}:{t}" for s, t in self.pairs)

@@ -145,16 +145,14 @@ class Contrast(keras.layers.Layer):
         self.teacher_embedding.build((None, teacher))
         limit = 1 / math.sqrt(self.size / 3)
         self.student_bank, self.teacher_bank = (
-            self._kept(f"{name}_bank", (self.samples, self.size), keras.initializers.RandomUniform(-limit, limit, seed))
+            _base.kept(
+                *(self, f"{name}_bank", (self.samples, self.size)),
+                keras.initializers.RandomUniform(-limit, limit, seed),
+            )
             for name, seed in (("student", self.seed), ("teacher", self.seed + 1))
         )
-        self.of_student, self.of_teacher = (self._kept(f"z_{name}", (), "zeros") for name in ("student", "teacher"))
+        self.of_student, self.of_teacher = (_base.kept(self, f"z_{name}", ()) for name in ("student", "teacher"))
         self.built = True
-
-    def _kept(self, name, shape, initializer):
-        return self.add_weight(
-            name=name, shape=shape, initializer=initializer, trainable=False, aggregation="only_first_replica"
-        )
 
     def embed(self, student, teacher):
         """Both embeddings (B, size), of L2 norm 1."""

@@ -45,11 +45,11 @@ class FSP(_features.PairedLoss):
             )
 
     def call(self, student, teacher, labels, training=None):
-        values = []
+        total = 0.0
         for (s1, t1), (s2, t2) in itertools.pairwise(self.pairs):
             difference = _flow(student[s1], student[s2]) - _flow(teacher[t1], teacher[t2])
-            values.append(_features.mean_over_features(ops.square(difference)))
-        return sum(values[1:], values[0])
+            total += _features.mean_over_features(ops.square(difference))
+        return total
 
 
 def _flow(first, second):

@@ -73,11 +73,10 @@ class FT(_features.PairedLoss):
         """(B,) mean squared errors of what the paraphraser makes of the teacher's maps."""
         for adapter in self.adapters:
             adapter.steps.assign(adapter.steps + 1)
-        values = [
+        return sum(
             _features.mean_over_features(ops.square(adapter.restore(teacher[t]) - teacher[t]))
             for (_, t), adapter in zip(self.pairs, self.adapters, strict=True)
-        ]
-        return sum(values[1:], values[0])
+        )
 
     def get_config(self):
         return {**super().get_config(), "rate": self.rate, "power": self.power}
@@ -105,9 +104,8 @@ class Factors(keras.layers.Layer):
         self.encoder.build((None, *self.grid, self.channels))
         self.decoder.build((None, *self.grid, self.factors))
         self.translator.build((None, *self.grid, shape[-1]))
-        kept = {"initializer": "zeros", "trainable": False, "aggregation": "only_first_replica"}
         #: Of the paraphraser's training.
-        self.steps = self.add_weight(name="steps", shape=(), **kept)
+        self.steps = _base.kept(self, "steps", ())
         self.paraphrases(False)
         self.built = True
 

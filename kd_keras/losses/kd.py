@@ -1,7 +1,6 @@
 """Knowledge distillation by softened class probabilities."""
 
 import keras
-from keras import ops
 
 from kd_keras.losses import _base
 
@@ -29,7 +28,7 @@ class KD(_base.ResponseLoss):
 
     def call(self, student, teacher, labels):
         factor, log_p_s, log_p_t = self.softened(student, teacher)
-        return factor * ops.sum(ops.exp(log_p_t) * (log_p_t - log_p_s), axis=-1)
+        return factor * _base.divergence(log_p_t, log_p_s)
 
 
 build = KD

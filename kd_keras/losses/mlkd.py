@@ -52,7 +52,7 @@ class MLKD(_base.LogitLoss):
         for temperature in map(self.now, self.temperatures):
             log_p_s, log_p_t = ops.log_softmax(z_s / temperature), ops.log_softmax(z_t / temperature)
             factor = temperature**2 if self.squared else 1.0
-            total += factor * ops.sum(ops.exp(log_p_t) * (log_p_t - log_p_s), axis=-1)
+            total += factor * _base.divergence(log_p_t, log_p_s)
             p_s, p_t = ops.softmax(all_s / temperature), ops.softmax(all_t / temperature)
             samples = p_t @ ops.transpose(p_t) - p_s @ ops.transpose(p_s)
             classes = ops.transpose(p_t) @ p_t - ops.transpose(p_s) @ p_s

@@ -56,9 +56,8 @@ class Margin(_features.FeatureProjector):
 
     def build(self, shape):
         super().build(shape)
-        kept = {"initializer": "zeros", "trainable": False, "aggregation": "only_first_replica"}
         self.total, self.count = (
-            self.add_weight(name=name, shape=(self.channels,), **kept) for name in ("negative_total", "negative_count")
+            _base.kept(self, name, (self.channels,)) for name in ("negative_total", "negative_count")
         )
 
     def margin(self, teacher, training):

@@ -74,7 +74,7 @@ class TeacherFree(_base.ResponseLoss):
         if self.kind == "reg":
             teacher = {"logits": self._virtual(labels, student["logits"].shape[-1])}
         factor, log_p_s, log_p_t = self.softened(student, teacher)
-        soft = factor * ops.sum(ops.exp(log_p_t) * (log_p_t - log_p_s), axis=-1)
+        soft = factor * _base.divergence(log_p_t, log_p_s)
         return (1 - self.alpha) * label_forms.cross_entropy(labels, student["logits"]) + self.alpha * soft
 
     def _virtual(self, labels, num_classes):

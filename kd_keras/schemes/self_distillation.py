@@ -5,7 +5,7 @@ import re
 
 import keras
 
-from kd_keras import joined
+from kd_keras import graph, joined
 from kd_keras.distiller import Taps
 from kd_keras.errors import InputError
 from kd_keras.models import _layers
@@ -62,7 +62,7 @@ class SelfDistillation:
         student = dataclasses.replace(student, series=whole.series, best_epoch=whole.best_epoch)
         exits = [
             experiment.derive(f"exit{n}", f"exit {n}", f"{config.student}, to exit {n}", [whole], _cut_at(f"exit{n}"))
-            for n in range(1, 1 + len(_stages(experiment.model(config.student))) - 1)
+            for n in range(1, len(_stages_of(experiment.model(config.student))))
         ]
         return [*baseline, *exits, student], [student, *exits] if self.export_exits else [student], None
 
@@ -76,7 +76,7 @@ class SelfDistillation:
 
         def adapt(terms, model):
             names = Taps(model, "student").names
-            last = _stages(model)[-1]
+            last = _stages_of(model)[-1]
             of_exits = [name for name in names if re.match(r"exit\d+\.", name)]
             deepest = {name: name for name in names if name not in of_exits}
             found = [experiment.term(one) for one in experiment.config.baseline_loss]
@@ -103,7 +103,7 @@ def with_exits(student: keras.Model) -> keras.Model:
         InputError: the student is no graph, or has no two stages that are maps, each as large as the next or larger.
     """
     taps = Taps(student, "student")
-    stages = _stages(student)
+    stages = _stages_of(student)
     maps = [student.get_layer(name).output for name in stages]
     if len(maps) < 2 or any(len(one.shape) != 4 or None in one.shape[1:] for one in maps):
         raise InputError(
@@ -141,10 +141,8 @@ def _separable(x, channels, strides, name):
     return x
 
 
-def _stages(model) -> list[str]:
-    """Names of a model's stages, in the order of depth."""
-    found = (re.fullmatch(r"stage(\d+)", layer.name) for layer in model.layers)
-    return [match[0] for match in sorted(filter(None, found), key=lambda match: int(match[1]))]
+def _stages_of(model) -> list[str]:
+    return graph.stages(layer.name for layer in model.layers)
 
 
 def _cut_at(tap):

@@ -65,10 +65,7 @@ def hinton():
 
 def loss(text: str):
     """A loss by its spec."""
-    parsed = spec.parse(text)
-    needs = getattr(spec.builder("kd_keras.losses", parsed.name), "needs", ())
-    given = {"samples": SAMPLES} if "samples" in needs else {}
-    return spec.build("kd_keras.losses", parsed, **given)
+    return losses.from_spec(spec.parse(text), SAMPLES)
 
 
 def each_loss(options):
