@@ -21,7 +21,12 @@ from kd_keras.spec import Spec
 # Flags of our own, so that those of other packages are neither shown nor taken.
 FLAGS = flags.FlagValues()
 _PACKAGES = {"data": "data", "student": "models", "scheme": "schemes"}
-VARIANTS = ("float32", "float16", "dynamic", "int8")
+VARIANTS = ("float32", "float16", "dynamic", "int8", "int8_io", "int16x8")
+#: Those whose activations are integers, so that their ranges have to be known.
+CALIBRATED = ("int8", "int8_io", "int16x8")
+#: Those that a student can become which was quantised as it learnt.
+QUANTISED = ("int8", "int8_io")
+_COMMON_VARIANTS = ("float32", "float16", "dynamic", "int8")
 _RECORD = "config.json"
 #: Fields that change neither what is trained nor what is measured.
 _BESIDE = (
@@ -163,7 +168,35 @@ _define(
     "integer", "steps_per_execution", None, "Steps in one compiled call; by default 1, on a GPU more.", lower_bound=1
 )
 _define("integer", "threads", None, "CPU threads; by default as many as there are cores.", lower_bound=1)
-_define("string", "export", ",".join(VARIANTS), f"TFLite files of the student, of {', '.join(VARIANTS)}; or none.")
+_define(
+    "string", "export", ",".join(_COMMON_VARIANTS), f"TFLite files of the student, of {', '.join(VARIANTS)}; or none."
+)
+_define(
+    "string",
+    "compress",
+    "none",
+    "Ways to make the student smaller as it learns on, chained by +, in the order prune(), cluster(), qat(); several "
+    "chains are separated by ;.",
+)
+_define("string", "compress_loss", None, "The losses of a student that is compressed; by default as --loss.")
+_define("bool", "compress_baseline", False, "Compress the student without a teacher too, by --baseline_loss.")
+_define("integer", "compress_epochs", None, "Epochs of each way; by default a fifth of --epochs.", lower_bound=1)
+_define("string", "compress_optimizer", None, "The optimizer of each way; by default as --optimizer.")
+_define("string", "compress_learning_rate", None, "Its learning rate; by default as --learning_rate.")
+_define(
+    "string",
+    "compress_export",
+    "int8",
+    "TFLite files of a compressed student; one that ends in qat() is int8 or int8_io only.",
+)
+_define(
+    "float",
+    "max_accuracy_drop",
+    0.02,
+    "Mark a TFLite file whose test accuracy is lower than its Keras model's by more than this.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+)
 _define("string", "workdir", None, "Where everything goes; by default runs/<flagfile's name>-<hash of the flags>.")
 _define("enum", "tracking", "mlflow", "Where metrics and artefacts are logged.", enum_values=["mlflow", "none"])
 _define("string", "tracking_uri", None, "An MLflow server or store; by default sqlite under --workdir.")
@@ -217,6 +250,14 @@ class Config:
     steps_per_execution: int | None
     threads: int | None
     export: tuple[str, ...]
+    compress: tuple[tuple[Spec, ...], ...]
+    compress_loss: tuple[Spec, ...]
+    compress_baseline: bool
+    compress_epochs: int
+    compress_optimizer: Spec
+    compress_learning_rate: schedules.Schedule
+    compress_export: tuple[str, ...]
+    max_accuracy_drop: float
     workdir: pathlib.Path
     tracking: str
     tracking_uri: str | None
@@ -241,6 +282,8 @@ class Config:
 
 
 def _text(value) -> str:
+    if isinstance(value, tuple) and value and isinstance(value[0], tuple):
+        return "; ".join(map(_text, value))
     if isinstance(value, tuple):
         return (" + " if value and isinstance(value[0], Spec) else ",").join(map(str, value)) or "none"
     return "none" if value is None else str(value)
@@ -265,6 +308,7 @@ def help_text() -> str:
         ("Models", "models"),
         ("Data sets", "data"),
         ("Schemes", "schemes"),
+        ("Ways to compress", "compress"),
         ("Schedules", "schedules"),
     ):
         lines.append(f"{title}: {', '.join(spec.names(f'kd_keras.{package}'))}")
@@ -311,23 +355,23 @@ def _resolve(values: dict, flagfile: str | None) -> Config:
     if not values["pretrained"]:
         known |= {name: _without_pretrained(known[name]) for name in ("teacher", "student", "scheme")}
     for name in ("loss", "teacher_loss", "baseline_loss"):
-        known[name] = tuple(spec.parse_many(values[name]))
-        if not known[name]:
-            raise InputError(f"--{name} is empty: give at least one loss, such as ce()")
-        for one in known[name]:
-            _known("losses", one)
+        known[name] = _losses(name, values[name])
+    own = values["compress_loss"]
+    known["compress_loss"] = known["loss"] if own is None else _losses("compress_loss", own)
     known["data"] = _data_options(known["data"], values)
     known["augment"] = tuple(spec.parse_many(values["augment"]))
     for name in ("optimizer", "learning_rate"):
         text = values[name]
         parse = spec.parse if name == "optimizer" else _learning_rate
         known[name] = parse(text)
-        own = values[f"teacher_{name}"]
-        known[f"teacher_{name}"] = known[name] if own is None else parse(own)
+        for who in ("teacher", "compress"):
+            own = values[f"{who}_{name}"]
+            known[f"{who}_{name}"] = known[name] if own is None else parse(own)
     for name in ("cache_taps", "cache_dtype", "cache_top_k", "cache_seed"):
         if not values["cache_views"] and FLAGS[name].present:
             raise InputError(f"--{name} has no effect without --cache_views: give the number of views")
-    known["export"] = _variants(values["export"])
+    known["export"] = _variants("export", values["export"])
+    known |= _compression(values)
     known["teacher_dtype"] = None if values["teacher_dtype"] == "none" else values["teacher_dtype"]
     known["cache_taps"] = tuple(values["cache_taps"])
     known["teacher_from"] = _folders(values["teacher_from"], len(known["teacher"]))
@@ -440,13 +484,49 @@ def _learning_rate(text: str) -> schedules.Schedule:
     return rate
 
 
-def _variants(text: str) -> tuple[str, ...]:
+def _losses(flag: str, text: str) -> tuple[Spec, ...]:
+    found = tuple(spec.parse_many(text))
+    if not found:
+        raise InputError(f"--{flag} is empty: give at least one loss, such as ce()")
+    for one in found:
+        _known("losses", one)
+    return found
+
+
+def _compression(values: dict) -> dict:
+    """The fields of ``--compress`` and the flags that go with it."""
+    text = values["compress"].strip()
+    chains = () if text in ("", "none") else tuple(_chain(part) for part in text.split(";"))
+    if not chains:
+        for name in FLAGS:
+            if name.startswith("compress_") and FLAGS[name].present:
+                raise InputError(f"--{name} has no effect without --compress: give a way, such as qat()")
+    if values["compress_baseline"] and not values["baseline"]:
+        raise InputError("--compress_baseline but --nobaseline: leave one of them out")
+    epochs = values["compress_epochs"]
+    return {
+        "compress": chains,
+        "compress_epochs": max(1, values["epochs"] // 5) if epochs is None else epochs,
+        "compress_export": _variants("compress_export", values["compress_export"]),
+    }
+
+
+def _chain(text: str) -> tuple[Spec, ...]:
+    chain = tuple(_parsed("compress", text, spec.parse_many))
+    if not chain:
+        raise InputError("--compress has an empty chain: leave out the ; at its place")
+    for one in chain:
+        _known("compress", one)
+    return chain
+
+
+def _variants(flag: str, text: str) -> tuple[str, ...]:
     if text.strip() in ("", "none"):
         return ()
     variants = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     for variant in variants:
         if variant not in VARIANTS:
-            raise InputError(spec.unknown(variant, "export", list(VARIANTS)))
+            raise InputError(spec.unknown(variant, flag, list(VARIANTS)))
     return variants
 
 

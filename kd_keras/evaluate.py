@@ -1,6 +1,7 @@
 """What a model is worth and what it costs: predictions, quality figures, multiply-accumulates, latency."""
 
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Callable
@@ -118,6 +119,38 @@ def agreement(logits_a, logits_b):
     if logits_a.shape != logits_b.shape:
         raise ValueError(f"agreement needs logits of one shape, got {logits_a.shape} and {logits_b.shape}")
     return float(np.mean(logits_a.argmax(axis=-1) == logits_b.argmax(axis=-1)))
+
+
+def accuracy_change(logits, reference, labels):
+    """How much more accurate one model is than another on the same samples, with a paired 95 % interval.
+
+    Each sample is right by both, by neither (0), by the one (+1) or the other (-1); the interval is that of these
+    numbers' mean (normal approximation), over the samples, not over trainings.
+
+    Args:
+        logits: (N, K).
+        reference: (N, K), of the model that it is compared with.
+        labels: (N,) integers.
+
+    Returns:
+        ``(change, low, high)``, floats in [-1, 1].
+    """
+    labels = np.asarray(labels)
+    right = [np.asarray(one).argmax(axis=-1) == labels for one in (logits, reference)]
+    apart = right[0].astype(np.float64) - right[1]
+    mean, half = apart.mean(), 1.96 * apart.std(ddof=1) / math.sqrt(len(apart)) if len(apart) > 1 else math.inf
+    return float(mean), float(mean - half), float(mean + half)
+
+
+def worst_class_drop(logits, reference, labels):
+    """Largest loss of recall in a class, against another model; (N, K), (N, K), (N,) -> float in [-1, 1]."""
+    from sklearn.metrics import recall_score
+
+    ours, theirs = (
+        recall_score(labels, np.asarray(one).argmax(axis=-1), labels=np.unique(labels), average=None)
+        for one in (logits, reference)
+    )
+    return float((theirs - ours).max())
 
 
 def class_report(logits, labels, class_names):
@@ -352,12 +385,13 @@ def keras_latency(model, **settings):
     image = tf.constant(np.random.default_rng(0).uniform(0, 255, shape).astype(np.float32))
     device = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
     # 0 is TensorFlow's way of saying "as many as there are".
-    threads = tf.config.threading.get_intra_op_parallelism_threads() or _cores()
+    threads = tf.config.threading.get_intra_op_parallelism_threads() or cores()
     return latency(
         lambda: forward(image).numpy(), runtime=f"TensorFlow {tf.__version__}, {device}", threads=threads, **settings
     )
 
 
-def _cores():
+def cores() -> int:
+    """CPU cores that this process may use."""
     # A container or taskset may allow fewer cores than the machine has.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

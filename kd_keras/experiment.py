@@ -28,6 +28,7 @@ from kd_keras import (
     joined,
     other_runs,
     report,
+    schedules,
     spec,
     teaching,
     tracking,
@@ -63,6 +64,27 @@ class Trained:
     series: dict[str, list[float]]
     best_epoch: int | None = None
     stop: dict | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a model is trained that is not the student.
+
+    Attributes:
+        optimizer: its spec.
+        learning_rate: schedule over the training.
+        stop: where it is to end early, or None.
+        cached_views: whether it sees the views of the teacher cache, as the student does.
+        keep_from: first epoch (from 0) whose weights may be kept as the best.
+        callbacks: makes callbacks of the model.
+    """
+
+    optimizer: Spec
+    learning_rate: schedules.Schedule
+    stop: training.Stop | None = None
+    cached_views: bool = True
+    keep_from: int = 0
+    callbacks: Callable[[keras.Model], list] = lambda model: []
 
 
 class Experiment:
@@ -212,11 +234,28 @@ class Experiment:
             shape = {"num_classes": self.splits.num_classes, "input_shape": self.splits.image_shape}
             return spec.build("kd_keras.models", one, **shape)
 
+    @property
+    def teacher_recipe(self) -> Recipe:
+        """How teachers are trained."""
+        config, stop = self.config, None
+        if config.teacher_stop_at_val_accuracy is not None:
+            stop = training.Stop(config.teacher_stop_at_val_accuracy, config.teacher_stop_check_steps)
+        return Recipe(config.teacher_optimizer, config.teacher_learning_rate, stop, cached_views=False)
+
     def distiller(
-        self, student: keras.Model, losses, *, teacher=None, teacher_dtype=None, epochs, of_teacher=False, adapt=None
+        self,
+        student: keras.Model,
+        losses,
+        *,
+        teacher=None,
+        teacher_dtype=None,
+        epochs,
+        recipe: Recipe | None = None,
+        adapt=None,
     ) -> Distiller:
-        """A compiled `Distiller` of ``student``, with the teacher's or the student's optimizer; see `train`."""
+        """A compiled `Distiller` of ``student``; see `train`."""
         config = self.config
+        recipe = recipe or Recipe(config.optimizer, config.learning_rate)
         jit = device.jit_compile(self.strategy) if config.jit_compile == "auto" else config.jit_compile == "true"
         with self.strategy.scope():
             terms = [self.term(one) for one in losses]
@@ -227,8 +266,8 @@ class Experiment:
                 teacher_dtype=teacher_dtype,
             )
             optimizer = training.optimizer(
-                config.teacher_optimizer if of_teacher else config.optimizer,
-                config.teacher_learning_rate if of_teacher else config.learning_rate,
+                recipe.optimizer,
+                recipe.learning_rate,
                 epochs=epochs,
                 steps_per_epoch=self.steps_per_epoch,
             )
@@ -301,10 +340,11 @@ class Experiment:
         *,
         teacher: Trained | None = None,
         epochs: int | None = None,
-        of_teacher: bool = False,
+        recipe: Recipe | None = None,
         variant: int = 0,
         make: Callable[[], keras.Model] | None = None,
         adapt: Callable[[list, keras.Model], list] | None = None,
+        strip: Callable[[keras.Model], keras.Model] | None = None,
     ) -> Trained:
         """Trains a model, or goes on with it, or finds it finished, here or in another run.
 
@@ -315,10 +355,11 @@ class Experiment:
             losses: specs of its loss terms.
             teacher: whose model teaches.
             epochs: by default the student's.
-            of_teacher: use the teacher's optimizer and learning rate, and end its training where that is asked for.
+            recipe: by default the student's; what its losses train ahead is for the student alone.
             variant: see `model`.
             make: builds the model, where a scheme makes it of several or adds to it.
             adapt: what the scheme makes of the terms once they are built, for this student.
+            strip: makes what is saved of what was trained.
         """
         config, path = self.config, self.config.workdir / f"{stage}.keras"
         epochs = config.epochs if epochs is None else epochs
@@ -332,18 +373,18 @@ class Experiment:
             model = self.model(one, variant) if make is None else make()
             history = training.History()
             if epochs:
-                history, model = self._fit(stage, model, losses, teacher, epochs, of_teacher, adapt)
+                history, model = self._fit(stage, model, losses, teacher, epochs, recipe, adapt)
             else:
                 self._check_class_order(model)
             if self.chief:
-                save_model(model, path)
+                save_model(model if strip is None else strip(model), path)
             record = {
                 "architecture": str(one),
                 "taught_by": None if teacher is None else teacher.stage,
                 "series": history.series,
                 "best_epoch": history.best_epoch,
             }
-            if of_teacher and config.teacher_stop_at_val_accuracy is not None:
+            if recipe is not None and recipe.stop is not None:
                 record["stop"] = self._stop_record(stage, history)
             done = self.finish(stage, {**record, "seconds": round(history.seconds, 1)})
             if self.chief:
@@ -417,18 +458,18 @@ class Experiment:
     def _ahead(self, stage: str) -> pathlib.Path:
         return self.state / f"{stage}-pretrain.npz"
 
-    def _fit(self, stage, model, losses, trained, epochs, of_teacher, adapt=None):
+    def _fit(self, stage, model, losses, trained, epochs, recipe, adapt=None):
         """The training's history, and the model that was trained, which a loss may have built on the one given."""
         config, splits = self.config, self.splits
         teacher = None if trained is None else self.load(trained)
         dtype = None if trained is None else teaching.dtype(self, trained.stage, teacher)
         distiller = self.distiller(
-            model, losses, teacher=teacher, teacher_dtype=dtype, epochs=epochs, of_teacher=of_teacher, adapt=adapt
+            model, losses, teacher=teacher, teacher_dtype=dtype, epochs=epochs, recipe=recipe, adapt=adapt
         )
         cache = teaching.cache(self, distiller)
         if cache is not None:
             teaching.fill(self, stage, cache)
-        if config.pretrain_epochs and not of_teacher and trained is not None:
+        if config.pretrain_epochs and recipe is None and trained is not None:
             self._pretrain(stage, distiller, cache)
         # Dropout draws from the seed alone, whichever stage of whichever scheme is trained first.
         keras.utils.set_random_seed(config.seed)
@@ -446,7 +487,7 @@ class Experiment:
         )
 
         def stream(initial_epoch):
-            return self._stream(distiller, cache, epochs, initial_epoch, of_teacher)
+            return self._stream(distiller, cache, epochs, initial_epoch, recipe is None or recipe.cached_views)
 
         try:
             history = training.fit(
@@ -456,10 +497,9 @@ class Experiment:
                 epochs=epochs,
                 steps_per_epoch=self.steps_per_epoch,
                 checkpoint=self._checkpoint(stage),
-                callbacks=[_Laps(self.seconds), _Track(child)],
-                stop=training.Stop(config.teacher_stop_at_val_accuracy, config.teacher_stop_check_steps)
-                if of_teacher and config.teacher_stop_at_val_accuracy is not None
-                else None,
+                callbacks=[_Laps(self.seconds), _Track(child), *(recipe.callbacks(model) if recipe else ())],
+                stop=recipe.stop if recipe else None,
+                keep_from=recipe.keep_from if recipe else 0,
                 progress=f"{stage:<8}" if config.progress == "auto" and self.chief else None,
             )
         except BaseException:
@@ -468,7 +508,7 @@ class Experiment:
         child.close()
         return history, distiller.student
 
-    def _stream(self, distiller, cache, epochs, initial_epoch=0, of_teacher=False):
+    def _stream(self, distiller, cache, epochs, initial_epoch=0, cached_views=True):
         return datasets.batches(
             self.splits.train,
             self.config.batch_size,
@@ -481,7 +521,7 @@ class Experiment:
             cache=cache,
             with_index=distiller.needs_index,
             # The student without KD sees what the distilled one sees.
-            views=None if of_teacher else self.views,
+            views=self.views if cached_views else None,
             shard=self.worker,
         )
 

@@ -98,3 +98,18 @@ def uses(outputs) -> list:
             found.append((operation, node))
             waiting.extend(node.input_tensors)
     return found
+
+
+def in_order(outputs) -> list:
+    """Every (operation, node) on the way to some symbolic tensors, each behind those that feed it."""
+    found, seen = [], set()
+    waiting = [(made_by(tensor), False) for tensor in outputs]
+    while waiting:
+        (operation, node), fed = waiting.pop()
+        if fed:
+            found.append((operation, node))
+        elif id(node) not in seen:
+            seen.add(id(node))
+            waiting.append(((operation, node), True))
+            waiting.extend((made_by(tensor), False) for tensor in node.input_tensors)
+    return found

@@ -1,18 +1,28 @@
 """What is measured of an experiment's models: the test split is read, TFLite files are made, tables are written."""
 
+import zlib
+from collections.abc import Sequence
+
 import numpy as np
 import tensorflow as tf
 
-from kd_keras import evaluate, files, report
+from kd_keras import compressed, evaluate, files, report
+from kd_keras.config import CALIBRATED
 from kd_keras.distiller import Taps
 from kd_keras.evaluate import logits
 from kd_keras.experiment import Experiment, Trained
-from kd_keras.export import tflite
+from kd_keras.export import memory, metadata, tflite
 
 _REPRESENTATIVE = 256
 
 
-def measure(experiment: Experiment, models: list[Trained], exported: list[Trained], teacher: Trained | None) -> None:
+def measure(
+    experiment: Experiment,
+    models: list[Trained],
+    exported: list[Trained],
+    teacher: Trained | None,
+    smaller: Sequence[compressed.Compressed] = (),
+) -> None:
     """Reads the test split, once a model: the table, figures, TFLite files and their figures, all in the workdir.
 
     Args:
@@ -20,8 +30,9 @@ def measure(experiment: Experiment, models: list[Trained], exported: list[Traine
         models: in the table's order.
         exported: those that are converted to TFLite, the student first.
         teacher: the one that the others' agreement is measured with; those before it in the table have none.
+        smaller: the compressed students.
     """
-    _Measuring(experiment, teacher).run(models, exported)
+    _Measuring(experiment, teacher).run(models, exported, smaller)
 
 
 class _Measuring:
@@ -31,15 +42,21 @@ class _Measuring:
         #: Test logits (N, K) by stage.
         self.logits: dict[str, np.ndarray] = {}
 
-    def run(self, models, exported):
+    def run(self, models, exported, smaller):
         folder, tracker = self.config.workdir, self.experiment.tracker
         done = [self._model(trained) for trained in models]
         rows, runtimes = [one["row"] for one in done], [one["runtime"] for one in done]
         for trained in exported:
             told = "" if trained is exported[0] else f"{trained.role} "
             rows += self._export(trained, told, runtimes)
+        for one in smaller:
+            found, runtime = self._compressed(one)
+            rows += found
+            runtimes += runtime
         report.curves({t.role: t.series for t in models if t.series}, folder / "curves.png")
         notes = [*dict.fromkeys(runtimes), *_notes(models, rows, exported[0], self.teacher)]
+        if any(row["marked"] for row in rows):
+            notes.append(f"‡ loses more than --max_accuracy_drop={self.config.max_accuracy_drop:g} to its Keras model")
         report.write_table(rows, folder, runtime_note="; ".join(notes))
         for path in ("results.csv", "results.json", "results.txt", "curves.png"):
             tracker.artifact(folder / path)
@@ -101,39 +118,95 @@ class _Measuring:
         return evaluate.agreement(own, self.logits[self.teacher.stage])
 
     def _export(self, exported, told, runtimes) -> list[dict]:
-        experiment, config, splits, rows = self.experiment, self.config, self.splits, []
-        model = Taps(experiment.load(exported), exported.stage).logits_model()
-        representative = self._representative() if "int8" in config.export else None
+        config = self.config
+        model = Taps(self.experiment.load(exported), exported.stage).logits_model()
         cost = {"parameters": evaluate.parameters(model), "macs": evaluate.macs(model)} if config.export else {}
+
+        def content(variant):
+            return tflite.convert(model, variant, self._representative(variant))
+
+        rows = []
         for variant in config.export:
-            with experiment.timed("export"), experiment.console.status(f"exporting {variant}"):
-                path = config.workdir / f"{exported.stage}_{variant}.tflite"
-                files.write(path, tflite.convert(model, variant, representative))
-                interpreter = tflite.load(path)
-                outputs = np.concatenate([interpreter.predict(x.numpy()) for x, _ in experiment.batches(splits.test)])
-                figures = evaluate.metrics(outputs, splits.test.labels)
-                image = splits.test.read(tf.constant([0]))[0][0].numpy()
-                latency = interpreter.latency(image, evaluate.latency)
-            runtimes.append(f"TFLite rows: {latency.runtime}, {latency.threads} thread(s), batch 1")
-            rows.append(
-                report.row(
-                    f"{told}TFLite {variant}",
-                    exported.architecture,
-                    test_accuracy=figures.pop("accuracy"),
-                    **figures,
-                    teacher_agreement=self._agreement(variant, outputs),
-                    float_agreement=evaluate.agreement(outputs, self.logits[exported.stage]),
-                    **cost,
-                    bytes=path.stat().st_size,
-                    latency_ms_median=latency.median_ms,
-                    latency_ms_iqr=latency.iqr_ms,
-                )
-            )
-            self._log(exported.stage, rows[-1], [path], prefix=f"tflite_{variant}_")
+            row, runtime = self._file(exported, exported, variant, f"{told}TFLite {variant}", content, cost)
+            rows.append(row)
+            runtimes += runtime
         return rows
 
-    def _representative(self) -> np.ndarray:
-        """Training images for the ranges of int8, drawn from the seed."""
+    def _compressed(self, one) -> tuple[list[dict], list[str]]:
+        """The rows of a compressed student: in Keras, unless its Keras model has no ranges, and as TFLite."""
+        trained, runtimes = one.trained, []
+        rows = []
+        if not one.quantised:
+            done = self._model(trained)
+            change = self._against(self.logits[trained.stage], self.logits[one.of.stage])
+            rows.append({**done["row"], **change})
+            runtimes.append(done["runtime"])
+        model = self.experiment.load(trained)
+        cost = {"parameters": evaluate.parameters(model), "macs": evaluate.macs(model)}
+
+        def content(variant):
+            if one.quantised:
+                return compressed.convert(one, variant)
+            return tflite.convert(model, variant, self._representative(variant))
+
+        for variant in self.config.compress_export:
+            row, runtime = self._file(trained, one.of, variant, f"{trained.role}, TFLite {variant}", content, cost)
+            rows.append(row)
+            runtimes += runtime
+        return rows, runtimes
+
+    def _file(self, exported, of, variant, role, content, cost) -> tuple[dict, list[str]]:
+        """Writes a TFLite file and measures it: its row, and what ran it."""
+        experiment, config, splits = self.experiment, self.config, self.splits
+        path = config.workdir / f"{exported.stage}_{variant}.tflite"
+        with experiment.timed("export"), experiment.console.status(f"exporting {path.name}"):
+            made = content(variant)
+            made = metadata.attach(made, splits.class_names, variant=variant, architecture=exported.architecture)
+            files.write(path, made)
+            interpreter = tflite.load(path)
+            outputs = np.concatenate([interpreter.predict(x.numpy()) for x, _ in experiment.batches(splits.test)])
+            figures = evaluate.metrics(outputs, splits.test.labels)
+            image = splits.test.read(tf.constant([0]))[0][0].numpy()
+            one, cores = interpreter.latency(image, evaluate.latency), evaluate.cores()
+            every = tflite.load(path, threads=cores).latency(image, evaluate.latency)
+            peak = memory.peak(path)
+        reference = self.logits[of.stage]
+        row = report.row(
+            role,
+            exported.architecture,
+            test_accuracy=figures.pop("accuracy"),
+            **figures,
+            teacher_agreement=self._agreement(variant, outputs),
+            float_agreement=evaluate.agreement(outputs, reference),
+            **self._against(outputs, reference),
+            **cost,
+            bytes=path.stat().st_size,
+            zip_bytes=len(zlib.compress(made, level=9)),
+            memory_bytes=peak,
+            latency_ms_median=one.median_ms,
+            latency_ms_iqr=one.iqr_ms,
+            latency_all_threads_ms_median=every.median_ms,
+            latency_all_threads_ms_iqr=every.iqr_ms,
+        )
+        self._log(exported.stage, row, [path], prefix=f"tflite_{variant}_")
+        return row, [f"TFLite rows: {one.runtime}, 1 thread and {cores}, batch 1"]
+
+    def _against(self, outputs, reference) -> dict:
+        """What is lost against the Keras model that it was made of."""
+        labels = self.splits.test.labels
+        change, low, high = evaluate.accuracy_change(outputs, reference, labels)
+        return {
+            "accuracy_change": change,
+            "accuracy_change_low": low,
+            "accuracy_change_high": high,
+            "worst_class_drop": evaluate.worst_class_drop(outputs, reference, labels),
+            "marked": change < -self.config.max_accuracy_drop,
+        }
+
+    def _representative(self, variant) -> np.ndarray | None:
+        """Training images for the ranges of integer activations, drawn from the seed."""
+        if variant not in CALIBRATED:
+            return None
         source = self.splits.train
         count = min(_REPRESENTATIVE, len(source))
         chosen = np.sort(np.random.default_rng(self.config.seed).choice(len(source), count, replace=False))

@@ -23,11 +23,20 @@ COLUMNS = (
     "ece",
     "teacher_agreement",
     "float_agreement",
+    "accuracy_change",
+    "accuracy_change_low",
+    "accuracy_change_high",
+    "worst_class_drop",
+    "marked",
     "parameters",
     "macs",
     "bytes",
+    "zip_bytes",
+    "memory_bytes",
     "latency_ms_median",
     "latency_ms_iqr",
+    "latency_all_threads_ms_median",
+    "latency_all_threads_ms_iqr",
 )
 # A pipe or a file has no width of its own.
 _PIPED_WIDTH = 120
@@ -41,7 +50,7 @@ def row(role, architecture, **figures):
         role: teacher, student without KD, student distilled, a TFLite variant.
         architecture: the model's spec.
         **figures: others of `COLUMNS`: accuracies, precision, recall, f1, ece and agreements in [0, 1], counts,
-            bytes, milliseconds.
+            bytes, milliseconds; ``marked`` is true of a row that lost too much.
 
     Returns:
         dict with every one of `COLUMNS`; None where no figure was given.
@@ -189,8 +198,8 @@ def _filled(rows, column):
 
 
 def _cell(form, *values):
-    if form is str:
-        return str(values[0])
+    if form in (str, _role):
+        return form(*values)
     values = [_number(value) for value in values]
     return "–" if values[0] is None else form(*values)
 
@@ -217,13 +226,25 @@ def _size(value):
     return f"{text}B" if " " in text else f"{text} B"
 
 
+def _role(role, marked):
+    return f"{role} ‡" if marked else str(role)
+
+
+def _change(mean, low, high):
+    return f"{100 * mean:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+
+
+def _drop(value):
+    return f"{-100 * value:+.2f}"
+
+
 def _milliseconds(median, spread):
     digits = 3 if median < 1 else 2 if median < 100 else 1
     return f"{median:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
 
 
 # heading, how a value is written, column(s)
-_TEXTS = (("role", str, "role"), ("architecture", str, "architecture"))
+_TEXTS = (("role", _role, "role", "marked"), ("architecture", str, "architecture"))
 _QUALITY = (
     ("train\nacc %", _percent, "train_accuracy"),
     ("val\nacc %", _percent, "val_accuracy"),
@@ -234,12 +255,17 @@ _QUALITY = (
     ("ECE\n%", _percent, "ece"),
     ("agree %\nteacher", _percent, "teacher_agreement"),
     ("agree %\nfloat", _percent, "float_agreement"),
+    ("to float, points\n[95 % interval]", _change, "accuracy_change", "accuracy_change_low", "accuracy_change_high"),
+    ("worst\nclass", _drop, "worst_class_drop"),
 )
 _COST = (
     ("params", _count, "parameters"),
     ("MACs", _count, "macs"),
     ("size", _size, "bytes"),
+    ("zipped", _size, "zip_bytes"),
+    ("peak\nmemory", _size, "memory_bytes"),
     ("latency ms\nmedian ± IQR", _milliseconds, "latency_ms_median", "latency_ms_iqr"),
+    ("all threads\nms", _milliseconds, "latency_all_threads_ms_median", "latency_all_threads_ms_iqr"),
 )
 
 

@@ -36,25 +36,28 @@ def _run(argv) -> int:
     configuration.check_workdir(config)
     # TensorFlow tells of every instruction set it was not built for; and of a worker that is lost, in many lines.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if config.strategy == "multi_worker" else "2")
-    from kd_keras import distribute, measure, report
+    from kd_keras import compressed, distribute, measure, report
     from kd_keras.experiment import Experiment
 
     # Before the data are read: its own mistakes are told at once.
     scheme = spec.build("kd_keras.schemes", config.scheme)
+    compressed.check_chains(config)
     experiment = Experiment(config)
     if not experiment.finished:
         strategy = experiment.strategy
         with distribute.watch(strategy):
             scheme.check(experiment)
+            compressed.check(experiment)
         if experiment.chief:
             configuration.claim_workdir(config)
         experiment.begin()
         try:
             with distribute.watch(strategy):
-                models = scheme.run(experiment)
+                models, exported, teacher = scheme.run(experiment)
+                smaller = compressed.run(experiment, models, exported[0], teacher)
                 experiment.leave_cluster()
                 if experiment.chief:
-                    measure.measure(experiment, *models)
+                    measure.measure(experiment, models, exported, teacher, smaller)
                 # The others wait: should the chief stop while it measures, all have to start again to go on.
                 distribute.gather(strategy, 1)
         except BaseException:

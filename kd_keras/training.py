@@ -61,12 +61,12 @@ class History:
     def epochs(self) -> int:
         return len(self.series.get("loss", ()))
 
-    def add(self, logs: dict[str, float]) -> bool:
+    def add(self, logs: dict[str, float], may_be_best: bool = True) -> bool:
         """Adds an epoch; tells whether it is the best so far by validation accuracy, then by validation loss."""
         for name, value in logs.items():
             self.series.setdefault(name, []).append(float(value))
         score = (float(logs["val_accuracy"]), -float(logs["val_loss"]))
-        if score <= self.best_score:
+        if not may_be_best or score <= self.best_score:
             return False
         self.best_score, self.best_epoch = score, self.epochs - 1
         return True
@@ -86,7 +86,17 @@ class Stop:
 
 
 def fit(
-    distiller: Distiller, train, val, *, epochs, steps_per_epoch, checkpoint, callbacks=(), progress=None, stop=None
+    distiller: Distiller,
+    train,
+    val,
+    *,
+    epochs,
+    steps_per_epoch,
+    checkpoint,
+    callbacks=(),
+    progress=None,
+    stop=None,
+    keep_from=0,
 ):
     """Trains to the end, from the checkpoint if there is one, and leaves the best epoch's weights in the student.
 
@@ -101,6 +111,7 @@ def fit(
         progress: title of the live line; None for none.
         stop: a `Stop`, or None. The weights that it ends the training with are the best there are, as no check before
             was passed; they are kept.
+        keep_from: first epoch (from 0) whose weights may be kept.
 
     Returns:
         The `History`.
@@ -111,7 +122,7 @@ def fit(
     strategy = distiller.distribute_strategy
     with strategy.scope():
         distiller.optimizer.build(distiller.trainable_variables)
-    keeper = _Keeper(pathlib.Path(checkpoint), time.perf_counter(), writes=distribute.worker(strategy)[0] == 0)
+    keeper = _Keeper(pathlib.Path(checkpoint), keep_from, writes=distribute.worker(strategy)[0] == 0)
     keeper.restore(distiller)
     done = keeper.history.epochs
     seen = distribute.gather(strategy, done)
@@ -140,9 +151,10 @@ def fit(
 class _Keeper(keras.callbacks.Callback):
     """Writes the checkpoint at the end of each epoch."""
 
-    def __init__(self, path, start, writes=True):
+    def __init__(self, path, keep_from, writes=True):
         super().__init__()
-        self.path, self.start, self.writes = path, start, writes
+        self.path, self.keep_from, self.writes = path, keep_from, writes
+        self.start = time.perf_counter()
         self.history, self.best = History(), None
 
     @staticmethod
@@ -156,7 +168,7 @@ class _Keeper(keras.callbacks.Callback):
             with np.load(self.path) as file:
                 stored = json.loads(str(file["history"]))
                 state = [file[f"state{i}"] for i in range(stored.pop("states"))]
-                self.best = [file[f"best{i}"] for i in range(stored.pop("bests"))]
+                self.best = [file[f"best{i}"] for i in range(stored.pop("bests"))] or None
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise InputError(f"{self.path} can't be read ({error}): remove it to train this model anew") from error
         variables = self._variables(distiller)
@@ -168,14 +180,15 @@ class _Keeper(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
-        if self.history.add({**logs, "learning_rate": rate}):
+        if self.history.add({**logs, "learning_rate": rate}, may_be_best=epoch >= self.keep_from):
             self.best = [keras.ops.convert_to_numpy(v) for v in self.model.student.weights]
         now = time.perf_counter()
         self.history.seconds, self.start = self.history.seconds + now - self.start, now
         state = [keras.ops.convert_to_numpy(v) for v in self._variables(self.model)]
-        stored = {**dataclasses.asdict(self.history), "states": len(state), "bests": len(self.best)}
+        best = self.best or []
+        stored = {**dataclasses.asdict(self.history), "states": len(state), "bests": len(best)}
         arrays = {f"state{i}": value for i, value in enumerate(state)}
-        arrays |= {f"best{i}": value for i, value in enumerate(self.best)}
+        arrays |= {f"best{i}": value for i, value in enumerate(best)}
         if self.writes:
             files.write(self.path, lambda file: np.savez(file, history=np.array(json.dumps(stored)), **arrays))
 

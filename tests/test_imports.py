@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # What `--help` reads; no TensorFlow before a function needs it.
 QUICK = {"errors", "files", "spec", "schedules", "config", "values"}
 SHARED = {"arrays", "graph", "labels"}
-LEAVES = {"losses", "models", "data"}
+LEAVES = {"losses", "models", "data", "compress"}
 HANDED = {
     "device",
     "frozen",
@@ -36,8 +36,9 @@ MAY_IMPORT = {
     "teaching": QUICK | SHARED | LEAVES | HANDED,
     "experiment": QUICK | SHARED | LEAVES | HANDED | {"teaching"},
     "schemes": QUICK | SHARED | LEAVES | HANDED | {"teaching", "experiment"},
-    "measure": QUICK | SHARED | LEAVES | HANDED | {"experiment"},
-    "run": QUICK | SHARED | LEAVES | HANDED | {"experiment", "schemes", "measure"},
+    "compressed": QUICK | SHARED | LEAVES | HANDED | {"experiment"},
+    "measure": QUICK | SHARED | LEAVES | HANDED | {"experiment", "compressed"},
+    "run": QUICK | SHARED | LEAVES | HANDED | {"experiment", "schemes", "compressed", "measure"},
     "sweep": QUICK | {"tracking"},
     "__init__": QUICK | SHARED | LEAVES | HANDED,
 }

@@ -1,7 +1,7 @@
 """Export to TFLite, and running the files with LiteRT.
 
-Every file takes one float32 image of pixels 0..255, (1, H, W, C), and gives float32 logits, (1, K): the integer
-variant too, so that all are used alike.
+Every file takes one float32 image of pixels 0..255, (1, H, W, C), and gives float32 logits, (1, K): the integer ones
+too, so that all are used alike. ``int8_io`` alone takes and gives int8, by the scale and zero point of its tensors.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import tempfile
 
 import numpy as np
 
-from kd_keras.config import VARIANTS
+from kd_keras.config import CALIBRATED, QUANTISED, VARIANTS
 from kd_keras.errors import InputError
 
 
@@ -26,60 +26,103 @@ def convert(model, variant, representative=None):
     Args:
         model: keras.Model, input (H, W, C) float32 pixels 0..255, output logits (K,).
         variant: ``float32``; ``float16``, weights stored in half precision; ``dynamic``, weights in 8 bits; ``int8``,
-            weights and activations in 8 bits. The converter leaves an operation without an integer kernel (Sin, Floor)
-            in float32 between a dequantise and a quantise, and says nothing.
-        representative: (n, H, W, C) pixels 0..255, images whose activations calibrate ``int8``; a hundred will do.
+            weights and activations in 8 bits; ``int8_io``, pixels and logits too; ``int16x8``, weights in 8 bits and
+            activations in 16. The converter leaves an operation without an integer kernel (Sin, Floor) in float32
+            between a dequantise and a quantise, and says nothing.
+        representative: (n, H, W, C) pixels 0..255, images whose activations calibrate those with integer activations;
+            a hundred will do.
 
     Returns:
         bytes.
 
     Raises:
-        InputError: unknown variant, ``int8`` without images of the right shape, a model without one fixed input, or an
-            operation that TFLite cannot express.
+        InputError: unknown variant, no images of the right shape where they are needed, a model without one fixed
+            input, or an operation that TFLite cannot express.
     """
     import keras
-    import tensorflow as tf
 
     if variant not in VARIANTS:
         raise InputError(f"unknown TFLite variant {variant!r}; known: {', '.join(VARIANTS)}")
     shape = model.input_shape
     if not isinstance(shape, tuple) or any(not isinstance(size, int) for size in shape[1:]):
         raise InputError(f"TFLite needs a model with one input of fixed size: the input of {model.name} is {shape}")
-    shape = (1, *shape[1:])
-    if variant == "int8":
+    if variant in CALIBRATED:
         if representative is None or len(representative) == 0 or np.shape(representative)[1:] != shape[1:]:
             given = "none" if representative is None else f"an array of shape {np.shape(representative)}"
             raise InputError(
-                f"TFLite int8 needs representative images of shape (n, *{shape[1:]}) to calibrate: got {given}"
+                f"TFLite {variant} needs representative images of shape (n, *{shape[1:]}) to calibrate: got {given}"
             )
         representative = np.asarray(representative, np.float32)
 
+    def write(folder, signature):
+        exported = _float32(model)
+        # Keras' own archive tracks Keras' variables. from_concrete_functions and tf.saved_model.save of a plain
+        # module do not: the converted model then gives NaN without a word.
+        archive = keras.export.ExportArchive()
+        archive.track(exported)
+        archive.add_endpoint(
+            "serving_default",
+            lambda image: {"logits": exported(image, training=False)},
+            input_signature=[signature],
+        )
+        archive.write_out(folder, verbose=False)
+
+    return _converted(write, model.name, shape, variant, representative)
+
+
+def convert_quantised(model, variant="int8"):
+    """Converts a tf_keras model that tensorflow-model-optimization has wrapped for quantisation-aware training.
+
+    The ranges are those that it has learnt: no images are needed.
+
+    Args:
+        model: tf_keras.Model, (B, H, W, C) pixels 0..255 -> logits (B, K).
+        variant: ``int8`` or ``int8_io``.
+
+    Returns:
+        bytes; see `convert`.
+
+    Raises:
+        InputError: another variant, or an operation that TFLite cannot express.
+    """
+    import tensorflow as tf
+
+    if variant not in QUANTISED:
+        raise InputError(f"a student trained with quantisation is exported as {' or '.join(QUANTISED)}, not {variant}")
+
+    def write(folder, signature):
+        serve = tf.function(lambda image: {"logits": model(image, training=False)}, input_signature=[signature])
+        tf.saved_model.save(model, folder, signatures=serve)
+
+    return _converted(write, model.name, model.input_shape, variant)
+
+
+def _converted(write, name, shape, variant, representative=None):
+    """The flatbuffer of what ``write(folder, signature)`` saves."""
+    import tensorflow as tf
+
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         try:
-            exported = _float32(model)
-            # Keras' own archive tracks Keras' variables. from_concrete_functions and tf.saved_model.save of a plain
-            # module do not: the converted model then gives NaN without a word.
-            archive = keras.export.ExportArchive()
-            archive.track(exported)
-            archive.add_endpoint(
-                "serving_default",
-                lambda image: {"logits": exported(image, training=False)},
-                input_signature=[tf.TensorSpec(shape, tf.float32, name="image")],
-            )
-            archive.write_out(folder, verbose=False)
+            write(folder, tf.TensorSpec((1, *shape[1:]), tf.float32, name="image"))
             converter = tf.lite.TFLiteConverter.from_saved_model(folder)
             if variant != "float32":
                 converter.optimizations = [tf.lite.Optimize.DEFAULT]
             if variant == "float16":
                 converter.target_spec.supported_types = [tf.float16]
-            if variant == "int8":
+            if representative is not None and variant in CALIBRATED:
                 converter.representative_dataset = lambda: ([image[None]] for image in representative)
-                converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+                converter.target_spec.supported_ops = [
+                    tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8
+                    if variant == "int16x8"
+                    else tf.lite.OpsSet.TFLITE_BUILTINS_INT8
+                ]
+            if variant == "int8_io":
+                converter.inference_input_type = converter.inference_output_type = tf.int8
             return converter.convert()
         # The converter reports what it cannot express by a bare Exception subclass of its own and by the errors that
         # tracing and calibration raise; all of them mean that this model cannot become this variant.
         except Exception as error:
-            raise InputError(f"TFLite {variant} of model {model.name} failed: {_reason(error)}") from error
+            raise InputError(f"TFLite {variant} of model {name} failed: {_reason(error)}") from error
 
 
 def _reason(error):
@@ -159,7 +202,8 @@ class Interpreter:
         except ImportError as error:
             raise InputError("running a TFLite file needs LiteRT: pip install ai-edge-litert") from error
 
-        self.runtime = f"LiteRT {importlib.metadata.version('ai-edge-litert')}, CPU"
+        # Its interpreter takes the XNNPACK delegate of itself.
+        self.runtime = f"LiteRT {importlib.metadata.version('ai-edge-litert')}, XNNPACK, CPU"
         self.threads = threads
         # The file's tensors point into this memory.
         self._content = bytes(content)
@@ -168,6 +212,20 @@ class Interpreter:
         (self._input,) = self._runner.get_input_details()
         (self._output,) = self._runner.get_output_details()
         self.input_shape = tuple(int(size) for size in self._input["shape"][1:])
+
+    def details(self):
+        """Of input and output each a dict: ``name``, ``shape``, ``dtype``; of integers ``scale`` and ``zero_point``."""
+        (signature,) = self._runner.get_signature_list().values()
+        found = []
+        for kind, tensor in (("inputs", self._input), ("outputs", self._output)):
+            scale, zero = tensor["quantization"]
+            one = {
+                "name": signature[kind][0],
+                "shape": [int(size) for size in tensor["shape"]],
+                "dtype": np.dtype(tensor["dtype"]).name,
+            }
+            found.append({**one, "scale": float(scale), "zero_point": int(zero)} if scale else one)
+        return found
 
     def predict(self, images):
         """Logits of images, one invocation each.

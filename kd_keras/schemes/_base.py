@@ -52,7 +52,7 @@ def check_teachers(experiment: Experiment, scheme: str, most: int | None = 1, le
                 f"--teacher_stop_at_val_accuracy={config.teacher_stop_at_val_accuracy} but {one} is not trained: give "
                 "--teacher_epochs"
             )
-        distiller = experiment.distiller(model, config.teacher_loss, epochs=epochs, of_teacher=True)
+        distiller = experiment.distiller(model, config.teacher_loss, epochs=epochs, recipe=experiment.teacher_recipe)
         _check_untaught(distiller, "--teacher_loss")
         models.append(model)
     return models
@@ -110,8 +110,9 @@ def teachers(experiment: Experiment) -> list[Trained]:
     for number, (stage, one) in enumerate(config.teachers.items()):
         role = stage if stage == "teacher" else f"teacher {number + 1}"
         epochs = experiment.teacher_epochs(one)
+        recipe = experiment.teacher_recipe
         trained.append(
-            experiment.train(stage, role, one, config.teacher_loss, epochs=epochs, of_teacher=True, variant=number)
+            experiment.train(stage, role, one, config.teacher_loss, epochs=epochs, recipe=recipe, variant=number)
         )
     return trained
 

@@ -1,0 +1,81 @@
+"""What the ways of compression share."""
+
+import keras
+
+from kd_keras.errors import InputError
+
+
+class Step:
+    """One way, trained by itself; several in a row each keep what those before have made.
+
+    Attributes:
+        rank: a way comes behind those of a lower rank.
+        quantises: whether what was trained is an integer model, with ranges of its own.
+    """
+
+    rank = 0
+    quantises = False
+
+    def wrap(self, model, before: tuple[str, ...], steps: int):
+        """The tf_keras model (it may be changed) in its wrappers.
+
+        Args:
+            model: tf_keras, functional.
+            before: names of the ways that it has been through.
+            steps: of the training to come.
+        """
+        raise NotImplementedError
+
+    def callbacks(self, wrapped) -> list[keras.callbacks.Callback]:
+        """What has to be told of the training's steps."""
+        del wrapped
+        return []
+
+    def settled(self, steps: int) -> int:
+        """Steps, of those of the training, after which the model is as compressed as it will be."""
+        del steps
+        return 0
+
+    def strip(self, wrapped) -> dict[str, list]:
+        """The compressed weights, arrays in Keras' order, by the name of the layer in the model before."""
+        raise NotImplementedError
+
+
+def rewrapped(model, wrap):
+    """A copy of a tf_keras model with ``wrap(layer)`` in each layer's place, None for the layer as it is."""
+    import tf_keras
+
+    def copy(layer):
+        return wrap(layer) or type(layer).from_config(layer.get_config())
+
+    made = tf_keras.models.clone_model(model, clone_function=copy)
+    given = {layer.name: layer for layer in model.layers}
+    for layer in made.layers:
+        # What is wrapped is the model's own layer, with its weights.
+        if layer.name in given and layer.weights:
+            layer.set_weights(given[layer.name].get_weights())
+    return made
+
+
+def names(key: str, value) -> tuple[str, ...]:
+    """Names of layers, from text that joins them by commas.
+
+    Raises:
+        InputError: it is no text.
+    """
+    if not isinstance(value, str):
+        raise InputError(f"{key}={value!r} is not text: give names of layers joined by commas")
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def check_layers(model, wanted: tuple[str, ...], key: str) -> None:
+    """Raises InputError where the model has no layer of a name."""
+    known = [layer.name for layer in model.layers]
+    for name in wanted:
+        if name not in known:
+            raise InputError(f"{key} names {name!r}, which the student has not: its layers are {', '.join(known)}")
+
+
+def weights(model) -> dict[str, list]:
+    """Each layer's weights by its name."""
+    return {layer.name: layer.get_weights() for layer in model.layers}

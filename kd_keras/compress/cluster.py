@@ -1,0 +1,76 @@
+"""Weight clustering: each kernel has a handful of different values only, which compress well."""
+
+import numpy as np
+
+from kd_keras.compress import _step
+from kd_keras.errors import InputError
+from kd_keras.values import is_count
+
+
+def build(clusters: int = 16, skip: str = ""):
+    """Clusters the kernels of convolutions and dense layers, and trains the centroids on.
+
+    Behind ``prune()`` the zeros stay zeros. Depthwise kernels and biases are left as they are. Kernels of fewer weights
+    than clusters are, too.
+
+    Args:
+        clusters: different values a kernel may have; 16 are 4 bits.
+        skip: names of layers to leave as they are, joined by commas.
+
+    Raises:
+        InputError: a value is out of range.
+
+    Source: Han et al., "Deep compression", arXiv:1510.00149, section 3 (k-means; here started by k-means++).
+    """
+    if not is_count(clusters, least=3):
+        raise InputError(f"cluster's clusters={clusters!r} is not a whole number of at least 3: give 16, say")
+    return Cluster(clusters, _step.names("cluster's skip", skip))
+
+
+class Cluster(_step.Step):
+    """See `build`."""
+
+    rank = 2
+
+    def __init__(self, clusters, skip):
+        self.clusters, self.skip = clusters, skip
+
+    def wrap(self, model, before, steps):
+        import tensorflow_model_optimization as tfmot
+        import tf_keras
+
+        del steps
+        _step.check_layers(model, self.skip, "cluster's skip")
+        clustering = tfmot.clustering.keras
+
+        sparse = "prune" in before
+
+        def wrap(layer):
+            if type(layer) not in (tf_keras.layers.Conv2D, tf_keras.layers.Dense) or layer.name in self.skip:
+                return None
+            clusters = self._clusters(layer.get_weights()[0], sparse)
+            if clusters < 3:
+                return None
+            return clustering.cluster_weights(
+                layer,
+                number_of_clusters=clusters,
+                cluster_centroids_init=clustering.CentroidInitialization.KMEANS_PLUS_PLUS,
+                preserve_sparsity=sparse,
+            )
+
+        return _step.rewrapped(model, wrap)
+
+    def _clusters(self, kernel, sparse):
+        """As many as are asked for and can be drawn: k-means++ takes each centroid from another weight.
+
+        Of a sparse kernel one is zero, and of each sign it draws about a half.
+        """
+        if not sparse:
+            return self.clusters if kernel.size > self.clusters else 0
+        fewest = min(np.sum(kernel > 0), np.sum(kernel < 0))
+        return int(min(self.clusters, 2 * fewest - 1))
+
+    def strip(self, wrapped):
+        import tensorflow_model_optimization as tfmot
+
+        return _step.weights(tfmot.clustering.keras.strip_clustering(wrapped))

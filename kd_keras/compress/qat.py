@@ -1,0 +1,109 @@
+"""Quantisation-aware training: the student learns with the rounding that its 8-bit file will do."""
+
+from kd_keras.compress import _step
+
+
+def build(keep_float: str = ""):
+    """Trains with fake quantisation: kernels in 8 bits a channel, activations in 8 bits by moving averages.
+
+    Behind ``prune()`` zeros stay zeros, behind ``cluster()`` clusters stay clusters. Layers that
+    tensorflow-model-optimization has no rule for, and that hold weights (layer norm, attention), are trained in float;
+    the file computes them in float32 as well.
+
+    Args:
+        keep_float: names of layers to leave in float32, joined by commas.
+
+    Raises:
+        InputError: a value is out of range.
+
+    Source: Jacob et al., arXiv:1712.05877, section 3.
+    """
+    return QAT(_step.names("qat's keep_float", keep_float))
+
+
+class QAT(_step.Step):
+    """See `build`."""
+
+    rank = 3
+    quantises = True
+
+    def __init__(self, keep_float):
+        self.keep_float = keep_float
+
+    def wrap(self, model, before, steps):
+        import tensorflow_model_optimization as tfmot
+        import tf_keras
+        from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import (
+            default_8bit_quantize_configs,
+            default_8bit_quantize_registry,
+            default_8bit_quantize_scheme,
+        )
+
+        del steps
+        _step.check_layers(model, self.keep_float, "qat's keep_float")
+        quantization = tfmot.quantization.keras
+        output_only = default_8bit_quantize_configs.Default8BitOutputQuantizeConfig
+        registry = default_8bit_quantize_registry.Default8BitQuantizeRegistry()
+        convolutions = (tf_keras.layers.Conv2D, tf_keras.layers.DepthwiseConv2D, tf_keras.layers.Dense)
+        kept = set(self.keep_float)
+
+        def folded(layer):
+            """Whether the converter folds this batch norm into what is before it."""
+            before_it = layer.inbound_nodes[0].inbound_layers
+            return isinstance(before_it, convolutions) and before_it.name not in kept
+
+        def wrap(layer):
+            if isinstance(layer, tf_keras.layers.InputLayer) or layer.name in kept:
+                return None
+            normalises = isinstance(layer, tf_keras.layers.BatchNormalization)
+            if registry.supports(layer) or (normalises and folded(layer)):
+                return quantization.quantize_annotate_layer(layer)
+            # What only moves or scales numbers has no weights to round; its output has.
+            if normalises or not layer.weights:
+                return quantization.quantize_annotate_layer(layer, output_only())
+            return None
+
+        if "cluster" in before:
+            scheme = _cluster_scheme(sparse="prune" in before)
+        elif "prune" in before:
+            scheme = tfmot.experimental.combine.Default8BitPrunePreserveQuantizeScheme()
+        else:
+            scheme = default_8bit_quantize_scheme.Default8BitQuantizeScheme()
+        with quantization.quantize_scope({output_only.__name__: output_only}):
+            return quantization.quantize_apply(_step.rewrapped(model, wrap), scheme)
+
+    def strip(self, wrapped):
+        found = {}
+        for layer in wrapped.layers:
+            inner = getattr(layer, "layer", None)
+            if inner is None:
+                found[layer.name] = layer.get_weights()
+            elif kept := [variable.numpy() for variable, _, _ in layer._weight_vars]:
+                # In the layer itself the rounded kernel, a tensor, has taken the variable's place.
+                found[inner.name] = [*kept, *([inner.bias.numpy()] if inner.use_bias else [])]
+            else:
+                found[inner.name] = inner.get_weights()
+        return found
+
+
+def _cluster_scheme(sparse):
+    """tfmot's scheme, but for each layer a quantiser of its own.
+
+    They share one there, which forgets to keep zeros in all layers once it has met a layer without.
+    """
+    from tensorflow_model_optimization.python.core.quantization.keras.collab_opts.cluster_preserve import (
+        cluster_preserve_quantize_registry,
+        default_8bit_cluster_preserve_quantize_scheme,
+    )
+
+    registry = cluster_preserve_quantize_registry.Default8bitClusterPreserveQuantizeRegistry
+
+    class Registry(registry):
+        def get_quantize_config(self, layer):
+            return registry(sparse).get_quantize_config(layer)
+
+    class Scheme(default_8bit_cluster_preserve_quantize_scheme.Default8BitClusterPreserveQuantizeScheme):
+        def get_quantize_registry(self):
+            return Registry(sparse)
+
+    return Scheme(preserve_sparsity=sparse)
