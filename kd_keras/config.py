@@ -171,6 +171,8 @@ _define("integer", "threads", None, "CPU threads; by default as many as there ar
 _define(
     "string", "export", ",".join(_COMMON_VARIANTS), f"TFLite files of the student, of {', '.join(VARIANTS)}; or none."
 )
+_define("list", "keep_float", [], "Layers that stay in float32 in the int8 file of --export: stage1,logits.")
+_define("bool", "layer_report", False, "Measure what each layer of the student's int8 file loses: *_int8_layers.csv.")
 _define(
     "string",
     "compress",
@@ -250,6 +252,8 @@ class Config:
     steps_per_execution: int | None
     threads: int | None
     export: tuple[str, ...]
+    keep_float: tuple[str, ...]
+    layer_report: bool
     compress: tuple[tuple[Spec, ...], ...]
     compress_loss: tuple[Spec, ...]
     compress_baseline: bool
@@ -371,6 +375,10 @@ def _resolve(values: dict, flagfile: str | None) -> Config:
         if not values["cache_views"] and FLAGS[name].present:
             raise InputError(f"--{name} has no effect without --cache_views: give the number of views")
     known["export"] = _variants("export", values["export"])
+    known["keep_float"] = tuple(values["keep_float"])
+    for name in ("keep_float", "layer_report"):
+        if values[name] and "int8" not in known["export"]:
+            raise InputError(f"--{name} is of the int8 file: add it to --export")
     known |= _compression(values)
     known["teacher_dtype"] = None if values["teacher_dtype"] == "none" else values["teacher_dtype"]
     known["cache_taps"] = tuple(values["cache_taps"])

@@ -74,11 +74,7 @@ def write_table(rows, folder, runtime_note=None):
     """
     folder = pathlib.Path(folder)
     rows = _plain([{name: one[name] for name in COLUMNS} for one in rows])
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    files.write(folder / "results.csv", text.getvalue())
+    write_csv(rows, folder / "results.csv")
     write_json(rows, folder / "results.json")
 
     from rich.console import Console
@@ -86,6 +82,15 @@ def write_table(rows, folder, runtime_note=None):
     page = io.StringIO()
     print_table(rows, Console(file=page, width=200, color_system=None), caption=runtime_note)
     files.write(folder / "results.txt", page.getvalue())
+
+
+def write_csv(rows, path):
+    """Writes dicts of equal keys, one at least, as CSV with a header."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write(path, text.getvalue())
 
 
 def write_json(obj, path):

@@ -73,10 +73,11 @@ def _layer(operation, prefix):
 
     kind = type(operation).__name__
     made = getattr(tf_keras.layers, kind, None)
-    if made is None or not type(operation).__module__.startswith("keras."):
+    stock = isinstance(operation, keras.layers.Layer) and type(operation).__module__.startswith("keras.")
+    if made is None or not stock:
         raise InputError(
-            f"--compress can't take the layer {operation.name!r}: tf_keras, which tensorflow-model-optimization works "
-            f"on, has no {kind}; leave --compress out, and quantise after training: --export=int8"
+            f"--compress can't take the operation {operation.name!r}: tf_keras, which tensorflow-model-optimization "
+            f"works on, has no layer {kind} like it; leave --compress out, and quantise after training: --export=int8"
         )
     known = {
         name
@@ -91,7 +92,7 @@ def _layer(operation, prefix):
         if key in known and key not in left and not key.endswith(("initializer", "regularizer", "constraint"))
     }
     try:
-        return made.from_config({**config, "name": prefix + operation.name})
+        return made(name=prefix + operation.name, **config)
     except (TypeError, ValueError) as error:
         raise InputError(
             f"--compress can't take the layer {operation.name!r} ({kind}): tf_keras refuses its settings, {error}"

@@ -27,14 +27,14 @@ def attach(content: bytes, class_names, **more) -> bytes:
         bytes; a TFLite file as before, ``labels.txt`` (a name a line) and ``metadata.json`` in the zip behind it.
     """
     record = {**_tensors(content), "class_names": list(class_names), "operators": operators(content), **more}
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+    packed = io.BytesIO(content)
+    with zipfile.ZipFile(packed, "a") as archive:
         for name, text in (
             ("labels.txt", "\n".join(map(str, class_names)) + "\n"),
             ("metadata.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n"),
         ):
             archive.writestr(zipfile.ZipInfo(name, _DATE), text, zipfile.ZIP_DEFLATED)
-    return content + packed.getvalue()
+    return packed.getvalue()
 
 
 def read(path) -> dict:

@@ -15,9 +15,10 @@ import numpy as np
 
 from kd_keras.config import CALIBRATED, QUANTISED, VARIANTS
 from kd_keras.errors import InputError
+from kd_keras.export import layer_errors
 
 
-def convert(model, variant, representative=None):
+def convert(model, variant, representative=None, keep_float=()):
     """Converts a Keras model to a TFLite flatbuffer.
 
     The file has the signature ``serving_default``, from ``image`` to ``logits``. A model built under a mixed policy is
@@ -31,15 +32,16 @@ def convert(model, variant, representative=None):
             between a dequantise and a quantise, and says nothing.
         representative: (n, H, W, C) pixels 0..255, images whose activations calibrate those with integer activations;
             a hundred will do.
+        keep_float: names of layers that stay in float32 where the others become 8 bits, such as those that
+            `layer_report` finds to lose most.
 
     Returns:
         bytes.
 
     Raises:
         InputError: unknown variant, no images of the right shape where they are needed, a model without one fixed
-            input, or an operation that TFLite cannot express.
+            input, a layer to keep that the file has no operator of, or an operation that TFLite cannot express.
     """
-    import keras
 
     if variant not in VARIANTS:
         raise InputError(f"unknown TFLite variant {variant!r}; known: {', '.join(VARIANTS)}")
@@ -54,6 +56,40 @@ def convert(model, variant, representative=None):
             )
         representative = np.asarray(representative, np.float32)
 
+    if keep_float and variant != "int8":
+        raise InputError(f"keep_float is for int8, not {variant}")
+    return _converted(_keras_writer(model), model.name, shape, variant, representative, keep_float, _output(model))
+
+
+def layer_report(model, representative) -> list[dict]:
+    """What each operator of the model's int8 file loses; see `layer_errors.report`.
+
+    Args:
+        model: keras.Model, as for `convert`.
+        representative: (n, H, W, C) pixels 0..255; the errors are measured on them too.
+
+    Raises:
+        InputError: an operation that TFLite cannot express.
+    """
+    images = np.asarray(representative, np.float32)
+
+    def made(converter):
+        debugger, _ = layer_errors.debugger(converter, images)
+        return layer_errors.report(debugger, _output(model))
+
+    return _converted(_keras_writer(model), model.name, model.input_shape, "int8", images, finish=made)
+
+
+def _output(model) -> str | None:
+    """Name of the layer that gives the logits."""
+    from kd_keras import graph
+
+    return graph.made_by(model.outputs[0])[0].name if graph.is_graph(model) else None
+
+
+def _keras_writer(model):
+    import keras
+
     def write(folder, signature):
         exported = _float32(model)
         # Keras' own archive tracks Keras' variables. from_concrete_functions and tf.saved_model.save of a plain
@@ -67,7 +103,7 @@ def convert(model, variant, representative=None):
         )
         archive.write_out(folder, verbose=False)
 
-    return _converted(write, model.name, shape, variant, representative)
+    return write
 
 
 def convert_quantised(model, variant="int8"):
@@ -97,8 +133,8 @@ def convert_quantised(model, variant="int8"):
     return _converted(write, model.name, model.input_shape, variant)
 
 
-def _converted(write, name, shape, variant, representative=None):
-    """The flatbuffer of what ``write(folder, signature)`` saves."""
+def _converted(write, name, shape, variant, representative=None, keep_float=(), output=None, finish=None):
+    """The flatbuffer of what ``write(folder, signature)`` saves, or what ``finish`` makes of the converter."""
     import tensorflow as tf
 
     with _quiet(), tempfile.TemporaryDirectory() as folder:
@@ -118,7 +154,16 @@ def _converted(write, name, shape, variant, representative=None):
                 ]
             if variant == "int8_io":
                 converter.inference_input_type = converter.inference_output_type = tf.int8
-            return converter.convert()
+            if finish is not None:
+                return finish(converter)
+            if not keep_float:
+                return converter.convert()
+            debugger, missing = layer_errors.debugger(converter, representative[:1], keep_float, output)
+            if missing:
+                raise InputError(f"no operator is called {', '.join(missing)}: take names of the layer report")
+            return debugger.get_nondebug_quantized_model()
+        except InputError:
+            raise
         # The converter reports what it cannot express by a bare Exception subclass of its own and by the errors that
         # tracing and calibration raise; all of them mean that this model cannot become this variant.
         except Exception as error:

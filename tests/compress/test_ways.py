@@ -1,0 +1,236 @@
+"""Pruning, clustering and quantisation-aware training, alone and one after the other, on a student of two kernels."""
+
+import keras
+import numpy as np
+import pytest
+
+from kd_keras import Distiller, losses, spec
+from kd_keras.compress import _bridge
+from kd_keras.errors import InputError
+from kd_keras.export import tflite
+from kd_keras.models import cnn
+
+SHAPE, STEPS, BATCH = (8, 8, 1), 20, 16
+KERNELS = ("stage1_conv1", "stage2_conv1", "logits")
+
+
+def student():
+    keras.utils.set_random_seed(0)
+    return cnn.build(4, SHAPE, filters=(6, 12), dense=())
+
+
+def data():
+    """Bars in one of four places: learnable within a few steps."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, STEPS * BATCH)
+    images = rng.uniform(0, 60, (len(labels), *SHAPE))
+    for image, label in zip(images, labels, strict=True):
+        image[2 * label : 2 * label + 2] += 150
+    return images.astype("float32"), labels
+
+
+def step(text):
+    return spec.build("kd_keras.compress", spec.parse(text))
+
+
+def fit(model, callbacks=(), epochs=1, rate=0.01, steps=STEPS):
+    distiller = Distiller(student=model, losses=[losses.CE()])
+    distiller.compile(keras.optimizers.Adam(rate), metrics=["accuracy"])
+    images, labels = (part[: steps * BATCH] for part in data())
+    distiller.fit(images, labels, batch_size=BATCH, epochs=epochs, shuffle=False, verbose=0, callbacks=list(callbacks))
+    return distiller
+
+
+def through(*texts, epochs=2, model=None):
+    """The student after some ways, and the last one's wrapped twin."""
+    model, before, wrapped = model or student(), (), None
+    for text in texts:
+        way = step(text)
+        wrapped = way.wrap(_bridge.twin(model), before, epochs * STEPS)
+        trained = _bridge.trainable(wrapped, model)
+        fit(trained, way.callbacks(wrapped), epochs)
+        _bridge.weights_back(way.strip(wrapped), model)
+        before += (spec.parse(text).name,)
+    return model, wrapped
+
+
+def kernel(model, name):
+    return model.get_layer(name).get_weights()[0]
+
+
+@pytest.fixture(scope="module")
+def learnt():
+    model = student()
+    fit(model, epochs=3)
+    return model.get_weights()
+
+
+def from_learnt(learnt):
+    model = student()
+    model.set_weights(learnt)
+    return model
+
+
+def accuracy(model):
+    distiller = Distiller(student=model, losses=[losses.CE()])
+    distiller.compile(metrics=["accuracy"])
+    return distiller.evaluate(*data(), verbose=0, return_dict=True)["accuracy"]
+
+
+# ---- pruning ----
+
+
+def test_pruning_leaves_the_share_that_is_asked_for(learnt):
+    model, _ = through("prune(sparsity=0.75, frequency=3)", model=from_learnt(learnt))
+    for name in KERNELS:
+        weights = kernel(model, name)
+        # tfmot rounds the number of weights that stay.
+        assert abs(np.mean(weights == 0) - 0.75) <= 1 / weights.size, name
+    assert accuracy(model) > 0.5
+
+
+@pytest.mark.parametrize("done", [4, 10, 20, 24, 39])
+def test_sparsity_follows_the_papers_schedule(done):
+    # Equation 1, with s_i 0, t_0 4, n Δt 20: pruned at every other step from 4 to 24.
+    way = step("prune(sparsity=0.8, start=0.1, end=0.6, frequency=2)")
+    model = student()
+    wrapped = way.wrap(_bridge.twin(model), (), 40)
+    (told,) = way.callbacks(wrapped)
+    trained = _bridge.trainable(wrapped, model)
+    told.set_params({"steps": 40})
+    distiller = Distiller(student=trained, losses=[losses.CE()])
+    distiller.compile(keras.optimizers.SGD(0.0))
+    told.on_epoch_begin(0)
+    images, labels = data()
+    for batch in range(done + 1):
+        distiller.train_on_batch(images[:4], labels[:4])
+        told.on_train_batch_end(batch)
+    at = np.clip((done - done % 2 - 4) / 20, 0, 1)
+    expected = 0.8 * (1 - (1 - at) ** 3)
+    weights = wrapped.get_layer("prune_low_magnitude_stage2_conv1").layer.kernel.numpy()
+    assert abs(np.mean(weights == 0) - expected) <= 1 / weights.size
+
+
+def test_the_smallest_fall_and_what_is_left_out_stays_dense(learnt):
+    model = from_learnt(learnt)
+    before = {name: kernel(model, name) for name in KERNELS}
+    way = step("prune(sparsity=0.5, end=0.1, frequency=1, skip='logits')")
+    wrapped = way.wrap(_bridge.twin(model), (), STEPS)
+    # No learning: what falls is decided by the magnitudes that were there.
+    fit(_bridge.trainable(wrapped, model), way.callbacks(wrapped), rate=0.0)
+    _bridge.weights_back(way.strip(wrapped), model)
+    for name in KERNELS[:2]:
+        fallen = kernel(model, name) == 0
+        assert np.abs(before[name][fallen]).max() <= np.abs(before[name][~fallen]).min(), name
+        np.testing.assert_array_equal(kernel(model, name)[~fallen], before[name][~fallen])
+    np.testing.assert_array_equal(kernel(model, "logits"), before["logits"])
+
+
+@pytest.mark.parametrize(
+    ("steps", "first", "last"), [(100, 0, 60), (7, 0, 4), (1, 0, 1), (95, 0, 50)], ids=lambda value: str(value)
+)
+def test_the_last_pruning_is_not_left_out(steps, first, last):
+    way = step("prune(frequency=10)")
+    begin, end, every = way._schedule(steps)
+    assert (begin, end) == (first, last) and (end - begin) % every == 0 and way.settled(steps) == end + 1
+
+
+# ---- clustering ----
+
+
+def test_clustering_leaves_so_many_values(learnt):
+    model, _ = through("cluster(clusters=5)", model=from_learnt(learnt))
+    for name in KERNELS:
+        assert len(np.unique(kernel(model, name))) <= 5, name
+    assert accuracy(model) > 0.6
+
+
+def test_clusters_keep_zeros_of_small_kernels_too(learnt):
+    model, _ = through("prune(sparsity=0.8, frequency=3)", "cluster(clusters=16)", model=from_learnt(learnt))
+    for name in KERNELS:
+        weights = kernel(model, name)
+        assert np.mean(weights == 0) >= 0.79, name
+        assert len(np.unique(weights)) <= 16, name
+
+
+# ---- quantisation-aware training ----
+
+
+def fake(wrapped, images):
+    return wrapped(images, training=False).numpy()
+
+
+def test_the_file_does_what_training_has_seen(learnt):
+    _, wrapped = through("qat()", model=from_learnt(learnt))
+    images, labels = data()
+    expected = fake(wrapped, images)
+    got = tflite.load(tflite.convert_quantised(wrapped)).predict(images)
+    # Another rounding at the edge of a step is all that may differ.
+    assert np.mean(got.argmax(1) == expected.argmax(1)) > 0.98
+    assert np.abs(got - expected).max() < 0.1 * np.abs(expected).max()
+    assert np.mean(got.argmax(1) == labels) > 0.8
+
+
+def int8_kernels(content):
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromPackedBuf(content, 0)
+    tensors = model.subgraphs[0].tensors
+    found = []
+    for tensor in tensors:
+        if (
+            tensor.type == schema.TensorType.INT8
+            and len(tensor.shape) in (2, 4)
+            and model.buffers[tensor.buffer].data is not None
+        ):
+            found.append(np.frombuffer(bytes(model.buffers[tensor.buffer].data), np.int8).reshape(tensor.shape))
+    return found
+
+
+def test_kernels_are_integers_but_those_that_are_kept(learnt):
+    _, wrapped = through("qat()", model=from_learnt(learnt), epochs=1)
+    assert len(int8_kernels(tflite.convert_quantised(wrapped))) == 3
+    _, wrapped = through("qat(keep_float='logits')", model=from_learnt(learnt), epochs=1)
+    assert len(int8_kernels(tflite.convert_quantised(wrapped))) == 2
+
+
+@pytest.mark.parametrize("chain", [("prune",), ("prune", "cluster")])
+def test_zeros_and_clusters_stay_in_the_file(learnt, chain):
+    texts = {"prune": "prune(sparsity=0.8, frequency=3)", "cluster": "cluster(clusters=8)"}
+    model, wrapped = through(*(texts[name] for name in chain), "qat()", model=from_learnt(learnt))
+    kernels = int8_kernels(tflite.convert_quantised(wrapped))
+    assert len(kernels) == 3
+    for weights in kernels:
+        assert np.mean(weights == 0) >= 0.75, weights.shape
+        if "cluster" in chain:
+            # A scale for each filter, so the clusters are counted filter by filter.
+            assert max(len(np.unique(one)) for one in weights) <= 8
+    assert accuracy(model) > 0.3
+
+
+def test_a_layer_without_zeros_does_not_cost_the_others_theirs(learnt):
+    texts = ("prune(sparsity=0.8, frequency=3, skip='stage1_conv1')", "cluster(clusters=8)", "qat()")
+    _, wrapped = through(*texts, model=from_learnt(learnt), epochs=1)
+    zeros = sorted(np.mean(weights == 0) for weights in int8_kernels(tflite.convert_quantised(wrapped)))
+    assert zeros[1] >= 0.75
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("prune(sparsity=1.0)", "sparsity=1.0 is not in"),
+        ("prune(start=0.5, end=0.5)", "start=0.5 and end=0.5"),
+        ("prune(frequency=0)", "frequency=0 is not a positive"),
+        ("cluster(clusters=2)", "clusters=2 is not a whole number of at least 3"),
+        ("qat(keep_float=('a',))", "is not text"),
+    ],
+)
+def test_bad_values_are_refused(text, told):
+    with pytest.raises(InputError, match=told):
+        step(text)
+
+
+@pytest.mark.parametrize("text", ["prune(skip='nix')", "cluster(skip='nix')", "qat(keep_float='nix')"])
+def test_layers_that_are_not_there_are_named(text):
+    with pytest.raises(InputError, match="names 'nix', which the student has not: its layers are .*stage1_conv1"):
+        step(text).wrap(_bridge.twin(student()), (), 10)
