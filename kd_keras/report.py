@@ -236,7 +236,7 @@ def _role(role, marked):
 
 
 def _change(mean, low, high):
-    return f"{100 * mean:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+    return f"{100 * mean:+.2f} ± {50 * (high - low):.2f}"
 
 
 def _drop(value):
@@ -260,7 +260,7 @@ _QUALITY = (
     ("ECE\n%", _percent, "ece"),
     ("agree %\nteacher", _percent, "teacher_agreement"),
     ("agree %\nfloat", _percent, "float_agreement"),
-    ("to float, points\n[95 % interval]", _change, "accuracy_change", "accuracy_change_low", "accuracy_change_high"),
+    ("to float\n± 95 %", _change, "accuracy_change", "accuracy_change_low", "accuracy_change_high"),
     ("worst\nclass", _drop, "worst_class_drop"),
 )
 _COST = (

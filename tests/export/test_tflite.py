@@ -76,7 +76,9 @@ def test_float32_equals_keras(trained, files, held_out):
     np.testing.assert_allclose(got, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(("variant", "tolerance"), [("float16", 0.05), ("dynamic", 0.5), ("int8", 1.0)])
+@pytest.mark.parametrize(
+    ("variant", "tolerance"), [("float16", 0.05), ("dynamic", 0.5), ("int8", 1.0), ("int8_io", 1.0), ("int16x8", 0.5)]
+)
 def test_smaller_variants_agree_with_keras(trained, files, held_out, variant, tolerance):
     expected = trained.predict(held_out[0], verbose=0)
     got = tflite.load(files[variant]).predict(held_out[0])
@@ -98,13 +100,13 @@ def test_sizes_fall_from_float32_to_float16_to_8_bits():
     assert weights < sizes["int8"] < weights + 8000
 
 
-def test_every_variant_takes_a_float_image_and_gives_float_logits(files):
+def test_every_variant_but_one_takes_a_float_image_and_gives_float_logits(files):
     from ai_edge_litert.interpreter import Interpreter
 
-    for content in files.values():
+    for variant, content in files.items():
         runner = Interpreter(model_content=content)
         (taken,), (given,) = runner.get_input_details(), runner.get_output_details()
-        assert taken["dtype"] == given["dtype"] == np.float32
+        assert taken["dtype"] == given["dtype"] == (np.int8 if variant == "int8_io" else np.float32), variant
         assert list(taken["shape"]) == [1, 16, 16, 3] and list(given["shape"]) == [1, 5]
         assert runner.get_signature_list() == {"serving_default": {"inputs": ["image"], "outputs": ["logits"]}}
 

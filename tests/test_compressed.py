@@ -1,0 +1,159 @@
+"""``--compress``: its stages, what they leave, what is measured of them, and what is refused."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from kd_keras import compressed, config, run, training
+from kd_keras.errors import InputError
+from kd_keras.export import metadata
+from tests.schemes.tiny import TINY, checked
+
+STUDENT = "--student=cnn(filters=(4, 6), dense=())"
+TEACHER = "--teacher=cnn(filters=(4,), dense=())"
+CHAINS = "prune(sparsity=0.5, frequency=1) + cluster(clusters=4); qat()"
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def trained(tmp_path, *flags):
+    """What ``compressed.run`` returns, of a run that is not measured."""
+    scheme, experiment = checked(tmp_path, STUDENT, *flags)
+    compressed.check(experiment)
+    config.claim_workdir(experiment.config)
+    experiment.begin()
+    models, exported, teacher = scheme.run(experiment)
+    return compressed.run(experiment, models, exported[0], teacher)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("done") / "w"
+    flags = [STUDENT, TEACHER, f"--compress={CHAINS}", "--compress_baseline", "--max_accuracy_drop=0.0"]
+    assert run.main(["kd_keras", *TINY, *flags, "--epochs=6", "--compress_epochs=2", f"--workdir={folder}"]) == 0
+    return folder
+
+
+def test_every_way_is_a_stage_and_the_teacher_teaches_on(done):
+    for stage, epochs, taught_by in (
+        ("prune-student", 2, "teacher"),
+        ("prune-cluster-student", 2, "teacher"),
+        ("qat-student", 2, "teacher"),
+        ("qat-baseline", 2, None),
+    ):
+        record = read(done / "state" / f"{stage}.json")
+        assert (len(record["series"]["loss"]), record["taught_by"]) == (epochs, taught_by), stage
+        assert ("kd" in record["series"]) == (taught_by is not None)
+        assert not (done / "state" / f"{stage}.npz").exists()
+
+
+def test_what_is_left_are_keras_models_with_the_compressed_weights(done):
+    def kernels(name):
+        model = keras.models.load_model(done / f"{name}.keras", compile=False)
+        return [model.get_layer(one).get_weights()[0] for one in ("stage1_conv1", "stage2_conv1", "logits")]
+
+    for pruned, clustered in zip(kernels("prune-student"), kernels("prune-cluster-student"), strict=True):
+        assert abs(np.mean(pruned == 0) - 0.5) <= 1 / pruned.size
+        assert np.mean(clustered == 0) >= 0.49 and len(np.unique(clustered)) <= 4
+    for before, after in zip(kernels("student"), kernels("qat-student"), strict=True):
+        assert 0 < np.abs(before - after).max() < 1
+
+
+def test_their_rows_say_what_is_lost(done):
+    rows = {row["role"]: row for row in read(done / "results.json")}
+    chain = "prune(sparsity=0.5, frequency=1) + cluster(clusters=4)"
+    for of in ("student distilled", "student without KD"):
+        ours = [f"{of}, {chain}", f"{of}, {chain}, TFLite int8", f"{of}, qat(), TFLite int8"]
+        assert [role for role in rows if role.startswith(f"{of}, ")] == ours
+        for role in ours:
+            row = rows[role]
+            change = row["test_accuracy"] - rows[of]["test_accuracy"]
+            assert row["accuracy_change"] == pytest.approx(change, abs=1e-9)
+            assert row["accuracy_change_low"] <= change <= row["accuracy_change_high"]
+            assert row["marked"] == (change < 0)
+            if "TFLite" in role:
+                assert row["zip_bytes"] < row["bytes"] and row["latency_all_threads_ms_median"] > 0
+    marked = [row for row in rows.values() if row["marked"]]
+    notes = read(done / "state" / "measured.json")["notes"]
+    assert any(note.startswith("‡ loses more than --max_accuracy_drop=0") for note in notes) == bool(marked)
+
+
+def test_the_files_say_what_they_are(done):
+    record = metadata.read(done / "qat-student_int8.tflite")
+    assert record["class_names"] == [str(n) for n in range(10)] and "CONV_2D" in record["operators"]
+    assert record["architecture"].endswith(", qat()") and record["input"]["shape"] == [1, 8, 8, 1]
+
+
+@pytest.mark.slow
+def test_killed_in_a_way_it_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
+    flags = [TEACHER, "--nobaseline", "--compress=prune(sparsity=0.5, frequency=2) + qat()", "--compress_epochs=2"]
+    (whole,) = trained(tmp_path / "whole", *flags)
+    begun = []
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+        if epoch == 1:
+            begun.append(epoch)
+            if len(begun) in (1, 3):
+                raise KeyboardInterrupt
+
+    # In the second epoch of pruning, and, run again, in that of quantisation.
+    monkeypatch.setattr(training.StopAtNaN, "on_epoch_begin", on_epoch_begin)
+    for stage in ("prune-student", "prune-qat-student"):
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path, *flags)
+        assert (tmp_path / "w" / "state" / f"{stage}.npz").exists()
+    (again,) = trained(tmp_path, *flags)
+    assert again.trained.series == whole.trained.series
+    with np.load(again.ranges) as ours, np.load(whole.ranges) as theirs:
+        assert set(ours) == set(theirs) and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_pruned_student_is_kept_from_an_epoch_in_which_it_is_sparse(tmp_path):
+    flags = [TEACHER, "--nobaseline", "--compress=prune(sparsity=0.9, frequency=1, end=0.75)", "--compress_epochs=4"]
+    (one,) = trained(tmp_path, *flags)
+    assert one.trained.best_epoch == 3 or one.trained.best_epoch == 2
+    weights = keras.models.load_model(one.trained.path, compile=False).get_layer("logits").get_weights()[0]
+    assert abs(np.mean(weights == 0) - 0.9) <= 1 / weights.size
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--compress=qat() + prune()"], r"each way once, prune\(\) before cluster\(\) before qat\(\)"),
+        (["--compress=prune() + prune()"], "each way once"),
+        (["--compress=qatt()"], "unknown name 'qatt' in compress: known are cluster, prune, qat"),
+        (["--compress=prune(sparsit=0.5)"], "prune has no key 'sparsit'"),
+        (["--compress=qat(); "], "empty chain"),
+        (["--compress_epochs=3"], "--compress_epochs has no effect without --compress"),
+        (["--compress=qat()", "--compress_export=float32"], "qat.. learns for integers: give int8 or int8_io"),
+        (["--compress=qat()", "--compress_export=int4"], "unknown name 'int4' in compress_export"),
+        (["--compress=qat()", "--compress_baseline", "--nobaseline"], "--compress_baseline but --nobaseline"),
+        (["--keep_float=logits"], "--keep_float is of the int8 file: add it to --export"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_flags_that_do_not_fit_are_refused(flags, told, tmp_path):
+    with pytest.raises(InputError, match=told) as caught:
+        read_config = config.read(["kd_keras", *TINY, TEACHER, f"--workdir={tmp_path / 'w'}", *flags])
+        compressed.check_chains(read_config)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--scheme=mutual(peers=cnn(filters=(3,)))", "--compress=qat()"], "this scheme has none to go on with"),
+        ([TEACHER, "--compress=qat(keep_float='nix')"], "names 'nix', which the student has not"),
+        ([TEACHER, "--compress=qat()", "--student=mobilenet(version='v3_small')"], "hard_silu"),
+    ],
+)
+def test_a_student_that_does_not_fit_is_refused_before_training(flags, told, tmp_path):
+    _, experiment = checked(tmp_path, *flags)
+    with pytest.raises(InputError, match=told):
+        compressed.check(experiment)
+    assert not (tmp_path / "w").exists()
