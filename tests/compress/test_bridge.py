@@ -10,14 +10,19 @@ SHAPE = (16, 16, 3)
 #: A small one of each family that can be compressed.
 SPECS = [
     "cnn(filters=(4, 8), dense=(8,), dropout=0.1)",
-    "alexnet(width=0.05)",
-    "vgg(depth=11, width=0.05)",
     "resnet(depth=8, width=0.25, se_ratio=4)",
-    "wide_resnet(depth=10, width=1, dropout=0.1)",
-    "densenet(depth=121, growth=4)",
     "mobilenet(width=0.25)",
-    "shufflenet(version='v2', width=0.5)",
     "vit(patch=4, depth=2, heads=2, width=16)",
+    *(
+        pytest.param(text, marks=pytest.mark.slow)
+        for text in (
+            "alexnet(width=0.05)",
+            "vgg(depth=11, width=0.05)",
+            "wide_resnet(depth=10, width=1, dropout=0.1)",
+            "densenet(depth=121, growth=4)",
+            "shufflenet(version='v2', width=0.5)",
+        )
+    ),
 ]
 
 

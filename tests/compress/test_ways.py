@@ -80,6 +80,7 @@ def accuracy(model):
 # ---- pruning ----
 
 
+@pytest.mark.slow
 def test_pruning_leaves_the_share_that_is_asked_for(learnt):
     model, _ = through("prune(sparsity=0.75, frequency=3)", model=from_learnt(learnt))
     for name in KERNELS:
@@ -89,7 +90,7 @@ def test_pruning_leaves_the_share_that_is_asked_for(learnt):
     assert accuracy(model) > 0.5
 
 
-@pytest.mark.parametrize("done", [4, 10, 20, 24, 39])
+@pytest.mark.parametrize("done", [10, *(pytest.param(n, marks=pytest.mark.slow) for n in (4, 20, 24, 39))])
 def test_sparsity_follows_the_papers_schedule(done):
     # Equation 1, with s_i 0, t_0 4, n Δt 20: pruned at every other step from 4 to 24.
     way = step("prune(sparsity=0.8, start=0.1, end=0.6, frequency=2)")
@@ -138,6 +139,7 @@ def test_the_last_pruning_is_not_left_out(steps, first, last):
 # ---- clustering ----
 
 
+@pytest.mark.slow
 def test_clustering_leaves_so_many_values(learnt):
     model, _ = through("cluster(clusters=5)", model=from_learnt(learnt))
     for name in KERNELS:
@@ -145,6 +147,7 @@ def test_clustering_leaves_so_many_values(learnt):
     assert accuracy(model) > 0.6
 
 
+@pytest.mark.slow
 def test_clusters_keep_zeros_of_small_kernels_too(learnt):
     model, _ = through("prune(sparsity=0.8, frequency=3)", "cluster(clusters=16)", model=from_learnt(learnt))
     for name in KERNELS:
@@ -187,6 +190,7 @@ def int8_kernels(content):
     return found
 
 
+@pytest.mark.slow
 def test_kernels_are_integers_but_those_that_are_kept(learnt):
     _, wrapped = through("qat()", model=from_learnt(learnt), epochs=1)
     assert len(int8_kernels(tflite.convert_quantised(wrapped))) == 3
@@ -194,7 +198,9 @@ def test_kernels_are_integers_but_those_that_are_kept(learnt):
     assert len(int8_kernels(tflite.convert_quantised(wrapped))) == 2
 
 
-@pytest.mark.parametrize("chain", [("prune",), ("prune", "cluster")])
+@pytest.mark.parametrize(
+    "chain", [pytest.param(("prune",), marks=pytest.mark.slow), ("prune", "cluster")], ids=lambda names: "-".join(names)
+)
 def test_zeros_and_clusters_stay_in_the_file(learnt, chain):
     texts = {"prune": "prune(sparsity=0.8, frequency=3)", "cluster": "cluster(clusters=8)"}
     model, wrapped = through(*(texts[name] for name in chain), "qat()", model=from_learnt(learnt))
@@ -208,6 +214,7 @@ def test_zeros_and_clusters_stay_in_the_file(learnt, chain):
     assert accuracy(model) > 0.3
 
 
+@pytest.mark.slow
 def test_a_layer_without_zeros_does_not_cost_the_others_theirs(learnt):
     texts = ("prune(sparsity=0.8, frequency=3, skip='stage1_conv1')", "cluster(clusters=8)", "qat()")
     _, wrapped = through(*texts, model=from_learnt(learnt), epochs=1)
