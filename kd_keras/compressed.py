@@ -11,8 +11,8 @@ import pathlib
 import keras
 import numpy as np
 
-from kd_keras import files, spec
-from kd_keras.compress import _bridge
+from kd_keras import compress, files, spec, teaching
+from kd_keras.compress import Prepared
 from kd_keras.config import QUANTISED, Config
 from kd_keras.errors import InputError
 from kd_keras.experiment import Experiment, Recipe, Trained
@@ -37,142 +37,173 @@ class Compressed:
     of: Trained
 
     @property
-    def ranges(self) -> pathlib.Path:
-        """Where a quantised one's variables are kept, the ranges among them."""
-        return self.trained.path.with_suffix(".npz")
-
-    @property
     def quantised(self) -> bool:
         """Whether it ends in quantisation, so that its integer file is made of what was learnt."""
-        return _steps(self.chain)[-1].quantises
+        return _ways(self.chain)[-1].quantises
+
+    def variants(self, config: Config) -> tuple[str, ...]:
+        """The TFLite files that it is to become."""
+        return tuple(one for one in config.compress_export if not self.quantised or one in QUANTISED)
 
 
 def check_chains(config: Config) -> None:
     """Raises InputError where a way of ``--compress`` has a wrong key or value, or comes in the wrong place."""
     for chain in config.compress:
-        ranks = [way.rank for way in _steps(chain)]
-        if ranks != sorted(set(ranks)):
-            told = " + ".join(map(str, chain))
+        ways, told = _ways(chain), " + ".join(map(str, chain))
+        if [way.rank for way in ways] != sorted({way.rank for way in ways}):
             raise InputError(f"--compress={told}: each way once, prune() before cluster() before qat()")
-        if _steps(chain)[-1].quantises and not set(config.compress_export) <= set(QUANTISED):
+        if ways[-1].quantises and not set(config.compress_export) & set(QUANTISED):
             raise InputError(
-                f"--compress_export={','.join(config.compress_export)} but {chain[-1]} learns for integers: give "
+                f"--compress_export={','.join(config.compress_export) or 'none'} but {told} learns for integers: add "
                 f"{' or '.join(QUANTISED)}"
             )
 
 
 def check(experiment: Experiment) -> None:
-    """Builds the student in each way's wrappers, and converts what will be quantised, so that nothing fails later.
+    """Builds the student in each way's wrappers, as it will be trained, so that nothing fails later.
 
     Raises:
-        InputError: a layer or a loss does not fit, or the quantised student can't be converted.
+        InputError: a layer, a loss or an optimizer does not fit, or the quantised student can't be converted.
     """
-    config = experiment.config
+    config, lesson = experiment.config, experiment.lesson
     if not config.compress:
         return
-    student = experiment.model(config.student)
-    for losses, flag in ((config.compress_loss, "--compress_loss"), (config.baseline_loss, "--baseline_loss")):
-        terms = [experiment.term(one) for one in losses]
-        if needy := [term.name for term in terms if term.needs_pretraining]:
-            raise InputError(f"{flag} has {', '.join(needy)}, part of which is trained ahead: not with --compress")
+    flag = "--loss" if config.compress_loss == config.loss else "--compress_loss"
+    student = experiment.model(config.student) if lesson is None else lesson.student
     # Each way by itself: the student has no zeros or clusters yet that others could keep.
     for one in {str(one): one for chain in config.compress for one in chain}.values():
-        wrapped, model = _wrapped(student, (one,), steps=100)
-        distiller = experiment.distiller(model, config.compress_loss, epochs=1, teacher=_any_teacher(experiment))
-        if distiller.needs_teacher and not config.teacher:
+        (way,) = _ways((one,))
+        with experiment.strategy.scope():
+            made = compress.prepare(student, way, steps=100)
+        try:
+            distiller = _distiller(experiment, made.model, lesson)
+        except InputError as error:
             raise InputError(
-                "--compress_loss (by default --loss) reads a teacher, and this scheme has none to go on with: give "
+                f"{flag} can't train what {one} makes of the student ({error}): give --compress_loss"
+            ) from error
+        if distiller.needs_teacher and lesson is None:
+            raise InputError(
+                f"{flag} reads a teacher, and there is none for a student to be compressed by: give "
                 "--compress_loss='ce()'"
             )
-        if _steps((one,))[0].quantises:
-            tflite.convert_quantised(wrapped)
+        if needy := [term.name for term in distiller.terms if term.needs_pretraining]:
+            raise InputError(f"{flag} has {', '.join(needy)}, part of which is trained ahead: give --compress_loss")
+        teaching.cache(experiment, distiller)
+        if way.quantises:
+            tflite.convert_quantised(compress.prepare(student, way, steps=100).wrapped)
 
 
-def _any_teacher(experiment):
-    return experiment.model(experiment.config.teacher[0]) if experiment.config.teacher else None
+def _distiller(experiment, student, lesson):
+    return experiment.distiller(
+        student,
+        experiment.config.compress_loss,
+        teacher=None if lesson is None else lesson.teacher,
+        epochs=experiment.config.compress_epochs,
+        recipe=_recipe(experiment.config),
+        adapt=None if lesson is None else lesson.adapt,
+    )
 
 
-def run(experiment: Experiment, models: list[Trained], student: Trained, teacher: Trained | None):
-    """Trains every chain's ways on the student, and on the one without a teacher where that is asked for.
+def _recipe(config, keep_from=0) -> Recipe:
+    return Recipe(config.compress_optimizer, config.compress_learning_rate, keep_from=keep_from)
+
+
+def run(experiment: Experiment, models: list[Trained], student: Trained) -> list[Compressed]:
+    """Trains every chain's ways on the student, and on what is compressed beside it.
 
     Args:
         experiment: the tools.
         models: all that were trained.
         student: the distilled one.
-        teacher: who teaches on, or None.
 
     Returns:
-        list of `Compressed`, in the order of ``--compress``.
+        the compressed students, in the order of ``--compress``, those with a teacher first.
     """
-    config, found = experiment.config, []
-    baselines = [one for one in models if one.stage == "baseline" and config.compress_baseline]
-    for of, losses, tutor in (
-        (student, config.compress_loss, teacher),
-        *((one, config.baseline_loss, None) for one in baselines),
-    ):
-        made = {(): of}
-        for stage, chain in _stages(config.compress).items():
-            before = made[_text(chain[:-1])]
-            made[_text(chain)] = _train(experiment, f"{stage}-{of.stage}", chain, before, of, losses, tutor)
-        found += [Compressed(made[_text(chain)], chain, made[_text(chain[:-1])], of) for chain in config.compress]
+    config = experiment.config
+    found = _chains(experiment, student, student.stage, config.compress_loss, student)
+    if "untaught" in config.compress_controls:
+        found += _chains(experiment, student, "untaught", config.baseline_loss, None)
+    if "baseline" in config.compress_controls:
+        (baseline,) = (one for one in models if one.stage == "baseline")
+        found += _chains(experiment, baseline, baseline.stage, config.baseline_loss, None)
     return found
 
 
-def _train(experiment, stage, chain, before, of, losses, teacher) -> Trained:
+def _chains(experiment, of, suffix, losses, taught) -> list[Compressed]:
+    """Every chain on one student; ``taught`` is the one whose teacher teaches on, or None."""
+    made = {(): of}
+    for stage, chain in _stages(experiment.config.compress).items():
+        before = made[_text(chain[:-1])]
+        made[_text(chain)] = _train(experiment, f"{stage}-{suffix}", chain, before, of, losses, taught)
+    chains = experiment.config.compress
+    return [Compressed(made[_text(chain)], chain, made[_text(chain[:-1])], of) for chain in chains]
+
+
+def _train(experiment, stage, chain, before, of, losses, taught) -> Trained:
     config = experiment.config
     path = config.workdir / f"{stage}.keras"
-    way = _steps(chain)[-1]
-    epochs, per_epoch = config.compress_epochs, experiment.steps_per_epoch
-    settled = way.settled(epochs * per_epoch)
-    kept: dict[str, keras.Model] = {}
+    steps = config.compress_epochs * experiment.steps_per_epoch
+    way = _ways(chain)[-1]
+    kept: list[Prepared] = []
 
     def make():
-        kept["plain"] = experiment.load(before)
+        # Trainable parts of the losses are made next.
+        keras.utils.set_random_seed(config.seed)
+        student = experiment.load(before)
         with experiment.strategy.scope():
-            return _wrapped(kept["plain"], chain, epochs * per_epoch)[1]
+            kept.append(_prepared(student, chain, steps))
+        _tell(experiment, stage, kept[0])
+        return kept[0].model
 
     def strip(model):
         if way.quantises:
             values = {str(i): keras.ops.convert_to_numpy(v) for i, v in enumerate(model.variables)}
-            files.write(path.with_suffix(".npz"), lambda file: np.savez(file, **values))
-        _bridge.weights_back(way.strip(model.wrapped()), kept["plain"])
-        return kept["plain"]
+            files.write(_ranges(path), lambda file: np.savez(file, **values))
+        return kept[0].finish()
 
-    recipe = Recipe(
-        config.compress_optimizer,
-        config.compress_learning_rate,
-        keep_from=min(epochs, max(1, math.ceil(settled / per_epoch))) - 1,
-        callbacks=lambda model: way.callbacks(model.wrapped()),
-    )
+    # A sparse student's best epoch is one of those at whose end it is sparse.
+    settled = max(1, math.ceil(way.settled(steps) / experiment.steps_per_epoch))
     told = " + ".join(map(str, chain))
+    untaught = ", untaught" if taught is None and of.teacher is not None else ""
     return experiment.train(
-        *(stage, f"{of.role}, {told}", f"{of.architecture}, {told}", losses),
-        teacher=teacher,
-        epochs=epochs,
-        recipe=recipe,
+        *(stage, f"{of.role}, {told}{untaught}", f"{of.architecture}, {told}", losses),
+        teacher=None if taught is None else taught.teacher,
+        epochs=config.compress_epochs,
+        recipe=_recipe(config, keep_from=min(settled, config.compress_epochs) - 1),
         make=make,
+        adapt=None if taught is None else taught.adapt,
         strip=strip,
     )
+
+
+def _tell(experiment, stage, made) -> None:
+    if left := made.way.left_out(made.wrapped):
+        what = "stays in float32" if made.way.quantises else "is left as it is"
+        experiment.console.print(f"{stage:<8} {', '.join(left)}: {what}", highlight=False)
 
 
 def convert(one: Compressed, variant: str) -> bytes:
     """The integer TFLite file of a student that was quantised as it learnt."""
     # How many clusters a kernel has was read from the weights that it began with.
-    wrapped, model = _wrapped(keras.models.load_model(one.before.path, compile=False), one.chain, steps=1)
-    with np.load(one.ranges) as values:
-        for i, variable in enumerate(model.variables):
+    made = _prepared(keras.models.load_model(one.before.path, compile=False), one.chain, steps=1)
+    with np.load(_ranges(one.trained.path)) as values:
+        for i, variable in enumerate(made.model.variables):
             variable.assign(values[str(i)])
-    return tflite.convert_quantised(wrapped, variant)
+    return tflite.convert_quantised(made.wrapped, variant)
 
 
-def _wrapped(plain, chain, steps):
-    """The tf_keras model in the last way's wrappers, and the Keras 3 model that trains it."""
-    before = tuple(one.name for one in chain[:-1])
-    wrapped = _steps(chain)[-1].wrap(_bridge.twin(plain), before, steps)
-    return wrapped, _bridge.trainable(wrapped, plain)
+def _ranges(path: pathlib.Path) -> pathlib.Path:
+    """Where a quantised student's variables are kept, the ranges among them."""
+    return path.with_suffix(".npz")
 
 
-def _steps(chain) -> list:
+def _prepared(student, chain, steps) -> Prepared:
+    """What a chain was before its last way, in that way's wrappers."""
+    *earlier, way = _ways(chain)
+    return compress.prepare(student, way, steps=steps, before=tuple(earlier))
+
+
+def _ways(chain) -> list:
     return [spec.build("kd_keras.compress", one) for one in chain]
 
 
@@ -183,10 +214,12 @@ def _text(chain) -> tuple[str, ...]:
 def _stages(chains) -> dict[str, tuple[Spec, ...]]:
     """Every chain's beginnings, each once and the shorter first, by a name: its ways', numbered if that is taken."""
     beginnings = {_text(chain[:n]): chain[:n] for chain in chains for n in range(1, len(chain) + 1)}
-    found = {}
+    found: dict[str, tuple[Spec, ...]] = {}
     for chain in beginnings.values():
-        name, number = "-".join(one.name for one in chain), 2
+        name = stem = "-".join(one.name for one in chain)
+        number = 1
         while name in found:
-            name, number = f"{name.rstrip('0123456789')}{number}", number + 1
+            number += 1
+            name = f"{stem}{number}"
         found[name] = chain
     return found

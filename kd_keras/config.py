@@ -40,6 +40,10 @@ _BESIDE = (
     "flagfile",
     "worker_timeout",
 )
+#: What can be compressed beside the student.
+CONTROLS = ("untaught", "baseline")
+#: Fields of the files that are made of finished models, which can be made again.
+OF_THE_FILES = ("export", "keep_float", "layer_report", "compress_export", "max_accuracy_drop")
 
 
 def _define(kind, name, default, text, **kwargs):
@@ -181,7 +185,13 @@ _define(
     "chains are separated by ;.",
 )
 _define("string", "compress_loss", None, "The losses of a student that is compressed; by default as --loss.")
-_define("bool", "compress_baseline", False, "Compress the student without a teacher too, by --baseline_loss.")
+_define(
+    "list",
+    "compress_controls",
+    [],
+    "What is compressed beside it by --baseline_loss, to compare: the same student (untaught), the student that never "
+    "had a teacher (baseline).",
+)
 _define("integer", "compress_epochs", None, "Epochs of each way; by default a fifth of --epochs.", lower_bound=1)
 _define("string", "compress_optimizer", None, "The optimizer of each way; by default as --optimizer.")
 _define("string", "compress_learning_rate", None, "Its learning rate; by default as --learning_rate.")
@@ -256,7 +266,7 @@ class Config:
     layer_report: bool
     compress: tuple[tuple[Spec, ...], ...]
     compress_loss: tuple[Spec, ...]
-    compress_baseline: bool
+    compress_controls: tuple[str, ...]
     compress_epochs: int
     compress_optimizer: Spec
     compress_learning_rate: schedules.Schedule
@@ -281,8 +291,8 @@ class Config:
         return {field.name: _text(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     def identity(self) -> dict[str, str]:
-        """The fields that the results depend on."""
-        return {key: value for key, value in self.resolved().items() if key not in _BESIDE}
+        """The fields that the trained models depend on."""
+        return {key: value for key, value in self.resolved().items() if key not in (*_BESIDE, *OF_THE_FILES)}
 
 
 def _text(value) -> str:
@@ -509,11 +519,18 @@ def _compression(values: dict) -> dict:
         for name in FLAGS:
             if name.startswith("compress_") and FLAGS[name].present:
                 raise InputError(f"--{name} has no effect without --compress: give a way, such as qat()")
-    if values["compress_baseline"] and not values["baseline"]:
-        raise InputError("--compress_baseline but --nobaseline: leave one of them out")
+    if len(set(map(str, chains))) < len(chains):
+        raise InputError(f"--compress={text} names a chain twice: give each once")
+    controls = tuple(dict.fromkeys(values["compress_controls"]))
+    for one in controls:
+        if one not in CONTROLS:
+            raise InputError(spec.unknown(one, "compress_controls", list(CONTROLS)))
+    if "baseline" in controls and not values["baseline"]:
+        raise InputError("--compress_controls=baseline but --nobaseline: leave one of them out")
     epochs = values["compress_epochs"]
     return {
         "compress": chains,
+        "compress_controls": controls,
         "compress_epochs": max(1, values["epochs"] // 5) if epochs is None else epochs,
         "compress_export": _variants("compress_export", values["compress_export"]),
     }
@@ -578,7 +595,9 @@ def claim_workdir(config: Config) -> None:
 
 def _compare(before: dict[str, str], config: Config) -> None:
     now = config.identity()
-    changed = [f"{k} was {before.get(k)}, is {now.get(k)}" for k in {**before, **now} if before.get(k) != now.get(k)]
+    # A flag that there was not yet had no effect; one of the files has none on the models.
+    known = [key for key in before if key not in OF_THE_FILES]
+    changed = [f"{key} was {before[key]}, is {now.get(key)}" for key in known if before[key] != now.get(key)]
     if changed:
         raise InputError(
             f"--workdir={config.workdir} holds another experiment ({'; '.join(changed)}): name another --workdir"

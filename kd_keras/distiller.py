@@ -133,7 +133,7 @@ class Taps:
         last, node = graph.made_by(output)
         if not _ends_in_softmax(last):
             return output
-        if _is_softmax(last) or isinstance(last, keras.layers.Activation):
+        if graph.is_softmax(last) or isinstance(last, keras.layers.Activation):
             return node.input_tensors[0]
         if isinstance(last, keras.layers.Dense):
             logits = ops.matmul(node.input_tensors[0], last.kernel)
@@ -198,12 +198,7 @@ class Taps:
 def _ends_in_softmax(layer) -> bool:
     while isinstance(layer, keras.Model) and layer.layers:
         layer = layer.layers[-1]
-    return _is_softmax(layer) or getattr(layer, "activation", None) is keras.activations.softmax
-
-
-def _is_softmax(layer) -> bool:
-    # `keras.ops.softmax` in a graph is an operation of the same name, in a module that is not public.
-    return isinstance(layer, keras.layers.Softmax) or type(layer).__name__ == "Softmax"
+    return graph.is_softmax(layer) or getattr(layer, "activation", None) is keras.activations.softmax
 
 
 def _are_probabilities(values) -> bool:

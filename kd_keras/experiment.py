@@ -35,7 +35,7 @@ from kd_keras import (
     training,
 )
 from kd_keras import losses as loss_terms
-from kd_keras.config import Config
+from kd_keras.config import OF_THE_FILES, Config
 from kd_keras.distiller import Distiller
 from kd_keras.errors import InputError
 from kd_keras.models import saved
@@ -55,6 +55,8 @@ class Trained:
         best_epoch: the epoch (from 0) whose weights were kept, or None.
         stop: of a teacher whose training was to end early: the validation accuracy that was asked for, and the step
             and accuracy it ended at, None where it was never reached.
+        teacher: whose model taught it, or None.
+        adapt: what the scheme made of its loss terms; see `Experiment.train`.
     """
 
     stage: str
@@ -64,6 +66,23 @@ class Trained:
     series: dict[str, list[float]]
     best_epoch: int | None = None
     stop: dict | None = None
+    teacher: "Trained | None" = None
+    adapt: Callable | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Lesson:
+    """What a scheme has checked that it can do: a student, by a teacher.
+
+    Attributes:
+        student: the model, with what its losses have built on it.
+        teacher: the model that teaches.
+        adapt: see `Experiment.train`.
+    """
+
+    student: keras.Model
+    teacher: keras.Model
+    adapt: Callable | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +95,6 @@ class Recipe:
         stop: where it is to end early, or None.
         cached_views: whether it sees the views of the teacher cache, as the student does.
         keep_from: first epoch (from 0) whose weights may be kept as the best.
-        callbacks: makes callbacks of the model.
     """
 
     optimizer: Spec
@@ -84,7 +102,6 @@ class Recipe:
     stop: training.Stop | None = None
     cached_views: bool = True
     keep_from: int = 0
-    callbacks: Callable[[keras.Model], list] = lambda model: []
 
 
 class Experiment:
@@ -97,6 +114,7 @@ class Experiment:
     Attributes:
         splits: the data set.
         views: those that a teacher cache holds; None where the teacher is run in each step.
+        lesson: the last `Lesson` that the scheme has checked, which is its student's; None if it has no teacher.
 
     Raises:
         InputError: the data can't be used, is not what this workdir was begun with, or can't be cached for.
@@ -127,6 +145,7 @@ class Experiment:
         self.views = None
         if config.cache_views:
             self.views = datasets.Views(self.splits.train, config.cache_views, self.augment, config.cache_seed)
+        self.lesson: Lesson | None = None
         self.tracker = tracking.NullWriter()
         #: Seconds of this process by what they went into.
         self.seconds = collections.Counter()
@@ -165,8 +184,16 @@ class Experiment:
 
     @property
     def finished(self) -> bool:
-        """Whether everything has been trained and measured."""
-        return self.done("measured") is not None
+        """Whether everything has been trained and measured, in the files that are asked for."""
+        done = self.done("measured")
+        # What was measured before these were kept was measured by the flags of then.
+        return done is not None and done.get("files", self.files) == self.files
+
+    @property
+    def files(self) -> dict:
+        """The settings of the files that are made of finished models: these may change, and are measured again."""
+        resolved = self.config.resolved()
+        return {name: resolved[name] for name in OF_THE_FILES}
 
     def begin(self) -> None:
         """Claims the data for this workdir and opens the tracking run.
@@ -392,7 +419,12 @@ class Experiment:
                     left.unlink(missing_ok=True)
             distribute.gather(self.strategy, 1)
         distribute.wait_for(path)
-        trained = Trained(stage, role, done["architecture"], path, done["series"], done["best_epoch"], done.get("stop"))
+        trained = Trained(
+            *(stage, role, done["architecture"], path, done["series"], done["best_epoch"]),
+            stop=done.get("stop"),
+            teacher=teacher,
+            adapt=adapt,
+        )
         self.console.print(f"{stage:<8} {_summary(trained, done['seconds'])}")
         return trained
 
@@ -497,7 +529,7 @@ class Experiment:
                 epochs=epochs,
                 steps_per_epoch=self.steps_per_epoch,
                 checkpoint=self._checkpoint(stage),
-                callbacks=[_Laps(self.seconds), _Track(child), *(recipe.callbacks(model) if recipe else ())],
+                callbacks=[_Laps(self.seconds), _Track(child)],
                 stop=recipe.stop if recipe else None,
                 keep_from=recipe.keep_from if recipe else 0,
                 progress=f"{stage:<8}" if config.progress == "auto" and self.chief else None,
@@ -622,7 +654,7 @@ class Experiment:
             "figures": f"{folder}/curves.png, *_confusion.png, *_report.png",
             "models": f"{folder}/{names}",
         }
-        if self.config.export:
+        if self.config.export or (self.config.compress and self.config.compress_export):
             lines["edge"] = f"{folder}/*.tflite"
         if self.config.tracking == "mlflow":
             uri = self.config.tracking_uri or tracking.local_store(folder)
@@ -637,7 +669,7 @@ def _check_keys(config: Config) -> None:
     """Refuses unknown keys before the data are read, which of many photographs takes minutes."""
     for one in (*config.teacher, config.student):
         spec.check("kd_keras.models", one, ("num_classes", "input_shape"))
-    for one in (*config.loss, *config.teacher_loss, *config.baseline_loss):
+    for one in (*config.loss, *config.teacher_loss, *config.baseline_loss, *config.compress_loss):
         loss_terms.check(one)
 
 

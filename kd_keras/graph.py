@@ -113,3 +113,36 @@ def in_order(outputs) -> list:
             waiting.append(((operation, node), True))
             waiting.extend((made_by(tensor), False) for tensor in node.input_tensors)
     return found
+
+
+def is_softmax(operation) -> bool:
+    """Whether an operation of a graph is a softmax and nothing else."""
+    # `keras.ops.softmax` in a graph is an operation of the same name, in a module that is not public.
+    return isinstance(operation, keras.layers.Softmax) or type(operation).__name__ == "Softmax"
+
+
+def in_float32(model: keras.Model) -> keras.Model:
+    """The model itself if it computes in float32, else a float32 copy with the same weights."""
+    if all(layer.dtype_policy.name == "float32" for layer in model._flatten_layers()):
+        return model
+    config = _without_policies(keras.saving.serialize_keras_object(model))
+    # safe_mode guards against files of strangers; this is the caller's own live object.
+    copy = keras.saving.deserialize_keras_object(config, safe_mode=False)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+_LOW_PRECISION = ("mixed_bfloat16", "mixed_float16", "bfloat16", "float16")
+
+
+def _without_policies(config):
+    if isinstance(config, dict):
+        if config.get("class_name") == "DTypePolicy":
+            return {**config, "config": {"name": "float32"}}
+        return {
+            key: "float32" if key == "dtype" and value in _LOW_PRECISION else _without_policies(value)
+            for key, value in config.items()
+        }
+    if isinstance(config, (list, tuple)):
+        return type(config)(_without_policies(value) for value in config)
+    return config

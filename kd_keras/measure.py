@@ -5,15 +5,29 @@ from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from kd_keras import compressed, evaluate, files, report
 from kd_keras.config import CALIBRATED
 from kd_keras.distiller import Taps
+from kd_keras.errors import InputError
 from kd_keras.evaluate import logits
 from kd_keras.experiment import Experiment, Trained
 from kd_keras.export import memory, metadata, tflite
 
 _REPRESENTATIVE = 256
+
+
+def check(experiment: Experiment) -> None:
+    """Raises InputError where a layer of ``--keep_float`` is none of the student's."""
+    config, lesson = experiment.config, experiment.lesson
+    if config.keep_float:
+        student = experiment.model(config.student) if lesson is None else lesson.student
+        known = [layer.name for layer in student.layers]
+        if missing := [name for name in config.keep_float if name not in known]:
+            raise InputError(
+                f"--keep_float names {', '.join(missing)}, which the student has not: its layers are {', '.join(known)}"
+            )
 
 
 def measure(
@@ -41,6 +55,8 @@ class _Measuring:
         self.teacher = teacher
         #: Test logits (N, K) by stage.
         self.logits: dict[str, np.ndarray] = {}
+        #: What can't be converted, a line each.
+        self.refused: list[str] = []
 
     def run(self, models, exported, smaller):
         folder, tracker = self.config.workdir, self.experiment.tracker
@@ -53,10 +69,14 @@ class _Measuring:
             found, runtime = self._compressed(one)
             rows += found
             runtimes += runtime
-        report.curves({t.role: t.series for t in models if t.series}, folder / "curves.png")
-        notes = [*dict.fromkeys(runtimes), *_notes(models, rows, exported[0], self.teacher)]
+        shown = [*models, *(one.trained for one in smaller)]
+        report.curves({t.role: t.series for t in shown if t.series}, folder / "curves.png")
+        notes = [*dict.fromkeys(runtimes), *self.refused, *_notes(models, rows, exported[0], self.teacher)]
         if any(row["marked"] for row in rows):
-            notes.append(f"‡ loses more than --max_accuracy_drop={self.config.max_accuracy_drop:g} to its Keras model")
+            notes.append(
+                f"‡ less accurate than the Keras student that it was made of by more than --max_accuracy_drop="
+                f"{self.config.max_accuracy_drop:g}"
+            )
         report.write_table(rows, folder, runtime_note="; ".join(notes))
         for path in ("results.csv", "results.json", "results.txt", "curves.png"):
             tracker.artifact(folder / path)
@@ -64,7 +84,7 @@ class _Measuring:
         for row in rows:
             name = stages.get(row["role"], row["role"]).replace(" ", "_")
             tracker.metrics({f"{name}_test_accuracy": row["test_accuracy"]}, 0)
-        self.experiment.finish("measured", {"rows": rows, "notes": notes})
+        self.experiment.finish("measured", {"rows": rows, "notes": notes, "files": self.experiment.files})
 
     def _model(self, trained) -> dict:
         """A model's row and what ran it; found where it was measured before, or by another run."""
@@ -84,7 +104,13 @@ class _Measuring:
         if done["row"]["role"] != trained.role:
             self._figures(trained.stage, trained.role, own, self.splits.test.labels)
         # Another run has measured its agreement with another teacher.
-        row = {**done["row"], "role": trained.role, "teacher_agreement": self._agreement(trained.stage, own)}
+        # An older version may have measured fewer figures.
+        row = {
+            **dict.fromkeys(report.COLUMNS),
+            **done["row"],
+            "role": trained.role,
+            "teacher_agreement": self._agreement(trained.stage, own),
+        }
         if row != done["row"]:
             done = experiment.finish(stage, {**done, "row": row})
         self._log(trained.stage, row, [trained.path])
@@ -120,33 +146,15 @@ class _Measuring:
     def _export(self, exported, told, runtimes) -> list[dict]:
         config = self.config
         model = Taps(self.experiment.load(exported), exported.stage).logits_model()
-        cost = {"parameters": evaluate.parameters(model), "macs": evaluate.macs(model)} if config.export else {}
-
-        def content(variant):
-            kept = config.keep_float if variant == "int8" else ()
-            return tflite.convert(model, variant, self._representative(variant), kept)
-
         if config.layer_report:
             self._layer_report(exported, model)
-        rows = []
-        for variant in config.export:
-            row, runtime = self._file(exported, exported, variant, f"{told}TFLite {variant}", content, cost)
-            rows.append(row)
-            runtimes += runtime
-        return rows
+        kept = [name for name in config.keep_float if name in {layer.name for layer in model.layers}]
 
-    def _layer_report(self, exported, model) -> None:
-        with self.experiment.timed("export"), self.experiment.console.status("measuring each layer in int8"):
-            found = tflite.layer_report(model, self._representative("int8"))
-        path = self.config.workdir / f"{exported.stage}_int8_layers.csv"
-        report.write_csv(found, path)
-        worst = sorted(found, key=lambda one: -one["rmse_in_steps"])[:3]
-        told = ", ".join(f"{one['layers'] or one['operator']} {one['rmse_in_steps']:.2f}" for one in worst)
-        self.experiment.console.print(
-            f"int8     rounding errors in steps of the layer's own (0.29 is rounding alone), the worst: {told}; all in "
-            f"{path}",
-            highlight=False,
-        )
+        def content(variant):
+            return self._converted(model, variant, kept)
+
+        files_of = (exported, exported, config.export, f"{told}TFLite", content)
+        return self._files(*files_of, self._cost(model) if config.export else {}, runtimes)
 
     def _compressed(self, one) -> tuple[list[dict], list[str]]:
         """The rows of a compressed student: in Keras, unless its Keras model has no ranges, and as TFLite."""
@@ -154,24 +162,41 @@ class _Measuring:
         rows = []
         if not one.quantised:
             done = self._model(trained)
-            change = self._against(self.logits[trained.stage], self.logits[one.of.stage])
-            rows.append({**done["row"], **change})
+            rows.append({**done["row"], **self._against(self.logits[trained.stage], self.logits[one.of.stage])})
             runtimes.append(done["runtime"])
-        model = self.experiment.load(trained)
-        cost = {"parameters": evaluate.parameters(model), "macs": evaluate.macs(model)}
+        model = Taps(self.experiment.load(trained), trained.stage).logits_model()
 
         def content(variant):
             if one.quantised:
                 return compressed.convert(one, variant)
-            return tflite.convert(model, variant, self._representative(variant))
+            return self._converted(model, variant, self.config.keep_float)
 
-        for variant in self.config.compress_export:
-            row, runtime = self._file(trained, one.of, variant, f"{trained.role}, TFLite {variant}", content, cost)
-            rows.append(row)
-            runtimes += runtime
+        files_of = (trained, one.of, one.variants(self.config), f"{trained.role}, TFLite", content)
+        rows += self._files(*files_of, self._cost(model), runtimes)
         return rows, runtimes
 
-    def _file(self, exported, of, variant, role, content, cost) -> tuple[dict, list[str]]:
+    def _converted(self, model, variant, keep_float) -> bytes:
+        kept = keep_float if variant == "int8" else ()
+        return tflite.convert(model, variant, self._representative(variant), kept)
+
+    def _cost(self, model) -> dict:
+        return {"parameters": evaluate.parameters(model), "macs": evaluate.macs(model)}
+
+    def _files(self, exported, of, variants, told, content, cost, runtimes) -> list[dict]:
+        """The rows of a model's files; one that can't be made is told of, and the others go on."""
+        rows = []
+        for variant in variants:
+            try:
+                row, runtime = self._file(exported, of, variant, f"{told} {variant}", content, cost)
+            except InputError as error:
+                logging.warning("%s", error)
+                self.refused.append(str(error))
+                continue
+            rows.append(row)
+            runtimes.append(runtime)
+        return rows
+
+    def _file(self, exported, of, variant, role, content, cost) -> tuple[dict, str]:
         """Writes a TFLite file and measures it: its row, and what ran it."""
         experiment, config, splits = self.experiment, self.config, self.splits
         path = config.workdir / f"{exported.stage}_{variant}.tflite"
@@ -186,6 +211,7 @@ class _Measuring:
             one, cores = interpreter.latency(image, evaluate.latency), evaluate.cores()
             every = tflite.load(path, threads=cores).latency(image, evaluate.latency)
             peak = memory.peak(path)
+        experiment.console.print(f"edge     {path.name}: {', '.join(metadata.operators(made))}", highlight=False)
         reference = self.logits[of.stage]
         row = report.row(
             role,
@@ -205,7 +231,7 @@ class _Measuring:
             latency_all_threads_ms_iqr=every.iqr_ms,
         )
         self._log(exported.stage, row, [path], prefix=f"tflite_{variant}_")
-        return row, [f"TFLite rows: {one.runtime}, 1 thread and {cores}, batch 1"]
+        return row, f"TFLite rows: {one.runtime}, 1 thread and {cores}, batch 1"
 
     def _against(self, outputs, reference) -> dict:
         """What is lost against the Keras model that it was made of."""
@@ -218,6 +244,19 @@ class _Measuring:
             "worst_class_drop": evaluate.worst_class_drop(outputs, reference, labels),
             "marked": change < -self.config.max_accuracy_drop,
         }
+
+    def _layer_report(self, exported, model) -> None:
+        with self.experiment.timed("export"), self.experiment.console.status("measuring each layer in int8"):
+            found = tflite.layer_report(model, self._representative("int8"))
+        path = self.config.workdir / f"{exported.stage}_int8_layers.csv"
+        report.write_csv(found, path)
+        worst = sorted(found, key=lambda one: -one["rmse_in_steps"])[:3]
+        told = ", ".join(f"{one['layers'] or one['operator']} {one['rmse_in_steps']:.2f}" for one in worst)
+        self.experiment.console.print(
+            f"int8     rounding errors in steps of the layer's own (0.29 is rounding alone), the worst: {told}; all in "
+            f"{path}",
+            highlight=False,
+        )
 
     def _representative(self, variant) -> np.ndarray | None:
         """Training images for the ranges of integer activations, drawn from the seed."""

@@ -48,13 +48,14 @@ def _run(argv) -> int:
         with distribute.watch(strategy):
             scheme.check(experiment)
             compressed.check(experiment)
+            measure.check(experiment)
         if experiment.chief:
             configuration.claim_workdir(config)
         experiment.begin()
         try:
             with distribute.watch(strategy):
                 models, exported, teacher = scheme.run(experiment)
-                smaller = compressed.run(experiment, models, exported[0], teacher)
+                smaller = compressed.run(experiment, models, exported[0])
                 experiment.leave_cluster()
                 if experiment.chief:
                     measure.measure(experiment, models, exported, teacher, smaller)

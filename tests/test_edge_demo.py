@@ -1,6 +1,7 @@
 """tools/edge_demo.py, which may import nothing of what the package needs."""
 
 import pathlib
+import runpy
 import subprocess
 import sys
 import venv
@@ -44,6 +45,11 @@ def folder(tmp_path_factory):
     Image.new("RGBA", (8, 8), (10, 200, 30, 128)).save(photos / "green.png")
     Image.new("P", (100, 9)).save(photos / "palette.png")
     Image.new("RGB", (64, 64), (0, 0, 255)).save(photos / "blue.png")
+    mixed = folder / "mixed"
+    mixed.mkdir()
+    (mixed / "broken.png").write_bytes(b"no image")
+    Image.new("RGB", (9, 9), (250, 20, 20)).save(mixed / "red.png")
+    Image.fromarray(np.full((9, 9), 128 * 257, np.uint16)).save(mixed / "sixteen.png")
     (folder / "broken.png").write_bytes(b"no image")
     (folder / "empty").mkdir()
     return folder
@@ -71,6 +77,18 @@ def test_it_gives_the_probabilities_that_keras_gives(folder):
     assert f"blue {share:.1%}" in done.stdout
 
 
+def test_a_broken_image_does_not_end_the_folder(folder):
+    done = demo(folder / "float32.tflite", folder / "mixed", "--top=3")
+    assert done.returncode == 2 and "broken.png is no image that Pillow can read" in done.stderr
+    red, _, last = done.stdout.splitlines()
+    assert "red" in red and last.startswith("2 images")
+
+
+def test_pixels_of_16_bits_are_scaled_to_8(folder):
+    values = runpy.run_path(str(DEMO))["pixels"](folder / "mixed" / "sixteen.png", (4, 4, 3))
+    assert values.shape == (1, 4, 4, 3) and (values == 128).all()
+
+
 @pytest.mark.parametrize(
     ("model", "images", "told"),
     [
@@ -78,6 +96,7 @@ def test_it_gives_the_probabilities_that_keras_gives(folder):
         ("bare.tflite", "photos", "has no class names with it"),
         ("float32.tflite", "broken.png", "no image that Pillow can read"),
         ("float32.tflite", "nix.png", "there is no"),
+        ("photos", "photos", "cannot read"),
         ("float32.tflite", "empty", "holds no images"),
     ],
 )

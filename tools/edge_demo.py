@@ -31,39 +31,51 @@ def main(argv=None) -> int:
     parser.add_argument("--threads", type=int, default=1, help="threads to use (1)")
     options = parser.parse_args(argv)
     try:
-        classify(options)
+        return classify(options)
     except BadInput as error:
         print(f"edge_demo: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 class BadInput(Exception):
     """What the user can mend; the message says how."""
 
 
-def classify(options) -> None:
-    """Prints each image's best classes, then the latency."""
-    names = class_names(options.model)
+def classify(options) -> int:
+    """Prints each image's best classes, then the latency; gives the exit code: 2 if an image could not be read."""
+    for name in ("top", "threads"):
+        if getattr(options, name) < 1:
+            raise BadInput(f"--{name}={getattr(options, name)} is not a positive number")
+    names, paths = class_names(options.model), image_files(options.images)
     try:
         runner = Interpreter(model_path=str(options.model), num_threads=options.threads)
         runner.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise BadInput(f"{options.model} is no TFLite file that LiteRT can run ({error})") from error
     (given,), (made,) = runner.get_input_details(), runner.get_output_details()
-    times = []
-    for path in image_files(options.images):
-        runner.set_tensor(given["index"], stored(pixels(path, given["shape"][1:]), given))
+    # The first run sets the kernels up, and is not counted.
+    runner.set_tensor(given["index"], np.zeros(given["shape"], given["dtype"]))
+    runner.invoke()
+    times, unread = [], 0
+    for path in paths:
+        try:
+            image = pixels(path, given["shape"][1:])
+        except BadInput as error:
+            print(f"edge_demo: {error}", file=sys.stderr)
+            unread += 1
+            continue
+        runner.set_tensor(given["index"], stored(image, given))
         start = time.perf_counter()
         runner.invoke()
         times.append(1000 * (time.perf_counter() - start))
         shares = softmax(real(runner.get_tensor(made["index"])[0], made))
         best = np.argsort(shares)[::-1][: options.top]
         print(f"{path}: " + ", ".join(f"{names[i]} {shares[i]:.1%}" for i in best))
-    # The first run sets the kernels up.
-    counted = times[1:] or times
-    low, median, high = np.percentile(counted, [25, 50, 75])
-    print(f"{len(times)} images, {options.threads} thread(s): median {median:.3f} ms, IQR {high - low:.3f} ms an image")
+    if times:
+        low, median, high = np.percentile(times, [25, 50, 75])
+        told = f"median {median:.3f} ms, IQR {high - low:.3f} ms an image"
+        print(f"{len(times)} images, {options.threads} thread(s): {told}")
+    return 2 if unread else 0
 
 
 def class_names(model: pathlib.Path) -> list[str]:
@@ -73,7 +85,7 @@ def class_names(model: pathlib.Path) -> list[str]:
             return json.loads(archive.read("metadata.json"))["class_names"]
     except OSError as error:
         raise BadInput(f"cannot read {model}: {error.strerror}") from error
-    except (KeyError, zipfile.BadZipFile) as error:
+    except (KeyError, ValueError, zipfile.BadZipFile) as error:
         raise BadInput(f"{model} has no class names with it: export it with kd_keras") from error
 
 
@@ -92,6 +104,9 @@ def pixels(path: pathlib.Path, shape) -> np.ndarray:
     height, width, channels = map(int, shape)
     try:
         with Image.open(path) as image:
+            if image.mode.startswith("I"):
+                # 16 bits a pixel, which Pillow would cut off at 255.
+                image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
             image = image.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BILINEAR)
             return np.asarray(image, np.float32).reshape(1, height, width, channels)
     except (OSError, UnidentifiedImageError) as error:

@@ -20,10 +20,20 @@ PERCENT = {
     "ece": "ECE %",
     "teacher_agreement": "= teacher %",
     "float_agreement": "= float %",
+    "accuracy_change": "to float",
+    "worst_class_drop": "worst class loses",
 }
-PLAIN = {"parameters": "parameters", "macs": "MACs", "bytes": "bytes", "latency_ms_median": "latency ms"}
+PLAIN = {
+    "parameters": "parameters",
+    "macs": "MACs",
+    "bytes": "bytes",
+    "zip_bytes": "zipped",
+    "memory_bytes": "peak memory",
+    "latency_ms_median": "latency ms",
+    "latency_all_threads_ms_median": "all threads ms",
+}
 #: Columns that the same network has in common over the seeds; the median is shown, without a spread.
-TYPICAL = ("parameters", "macs", "bytes", "latency_ms_median")
+TYPICAL = tuple(PLAIN)
 
 
 def read(workdir: pathlib.Path) -> dict[str, dict]:
@@ -40,7 +50,7 @@ def cell(values: list, column: str) -> str:
         return "–"
     if column in TYPICAL:
         middle = statistics.median(values)
-        return f"{middle:.3f}" if column == "latency_ms_median" else f"{middle:,.0f}"
+        return f"{middle:.3f}" if column.endswith("_ms_median") else f"{middle:,.0f}"
     return spread([100 * value for value in values])
 
 
@@ -64,10 +74,12 @@ def gain(runs: list[dict], column: str) -> str:
 
 def table(runs: list[dict]) -> str:
     """The Markdown table, and the paired gain below it."""
-    columns = {**PERCENT, **PLAIN}
+    # Runs of an older version have fewer, and without TFLite files some are empty.
+    filled = {name for run in runs for row in run.values() for name, value in row.items() if value is not None}
+    columns = {name: title for name, title in {**PERCENT, **PLAIN}.items() if name in filled}
     lines = [f"| n = {len(runs)} | architecture | {' | '.join(columns.values())} |", "|---" * (len(columns) + 2) + "|"]
     for role, first in runs[0].items():
-        cells = [cell([run[role][column] for run in runs], column) for column in columns]
+        cells = [cell([run[role].get(column) for run in runs], column) for column in columns]
         lines.append(f"| {role} | `{first['architecture']}` | {' | '.join(cells)} |")
     for column, name in (("test_accuracy", "test"), ("val_accuracy", "validation")):
         if lead := gain(runs, column):

@@ -50,9 +50,11 @@ _PAIRS = re.compile(r"s1_(normal|reverse|defective)_([a-z0-9]+)_([a-z0-9]+)")
 # Fields of a run that its teacher does not depend on; the teacher's own spec and epochs are compared apart.
 _BESIDE_TEACHER = (
     *("student", "loss", "baseline_loss", "scheme", "baseline", "epochs", "pretrain_epochs"),
-    *("optimizer", "learning_rate", "export"),
+    *("optimizer", "learning_rate"),
     *("teacher", "teacher_epochs", "teacher_from", "teacher_dtype", "baseline_from"),
     *("cache_views", "cache_taps", "cache_dtype", "cache_top_k", "cache_seed"),
+    *("compress", "compress_loss", "compress_controls", "compress_epochs", "compress_optimizer"),
+    "compress_learning_rate",
 )
 
 

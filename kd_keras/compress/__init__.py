@@ -1,4 +1,61 @@
-"""Compression while a student is trained, one method a file: ``qat()`` on the command line is ``qat.py``'s ``build()``.
+"""Compression while a student is trained, one way a file: ``qat()`` on the command line is ``qat.py``'s ``build()``.
 
 All by tensorflow-model-optimization, whose wrappers are put on a tf_keras twin of the student; see `_bridge`.
+
+    smaller = compress.prepare(student, prune.build(sparsity=0.8), steps=epochs * steps_per_epoch)
+    distiller = Distiller(student=smaller.model, teacher=teacher, losses=hinton())
+    distiller.compile(…); distiller.fit(…)
+    smaller.finish()                                   # the student has the pruned weights
 """
+
+import dataclasses
+
+import keras
+
+from kd_keras.compress import _bridge
+from kd_keras.compress._step import Step
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A student in a way's wrappers.
+
+    Attributes:
+        student: the Keras 3 model that it was made of, untouched until `finish`.
+        way: how it is compressed.
+        model: the Keras 3 model to be trained in its place; it has the student's taps, and gives logits.
+    """
+
+    student: keras.Model
+    way: Step
+    model: keras.Model
+
+    @property
+    def wrapped(self):
+        """The tf_keras model inside; of `qat`, what `export.tflite.convert_quantised` takes."""
+        return self.model.wrapped()
+
+    def finish(self) -> keras.Model:
+        """Gives the student the compressed weights, and returns it."""
+        _bridge.weights_back(self.way.strip(self.wrapped), self.student)
+        return self.student
+
+
+def prepare(student: keras.Model, way: Step, *, steps: int, before: tuple[Step, ...] = ()) -> Prepared:
+    """Puts a student into the wrappers of a way of compression, for a training to come.
+
+    Args:
+        student: functional or Sequential, of stock layers, with an input of known size.
+        way: from ``qat.build()``, ``prune.build()``, ``cluster.build()``.
+        steps: optimizer steps of the training.
+        before: ways that the student has been through, whose zeros and clusters are kept.
+
+    Raises:
+        InputError: the student has no twin in tf_keras, or a layer that the way can't take.
+    """
+    kept = frozenset().union(*(one.leaves for one in before))
+    copied = _bridge.twin(student)
+    what = f"--compress can't put {student.name} into the wrappers of {type(way).__name__}"
+    with _bridge.generators(), _bridge.told(what):
+        wrapped = way.wrap(copied, kept, steps)
+        return Prepared(student, way, _bridge.trainable(wrapped, student))

@@ -1,13 +1,15 @@
 """Between Keras 3 and tf_keras, which is all that tensorflow-model-optimization takes.
 
-`twin` makes a tf_keras model of a Keras 3 one, `Trainable` lets Keras 3 train it, and `weights_back` brings home what
+`twin` makes a tf_keras model of a Keras 3 one, `trainable` lets Keras 3 train it, and `weights_back` brings home what
 was learnt. tf_keras and tfmot are imported late: tfmot sets ``TF_USE_LEGACY_KERAS``.
 """
 
+import contextlib
 import inspect
 
 import keras
 import numpy as np
+from absl import logging
 
 from kd_keras import graph
 from kd_keras.errors import InputError
@@ -17,13 +19,13 @@ _TOLERANCE = 1e-3
 
 
 def twin(model: keras.Model):
-    """A tf_keras model that computes what a Keras 3 model does, with weights of its own that are equal.
+    """A tf_keras model that computes the logits of a Keras 3 model, in float32, with weights of its own.
 
-    Models inside the model are taken apart; their layers are called ``outer_inner``. Initialisers, constraints and
-    regularisers stay behind: a regulariser does not act while the twin is trained.
+    Models inside the model are taken apart; their layers are called ``outer_inner``. A final softmax stays behind, and
+    so do initialisers, constraints and regularisers: a regulariser does not act while the twin is trained.
 
     Args:
-        model: functional or Sequential, one input, one output, stock layers.
+        model: functional or Sequential, one input of known size, one output, stock layers.
 
     Returns:
         tf_keras.Model, its layers named as the model's.
@@ -35,20 +37,60 @@ def twin(model: keras.Model):
 
     if not graph.is_graph(model):
         raise InputError(f"--compress needs a functional or Sequential student, and {model.name} is subclassed")
-    made, layers = {}, {}
-    image = tf_keras.Input(model.inputs[0].shape[1:], name=model.inputs[0].name)
-    (output,) = _replay(model, [image], made, layers, "")
-    copied = tf_keras.Model(image, output, name=model.name)
-    for name, layer in named_layers(model):
-        if layer.weights:
-            layers[name].set_weights(layer.get_weights())
+    shape = tuple(model.inputs[0].shape[1:])
+    if None in shape:
+        raise InputError(f"--compress needs a student with an input of known size: that of {model.name} is {shape}")
+    if model.losses:
+        logging.warning("the regularisation losses of %s do not act while it is compressed", model.name)
+    layers = {}
+    image = tf_keras.Input(shape, name=model.inputs[0].name)
+    with generators(), told(f"--compress can't take {model.name}"):
+        (output,) = _replay(model, [image], layers, "", _softmax(model))
+        copied = tf_keras.Model(image, output, name=model.name)
+        for name, layer in named_layers(model):
+            if layer.weights:
+                layers[name].set_weights(layer.get_weights())
     _check_equal(model, copied)
     return copied
 
 
-def _replay(model, inputs, made, layers, prefix):
-    """The symbolic tf_keras outputs of a Keras 3 graph on symbolic inputs."""
+@contextlib.contextmanager
+def told(what: str):
+    """Tells in one line of what tf_keras and tfmot refuse by errors of several kinds, and many lines."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
+        raise InputError(f"{what}: {' '.join(str(error).split())[:300]}") from error
+
+
+@contextlib.contextmanager
+def generators():
+    """tf_keras' dropout draws from generators, whose state can be kept; by itself it draws from the process'."""
+    import tf_keras
+
+    backend = tf_keras.backend.experimental
+    before = backend.is_tf_random_generator_enabled()
+    backend.enable_tf_random_generator()
+    try:
+        yield
+    finally:
+        if not before:
+            backend.disable_tf_random_generator()
+
+
+def _softmax(model):
+    """The last operation of a graph, if it is a softmax or has one."""
+    last, _ = graph.made_by(model.outputs[0])
+    has = getattr(last, "activation", None) is keras.activations.softmax
+    return last if has or graph.is_softmax(last) else None
+
+
+def _replay(model, inputs, layers, prefix, softmax=None):
+    """The symbolic tf_keras outputs of a Keras 3 graph on symbolic inputs; ``layers`` gathers what is made, by name."""
     values = dict(zip(map(id, model.inputs), inputs, strict=True))
+    made = {}
 
     def value(tensor):
         return values[id(tensor)] if isinstance(tensor, keras.KerasTensor) else tensor
@@ -58,32 +100,38 @@ def _replay(model, inputs, made, layers, prefix):
             continue
         args, kwargs = keras.tree.map_structure(value, [list(node.arguments.args), dict(node.arguments.kwargs)])
         if isinstance(operation, keras.Model):
-            results = _replay(operation, keras.tree.flatten(args), made, layers, f"{prefix}{operation.name}_")
+            results = _replay(operation, keras.tree.flatten(args), layers, f"{prefix}{operation.name}_")
+        elif operation is softmax and not operation.weights:
+            results = keras.tree.flatten(args)
         else:
             if id(operation) not in made:
-                made[id(operation)] = layers[prefix + operation.name] = _layer(operation, prefix)
+                name = prefix + operation.name
+                if name in layers:
+                    raise InputError(f"--compress can't take {model.name}: two of its layers are called {name!r}")
+                made[id(operation)] = layers[name] = _layer(operation, name, linear=operation is softmax)
             given = {key: one for key, one in kwargs.items() if one is not None}
             results = keras.tree.flatten(made[id(operation)](*args, **given))
         values.update(zip(map(id, node.output_tensors), results, strict=True))
     return [values[id(tensor)] for tensor in model.outputs]
 
 
-def _layer(operation, prefix):
+def _layer(operation, name, linear):
     import tf_keras
 
     kind = type(operation).__name__
-    made = getattr(tf_keras.layers, kind, None)
-    stock = isinstance(operation, keras.layers.Layer) and type(operation).__module__.startswith("keras.")
-    if made is None or not stock:
+    if not isinstance(operation, keras.layers.Layer):
         raise InputError(
-            f"--compress can't take the operation {operation.name!r}: tf_keras, which tensorflow-model-optimization "
-            f"works on, has no layer {kind} like it; leave --compress out, and quantise after training: --export=int8"
+            f"--compress can't take the operation {operation.name!r} ({kind}): build the student of layers, such as "
+            f"keras.layers.{kind}, or leave --compress out, and quantise after training: --export=int8"
+        )
+    made = getattr(tf_keras.layers, kind, None)
+    if made is None or not type(operation).__module__.startswith("keras."):
+        raise InputError(
+            f"--compress can't take the layer {operation.name!r}: tf_keras, which tensorflow-model-optimization works "
+            f"on, has no {kind}; leave --compress out, and quantise after training: --export=int8"
         )
     known = {
-        name
-        for part in made.__mro__
-        if "__init__" in vars(part)
-        for name in inspect.signature(part.__init__).parameters
+        key for part in made.__mro__ if "__init__" in vars(part) for key in inspect.signature(part.__init__).parameters
     }
     left = ("self", "args", "kwargs", "dtype", "name", "activity_regularizer")
     config = {
@@ -91,12 +139,10 @@ def _layer(operation, prefix):
         for key, value in operation.get_config().items()
         if key in known and key not in left and not key.endswith(("initializer", "regularizer", "constraint"))
     }
-    try:
-        return made(name=prefix + operation.name, **config)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"--compress can't take the layer {operation.name!r} ({kind}): tf_keras refuses its settings, {error}"
-        ) from error
+    if linear:
+        config["activation"] = "linear"
+    with told(f"--compress can't take the layer {operation.name!r} ({kind}), whose settings tf_keras refuses"):
+        return made(name=name, **config)
 
 
 def named_layers(model: keras.Model, prefix: str = "") -> list:
@@ -112,8 +158,10 @@ def named_layers(model: keras.Model, prefix: str = "") -> list:
 
 def _check_equal(model, copied):
     image = np.random.default_rng(0).uniform(0, 255, (4, *model.inputs[0].shape[1:])).astype(np.float32)
-    wanted = keras.ops.convert_to_numpy(model(image, training=False)).astype(np.float64)
-    apart = np.abs(wanted - np.asarray(copied(image, training=False), np.float64)).max() / max(np.abs(wanted).max(), 1)
+    logits = copied(image, training=False).numpy()
+    ours = keras.ops.softmax(logits) if _softmax(model) is not None else logits
+    wanted = keras.ops.convert_to_numpy(graph.in_float32(model)(image, training=False)).astype(np.float64)
+    apart = np.abs(wanted - keras.ops.convert_to_numpy(ours)).max() / max(np.abs(wanted).max(), 1)
     if not apart <= _TOLERANCE:
         raise InputError(
             f"--compress can't take {model.name}: its tf_keras copy gives other logits (by {apart:.1g} of the "
@@ -133,17 +181,17 @@ class Trainable(keras.Model):
         import tf_keras
 
         super().__init__(name=model.name, dtype="float32")
-        # In a list of lists Keras would look for layers to track; a closure it leaves alone.
+        # In an attribute Keras would look for layers to track; a closure it leaves alone.
         both = (model, tf_keras.Model(model.input, {**taps, "logits": model.output}))
         self.wrapped = lambda: both[0]
         self._tapped = lambda: both[1]
-        trainable = _reached(model)
-        for variable in model.variables:
+        trained = _reached(model)
+        for variable in (*model.variables, *_generator_states(model)):
             weight = self.add_weight(
                 shape=tuple(variable.shape),
                 dtype=variable.dtype.name,
                 initializer="zeros",
-                trainable=id(variable) in trainable,
+                trainable=id(variable) in trained,
                 name=variable.name.replace("/", "_").partition(":")[0],
             )
             # Keras' variable is a shell around TensorFlow's; this one's is shared with the tf_keras model.
@@ -164,6 +212,17 @@ class Trainable(keras.Model):
         return self.wrapped()(x, training=training)
 
 
+def _generator_states(model) -> list:
+    """The variables that dropout's generators count in, which are not among a tf_keras model's own."""
+    found = []
+    for layer in model.layers:
+        inner = getattr(layer, "layer", layer)
+        generator = getattr(getattr(inner, "_random_generator", None), "_generator", None)
+        if generator is not None:
+            found.append(generator.state)
+    return found
+
+
 def _reached(model) -> set[int]:
     """Ids of the trainable variables that a step's gradients reach; tfmot keeps some that stand for others."""
     import tensorflow as tf
@@ -177,8 +236,14 @@ def _reached(model) -> set[int]:
             if gradient is not None:
                 reached.add(id(variable))
 
+    strategy = tf.distribute.get_strategy()
+
+    @tf.function
+    def traced():
+        strategy.run(step, args=(tf.zeros((2, *model.input.shape[1:])),))
+
     # Traced only: running it would move statistics.
-    tf.function(step).get_concrete_function(tf.TensorSpec((2, *model.input.shape[1:]), tf.float32))
+    traced.get_concrete_function()
     return reached
 
 
@@ -187,17 +252,11 @@ def trainable(wrapped, model: keras.Model) -> Trainable:
     names = {name for name, _ in named_layers(model)}
     taps = {}
     for layer in wrapped.layers:
-        # tfmot's wrappers put their own word before a layer's name.
-        name = layer.name if layer.name in names else own_name(layer)
+        # tfmot's wrappers put a word of theirs before a layer's name.
+        name = layer.name if layer.name in names else getattr(layer, "layer", layer).name
         if name in names and len(layer.inbound_nodes) == 1:
             taps[name] = layer.output
     return Trainable(wrapped, taps)
-
-
-def own_name(layer) -> str:
-    """The name of the layer inside a tfmot wrapper, or the layer's own."""
-    inner = getattr(layer, "layer", None)
-    return layer.name if inner is None else inner.name
 
 
 def weights_back(weights: dict[str, list], model: keras.Model) -> None:

@@ -1,7 +1,5 @@
 """What the ways of compression share."""
 
-import keras
-
 from kd_keras.errors import InputError
 
 
@@ -11,25 +9,22 @@ class Step:
     Attributes:
         rank: a way comes behind those of a lower rank.
         quantises: whether what was trained is an integer model, with ranges of its own.
+        leaves: what there is in the weights behind it that later ways are to keep: ``zeros``, ``clusters``.
     """
 
     rank = 0
     quantises = False
+    leaves: frozenset[str] = frozenset()
 
-    def wrap(self, model, before: tuple[str, ...], steps: int):
-        """The tf_keras model (it may be changed) in its wrappers.
+    def wrap(self, model, kept: frozenset[str], steps: int):
+        """The tf_keras model in its wrappers.
 
         Args:
-            model: tf_keras, functional.
-            before: names of the ways that it has been through.
+            model: tf_keras, functional; it may be changed.
+            kept: what the ways before have left.
             steps: of the training to come.
         """
         raise NotImplementedError
-
-    def callbacks(self, wrapped) -> list[keras.callbacks.Callback]:
-        """What has to be told of the training's steps."""
-        del wrapped
-        return []
 
     def settled(self, steps: int) -> int:
         """Steps, of those of the training, after which the model is as compressed as it will be."""
@@ -39,6 +34,18 @@ class Step:
     def strip(self, wrapped) -> dict[str, list]:
         """The compressed weights, arrays in Keras' order, by the name of the layer in the model before."""
         raise NotImplementedError
+
+    def left_out(self, wrapped) -> list[str]:
+        """Names of layers with weights that the way does nothing to, batch norm aside."""
+        import tf_keras
+
+        return [
+            layer.name
+            for layer in wrapped.layers
+            if layer.weights
+            and not hasattr(layer, "layer")
+            and not isinstance(layer, tf_keras.layers.BatchNormalization)
+        ]
 
 
 def rewrapped(model, wrap):

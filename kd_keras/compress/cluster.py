@@ -1,6 +1,7 @@
 """Weight clustering: each kernel has a handful of different values only, which compress well."""
 
 import numpy as np
+from absl import logging
 
 from kd_keras.compress import _step
 from kd_keras.errors import InputError
@@ -31,11 +32,12 @@ class Cluster(_step.Step):
     """See `build`."""
 
     rank = 2
+    leaves = frozenset({"clusters"})
 
     def __init__(self, clusters, skip):
         self.clusters, self.skip = clusters, skip
 
-    def wrap(self, model, before, steps):
+    def wrap(self, model, kept, steps):
         import tensorflow_model_optimization as tfmot
         import tf_keras
 
@@ -43,13 +45,15 @@ class Cluster(_step.Step):
         _step.check_layers(model, self.skip, "cluster's skip")
         clustering = tfmot.clustering.keras
 
-        sparse = "prune" in before
-
         def wrap(layer):
             if type(layer) not in (tf_keras.layers.Conv2D, tf_keras.layers.Dense) or layer.name in self.skip:
                 return None
-            clusters = self._clusters(layer.get_weights()[0], sparse)
+            kernel = layer.get_weights()[0]
+            # One that was left dense has no zeros to keep.
+            sparse = "zeros" in kept and not kernel.all()
+            clusters = self._clusters(kernel, sparse)
             if clusters < 3:
+                logging.warning("%s has too few weights for clusters, and is left as it is", layer.name)
                 return None
             return clustering.cluster_weights(
                 layer,

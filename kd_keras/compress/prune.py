@@ -1,7 +1,5 @@
 """Magnitude pruning: the smallest weights become zero, more and more of them while the student learns on."""
 
-import keras
-
 from kd_keras.compress import _step
 from kd_keras.errors import InputError
 from kd_keras.values import is_count, is_number
@@ -38,14 +36,16 @@ class Prune(_step.Step):
     """See `build`."""
 
     rank = 1
+    leaves = frozenset({"zeros"})
 
     def __init__(self, sparsity, start, end, frequency, skip):
         self.sparsity, self.start, self.end, self.frequency, self.skip = sparsity, start, end, frequency, skip
 
-    def wrap(self, model, before, steps):
+    def wrap(self, model, kept, steps):
         import tensorflow_model_optimization as tfmot
         import tf_keras
 
+        del kept
         _step.check_layers(model, self.skip, "prune's skip")
         sparsity = tfmot.sparsity.keras
         first, last, every = self._schedule(steps)
@@ -58,7 +58,11 @@ class Prune(_step.Step):
             )
             return sparsity.prune_low_magnitude(layer, pruning_schedule=schedule)
 
-        return _step.rewrapped(model, wrap)
+        made = _step.rewrapped(model, wrap)
+        for layer in _pruned(made):
+            # From here on the layers count the steps themselves; tfmot leaves the first to a callback of tf_keras'.
+            layer.pruning_step.assign(0)
+        return made
 
     def _schedule(self, steps):
         """First and last step that prune, and the steps between: the last is one of them, or it would be left out."""
@@ -68,43 +72,16 @@ class Prune(_step.Step):
 
     def settled(self, steps):
         """See `Step`."""
-        return self._schedule(steps)[1] + 1
-
-    def callbacks(self, wrapped):
-        return [_Steps(wrapped)]
+        return self._schedule(steps)[1]
 
     def strip(self, wrapped):
         import tensorflow_model_optimization as tfmot
 
         for layer in _pruned(wrapped):
+            # The last step has moved weights that the mask has at zero.
             layer.pruning_obj.weight_mask_op()
         return _step.weights(tfmot.sparsity.keras.strip_pruning(wrapped))
 
 
 def _pruned(wrapped):
     return [layer for layer in wrapped.layers if hasattr(layer, "pruning_step")]
-
-
-class _Steps(keras.callbacks.Callback):
-    """tfmot's own callback is tf_keras'."""
-
-    def __init__(self, wrapped):
-        super().__init__()
-        # In a closure, as Keras would take the layers of an attribute apart.
-        self._layers = lambda: _pruned(wrapped)
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.first = epoch * self.params["steps"]
-        self._assign(0)
-
-    def on_train_batch_end(self, batch, logs=None):
-        self._assign(batch + 1)
-
-    def _assign(self, done):
-        for layer in self._layers():
-            layer.pruning_step.assign(self.first + done)
-
-    def on_epoch_end(self, epoch, logs=None):
-        # The last step has moved weights that the mask has at zero.
-        for layer in self._layers():
-            layer.pruning_obj.weight_mask_op()

@@ -30,7 +30,7 @@ class QAT(_step.Step):
     def __init__(self, keep_float):
         self.keep_float = keep_float
 
-    def wrap(self, model, before, steps):
+    def wrap(self, model, kept, steps):
         import tensorflow_model_optimization as tfmot
         import tf_keras
         from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import (
@@ -45,15 +45,15 @@ class QAT(_step.Step):
         output_only = default_8bit_quantize_configs.Default8BitOutputQuantizeConfig
         registry = default_8bit_quantize_registry.Default8BitQuantizeRegistry()
         convolutions = (tf_keras.layers.Conv2D, tf_keras.layers.DepthwiseConv2D, tf_keras.layers.Dense)
-        kept = set(self.keep_float)
+        floats = set(self.keep_float)
 
         def folded(layer):
             """Whether the converter folds this batch norm into what is before it."""
             before_it = layer.inbound_nodes[0].inbound_layers
-            return isinstance(before_it, convolutions) and before_it.name not in kept
+            return isinstance(before_it, convolutions) and before_it.name not in floats
 
         def wrap(layer):
-            if isinstance(layer, tf_keras.layers.InputLayer) or layer.name in kept:
+            if isinstance(layer, tf_keras.layers.InputLayer) or layer.name in floats:
                 return None
             normalises = isinstance(layer, tf_keras.layers.BatchNormalization)
             if registry.supports(layer) or (normalises and folded(layer)):
@@ -63,9 +63,9 @@ class QAT(_step.Step):
                 return quantization.quantize_annotate_layer(layer, output_only())
             return None
 
-        if "cluster" in before:
-            scheme = _cluster_scheme(sparse="prune" in before)
-        elif "prune" in before:
+        if "clusters" in kept:
+            scheme = _cluster_scheme(sparse="zeros" in kept)
+        elif "zeros" in kept:
             scheme = tfmot.experimental.combine.Default8BitPrunePreserveQuantizeScheme()
         else:
             scheme = default_8bit_quantize_scheme.Default8BitQuantizeScheme()

@@ -13,6 +13,7 @@ import tempfile
 
 import numpy as np
 
+from kd_keras import graph
 from kd_keras.config import CALIBRATED, QUANTISED, VARIANTS
 from kd_keras.errors import InputError
 from kd_keras.export import layer_errors
@@ -82,8 +83,6 @@ def layer_report(model, representative) -> list[dict]:
 
 def _output(model) -> str | None:
     """Name of the layer that gives the logits."""
-    from kd_keras import graph
-
     return graph.made_by(model.outputs[0])[0].name if graph.is_graph(model) else None
 
 
@@ -91,7 +90,7 @@ def _keras_writer(model):
     import keras
 
     def write(folder, signature):
-        exported = _float32(model)
+        exported = graph.in_float32(model)
         # Keras' own archive tracks Keras' variables. from_concrete_functions and tf.saved_model.save of a plain
         # module do not: the converted model then gives NaN without a word.
         archive = keras.export.ExportArchive()
@@ -167,7 +166,10 @@ def _converted(write, name, shape, variant, representative=None, keep_float=(), 
         # The converter reports what it cannot express by a bare Exception subclass of its own and by the errors that
         # tracing and calibration raise; all of them mean that this model cannot become this variant.
         except Exception as error:
-            raise InputError(f"TFLite {variant} of model {name} failed: {_reason(error)}") from error
+            raise InputError(f"TFLite {variant} of model {name} failed: {_reason(error)}; {_INSTEAD}") from error
+
+
+_INSTEAD = "leave the variant out: dynamic has small weights too, and float32 takes the most operators"
 
 
 def _reason(error):
@@ -177,36 +179,6 @@ def _reason(error):
     operators = sorted(set(re.findall(r"'(tfl?\.\w+)' op|\b(tf\.\w+)\(tensor", text)))
     names = sorted({name for pair in operators for name in pair if name})
     return (f"operator {', '.join(names)}: " if names else "") + first[:300]
-
-
-def _float32(model):
-    """The model itself if it computes in float32, else a float32 copy with the same weights."""
-    import keras
-
-    layers = model._flatten_layers()
-    if all(layer.dtype_policy.name == "float32" for layer in layers):
-        return model
-    config = _without_policies(keras.saving.serialize_keras_object(model))
-    # safe_mode guards against files of strangers; this is the caller's own live object.
-    copy = keras.saving.deserialize_keras_object(config, safe_mode=False)
-    copy.set_weights(model.get_weights())
-    return copy
-
-
-def _without_policies(config):
-    if isinstance(config, dict):
-        if config.get("class_name") == "DTypePolicy":
-            return {**config, "config": {"name": "float32"}}
-        return {
-            key: "float32" if key == "dtype" and value in _LOW_PRECISION else _without_policies(value)
-            for key, value in config.items()
-        }
-    if isinstance(config, (list, tuple)):
-        return type(config)(_without_policies(value) for value in config)
-    return config
-
-
-_LOW_PRECISION = ("mixed_bfloat16", "mixed_float16", "bfloat16", "float16")
 
 
 @contextlib.contextmanager

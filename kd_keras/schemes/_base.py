@@ -10,7 +10,7 @@ import keras
 from kd_keras import teaching
 from kd_keras.distiller import Distiller
 from kd_keras.errors import InputError
-from kd_keras.experiment import Experiment, Trained
+from kd_keras.experiment import Experiment, Lesson, Trained
 
 DISTILLED = "student distilled"
 
@@ -102,6 +102,7 @@ def check_taught(experiment: Experiment, student: keras.Model, teacher: keras.Mo
     if config.cache_views and not distiller.teacher_taps:
         raise InputError(f"--cache_views={config.cache_views} but no loss of --loss reads a teacher: leave it out")
     teaching.cache(experiment, distiller)
+    experiment.lesson = None if teacher is None else Lesson(distiller.student, teacher, adapt)
 
 
 def teachers(experiment: Experiment) -> list[Trained]:

@@ -92,8 +92,8 @@ class Subclassed(keras.Model):
 @pytest.mark.parametrize(
     ("model", "told"),
     [
-        (lambda: bad("own"), "'own': tf_keras.*has no layer Own"),
-        (lambda: bad("operation"), "has no layer Multiply"),
+        (lambda: bad("own"), "'own': tf_keras.*has no Own"),
+        (lambda: bad("operation"), r"operation 'multiply.*keras.layers.Multiply"),
         (lambda: bad("hard_sigmoid"), "other logits"),
         (Subclassed, "subclassed"),
     ],
