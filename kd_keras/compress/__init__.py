@@ -37,7 +37,8 @@ class Prepared:
 
     def finish(self) -> keras.Model:
         """Gives the student the compressed weights, and returns it."""
-        _bridge.weights_back(self.way.strip(self.wrapped), self.student)
+        with self.model.distribute_strategy.scope():
+            _bridge.weights_back(self.way.strip(self.wrapped), self.student)
         return self.student
 
 
