@@ -16,6 +16,7 @@ __all__ = [
     "InputError",
     "Taps",
     "TeacherCache",
+    "compress",
     "data",
     "hinton",
     "losses",
