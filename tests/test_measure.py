@@ -145,3 +145,38 @@ def test_every_exit_is_measured_and_exported(tmp_path, capsys):
     capsys.readouterr()
     assert run.main([*ALONE, deeper, scheme, f"--workdir={exits}"]) == 0
     assert "exit 1" in capsys.readouterr().out
+
+
+def test_other_files_can_be_asked_for_later(tmp_path):
+    folder = tmp_path / "w"
+    assert run.main([*ALONE, f"--workdir={folder}"]) == 0
+    trained_at = (folder / "student.keras").stat().st_mtime_ns
+    flags = ["--export=int8", "--keep_float=logits", "--max_accuracy_drop=0.5", f"--workdir={folder}"]
+    assert run.main([*ALONE, *flags]) == 0
+    assert list(table(folder)) == ["student distilled", "TFLite int8"]
+    assert (folder / "student.keras").stat().st_mtime_ns == trained_at
+    measured_at = (folder / "results.json").stat().st_mtime_ns
+    assert run.main([*ALONE, *flags]) == 0 and (folder / "results.json").stat().st_mtime_ns == measured_at
+
+
+def test_what_an_older_version_measured_is_read(tmp_path):
+    lender = tmp_path / "lender"
+    assert run.main(["kd_keras", *TINY, f"--teacher={A}", "--nobaseline", f"--workdir={lender}"]) == 0
+    path = lender / "state" / "teacher-measured.json"
+    old = json.loads(path.read_text())
+    for name in ("marked", "zip_bytes", "accuracy_change"):
+        del old["row"][name]
+    path.write_text(json.dumps(old))
+    given = [f"--teacher={A}", "--nobaseline", f"--teacher_from={lender}", f"--workdir={tmp_path / 'w'}"]
+    assert run.main(["kd_keras", *TINY, *given]) == 0
+    assert table(tmp_path / "w")["teacher"]["zip_bytes"] is None
+
+
+@pytest.mark.slow
+def test_a_file_that_cannot_be_made_is_told_of_and_the_others_are(tmp_path):
+    student = "--student=vit(patch=4, depth=1, heads=1, width=8)"
+    flags = [student, "--export=int16x8,float32", f"--workdir={tmp_path / 'w'}"]
+    assert run.main([*ALONE, *flags]) == 0
+    assert list(table(tmp_path / "w")) == ["student distilled", "TFLite float32"]
+    (note,) = (note for note in state(tmp_path / "w", "measured")["notes"] if "failed" in note)
+    assert note.startswith("TFLite int16x8 of model vit failed: ") and "leave the variant out" in note
