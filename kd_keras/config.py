@@ -42,8 +42,10 @@ _BESIDE = (
 )
 #: What can be compressed beside the student.
 CONTROLS = ("untaught", "baseline")
+#: What becomes a TFLite file beside the student.
+BESIDE_THE_STUDENT = ("teacher", "baseline")
 #: Fields of the files that are made of finished models, which can be made again.
-OF_THE_FILES = ("export", "keep_float", "layer_report", "compress_export", "max_accuracy_drop")
+OF_THE_FILES = ("export", "export_beside", "keep_float", "layer_report", "compress_export", "max_accuracy_drop")
 
 
 def _define(kind, name, default, text, **kwargs):
@@ -175,6 +177,12 @@ _define("integer", "threads", None, "CPU threads; by default as many as there ar
 _define(
     "string", "export", ",".join(_COMMON_VARIANTS), f"TFLite files of the student, of {', '.join(VARIANTS)}; or none."
 )
+_define(
+    "list",
+    "export_beside",
+    [],
+    "Models that become a float32 TFLite file too, so that all run in one runtime: teacher, baseline.",
+)
 _define("list", "keep_float", [], "Layers that stay in float32 in the int8 file of --export: stage1,logits.")
 _define("bool", "layer_report", False, "Measure what each layer of the student's int8 file loses: *_int8_layers.csv.")
 _define(
@@ -262,6 +270,7 @@ class Config:
     steps_per_execution: int | None
     threads: int | None
     export: tuple[str, ...]
+    export_beside: tuple[str, ...]
     keep_float: tuple[str, ...]
     layer_report: bool
     compress: tuple[tuple[Spec, ...], ...]
@@ -385,6 +394,7 @@ def _resolve(values: dict, flagfile: str | None) -> Config:
         if not values["cache_views"] and FLAGS[name].present:
             raise InputError(f"--{name} has no effect without --cache_views: give the number of views")
     known["export"] = _variants("export", values["export"])
+    known["export_beside"] = _beside(values, known["teacher"])
     known["keep_float"] = tuple(values["keep_float"])
     for name in ("keep_float", "layer_report"):
         if values[name] and "int8" not in known["export"]:
@@ -509,6 +519,18 @@ def _losses(flag: str, text: str) -> tuple[Spec, ...]:
     for one in found:
         _known("losses", one)
     return found
+
+
+def _beside(values: dict, teachers) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(values["export_beside"]))
+    for name in names:
+        if name not in BESIDE_THE_STUDENT:
+            raise InputError(spec.unknown(name, "export_beside", list(BESIDE_THE_STUDENT)))
+    if "teacher" in names and not teachers:
+        raise InputError("--export_beside=teacher but --teacher=none: leave one of them out")
+    if "baseline" in names and not values["baseline"]:
+        raise InputError("--export_beside=baseline but --nobaseline: leave one of them out")
+    return names
 
 
 def _compression(values: dict) -> dict:

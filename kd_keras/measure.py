@@ -62,9 +62,11 @@ class _Measuring:
         folder, tracker = self.config.workdir, self.experiment.tracker
         done = [self._model(trained) for trained in models]
         rows, runtimes = [one["row"] for one in done], [one["runtime"] for one in done]
+        for trained in self._beside(models):
+            rows += self._export(trained, f"{trained.role}, ", ("float32",), runtimes)
         for trained in exported:
             told = "" if trained is exported[0] else f"{trained.role} "
-            rows += self._export(trained, told, runtimes)
+            rows += self._export(trained, told, self.config.export, runtimes)
         for one in smaller:
             found, runtime = self._compressed(one)
             rows += found
@@ -143,18 +145,24 @@ class _Measuring:
             return None
         return evaluate.agreement(own, self.logits[self.teacher.stage])
 
-    def _export(self, exported, told, runtimes) -> list[dict]:
+    def _beside(self, models) -> list[Trained]:
+        """What --export_beside names: the teacher is the one that the agreement is with, an ensemble as a whole."""
+        wanted = self.config.export_beside
+        found = [self.teacher] if "teacher" in wanted and self.teacher is not None else []
+        return found + [one for one in models if one.stage == "baseline" and "baseline" in wanted]
+
+    def _export(self, exported, told, variants, runtimes) -> list[dict]:
         config = self.config
         model = Taps(self.experiment.load(exported), exported.stage).logits_model()
-        if config.layer_report:
+        if config.layer_report and "int8" in variants:
             self._layer_report(exported, model)
         kept = [name for name in config.keep_float if name in {layer.name for layer in model.layers}]
 
         def content(variant):
             return self._converted(model, variant, kept)
 
-        files_of = (exported, exported, config.export, f"{told}TFLite", content)
-        return self._files(*files_of, self._cost(model) if config.export else {}, runtimes)
+        files_of = (exported, exported, variants, f"{told}TFLite", content)
+        return self._files(*files_of, self._cost(model) if variants else {}, runtimes)
 
     def _compressed(self, one) -> tuple[list[dict], list[str]]:
         """The rows of a compressed student: in Keras, unless its Keras model has no ranges, and as TFLite."""

@@ -159,6 +159,19 @@ def test_other_files_can_be_asked_for_later(tmp_path):
     assert run.main([*ALONE, *flags]) == 0 and (folder / "results.json").stat().st_mtime_ns == measured_at
 
 
+def test_teacher_and_baseline_become_files_too(tmp_path):
+    folder = tmp_path / "w"
+    flags = ["--baseline", "--export=int8", "--export_beside=baseline,teacher", f"--workdir={folder}"]
+    assert run.main(["kd_keras", *TINY, f"--teacher={A}", *flags]) == 0
+    rows = table(folder)
+    files = ["teacher, TFLite float32", "student without KD, TFLite float32", "TFLite int8"]
+    assert list(rows)[3:] == files
+    for role in files[:2]:
+        of = rows[role.partition(",")[0]]
+        assert rows[role]["float_agreement"] == 1 and rows[role]["parameters"] == of["parameters"]
+    assert rows[files[0]]["teacher_agreement"] == 1
+
+
 def test_what_an_older_version_measured_is_read(tmp_path):
     lender = tmp_path / "lender"
     assert run.main(["kd_keras", *TINY, f"--teacher={A}", "--nobaseline", f"--workdir={lender}"]) == 0
