@@ -186,14 +186,14 @@ class Experiment:
     def finished(self) -> bool:
         """Whether everything has been trained and measured, in the files that are asked for."""
         done = self.done("measured")
-        # What was measured before these were kept was measured by the flags of then.
-        return done is not None and done.get("files", self.files) == self.files
+        # What was measured before these were kept was measured by the flags of then, which could not compress.
+        return done is not None and done.get("files", {**self.files, "compress": "none"}) == self.files
 
     @property
     def files(self) -> dict:
         """The settings of the files that are made of finished models: these may change, and are measured again."""
         resolved = self.config.resolved()
-        return {name: resolved[name] for name in OF_THE_FILES}
+        return {name: resolved[name] for name in (*OF_THE_FILES, "compress")}
 
     def begin(self) -> None:
         """Claims the data for this workdir and opens the tracking run.
@@ -631,7 +631,8 @@ class Experiment:
     def results(self) -> tuple[list[dict], list[str]]:
         """The rows of a finished experiment's table, and what has to be known to read them."""
         done = self.done("measured")
-        return done["rows"], done["notes"]
+        # An older version may have measured fewer figures.
+        return [{**dict.fromkeys(report.COLUMNS), **row} for row in done["rows"]], done["notes"]
 
     def print_seconds(self, start: float) -> None:
         """Prints what the process' time went into, and keeps it in ``state/seconds.json``.

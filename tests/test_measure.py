@@ -7,8 +7,8 @@ import keras
 import numpy as np
 import pytest
 
-from kd_keras import measure, run
-from kd_keras.experiment import Trained
+from kd_keras import config, measure, run
+from kd_keras.experiment import Experiment, Trained
 from tests.schemes.tiny import TINY, trained
 
 A, B = "cnn(filters=(4,), dense=())", "cnn(filters=(3,), dense=())"
@@ -183,6 +183,21 @@ def test_what_an_older_version_measured_is_read(tmp_path):
     given = [f"--teacher={A}", "--nobaseline", f"--teacher_from={lender}", f"--workdir={tmp_path / 'w'}"]
     assert run.main(["kd_keras", *TINY, *given]) == 0
     assert table(tmp_path / "w")["teacher"]["zip_bytes"] is None
+
+
+def test_a_run_of_an_older_version_shows_its_table_and_can_be_compressed(tmp_path):
+    flags = [*ALONE, f"--workdir={tmp_path / 'w'}"]
+    assert run.main(flags) == 0
+    paths = {"record": tmp_path / "w" / "config.json", "measured": tmp_path / "w" / "state" / "measured.json"}
+    read = {name: json.loads(path.read_text()) for name, path in paths.items()}
+    read["record"] = {key: value for key, value in read["record"].items() if not key.startswith("compress")}
+    del read["measured"]["files"]
+    for row in read["measured"]["rows"]:
+        del row["marked"], row["zip_bytes"]
+    for name, path in paths.items():
+        path.write_text(json.dumps(read[name]))
+    assert run.main(flags) == 0
+    assert not Experiment(config.read([*flags, "--compress=qat()", "--compress_loss=ce()"])).finished
 
 
 @pytest.mark.slow

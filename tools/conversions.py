@@ -6,7 +6,8 @@
 
 Nothing is trained: weights are initial ones, batch norm has the statistics of the images, which are scikit-learn's
 handwritten digits, enlarged. The error is that of the logits, root mean square, as a share of their standard deviation
-over the images. ``qat`` is the model wrapped by ``qat()`` and shown the images for its ranges; ``aeq …`` are recipes of
+over the images, against the Keras model. ``qat`` is the model wrapped by ``qat()`` and shown the images for its ranges;
+its error is against the wrapped model, which is what would have been trained. ``aeq …`` are recipes of
 ai-edge-quantizer, where it is installed.
 """
 
@@ -65,13 +66,13 @@ def settled(model, data):
     return model
 
 
-def quantised(model, data) -> bytes:
-    """The file of the model with ``qat()``'s wrappers, whose ranges are moving averages over the data."""
+def quantised(model, data):
+    """The file of the model in ``qat()``'s wrappers, whose ranges are moving averages, and the wrapped one's logits."""
     wrapped = qat.build().wrap(_bridge.twin(model), (), len(data))
     for _ in range(4):
         for start in range(0, len(data), 32):
             wrapped(data[start : start + 32], training=True)
-    return tflite.convert_quantised(wrapped)
+    return tflite.convert_quantised(wrapped), wrapped(data, training=False).numpy()
 
 
 def by_recipe(model, data, name) -> bytes:
@@ -85,28 +86,30 @@ def by_recipe(model, data, name) -> bytes:
         made = quantizer.Quantizer(str(path), getattr(recipe, function)())
         given = {"serving_default": [{"image": image[None]} for image in data]}
         result = made.calibrate(given) if calibrated else None
-        return bytes(made.quantize(result).quantized_model)
+        quiet = {"enable_progress_bar": False, "enable_progress_report": False}
+        return bytes(made.quantize(result, **quiet).quantized_model)
 
 
-def content(model, data, variant) -> bytes:
+def content(model, data, variant):
+    """A file, and the logits that it should give."""
     if variant == "qat":
         return quantised(model, data)
+    expected = keras.ops.convert_to_numpy(model(data, training=False))
     if variant in RECIPES:
-        return by_recipe(model, data, variant)
-    return tflite.convert(model, variant, data)
+        return by_recipe(model, data, variant), expected
+    return tflite.convert(model, variant, data), expected
 
 
 def row(text, variant, model, data) -> list[str]:
     """Model, variant, size, error, latency; or model, variant and what was refused."""
     try:
-        made = content(model, data, variant)
+        made, expected = content(model, data, variant)
         interpreter = tflite.load(made)
         got = interpreter.predict(data)
     except InputError as error:
         return [f"`{text}`", variant, "–", "–", "–", " ".join(str(error).split())]
     except (RuntimeError, ValueError, NotImplementedError) as error:  # ai-edge-quantizer's own
         return [f"`{text}`", variant, "–", "–", "–", " ".join(str(error).split())[:200]]
-    expected = keras.ops.convert_to_numpy(model(data, training=False))
     error = np.sqrt(np.mean((got - expected) ** 2)) / expected.std()
     time = interpreter.latency(data[0], evaluate.latency)
     return [f"`{text}`", variant, f"{len(made) / 1e6:.2f}", f"{error:.4f}", f"{time.median_ms:.2f}", ""]

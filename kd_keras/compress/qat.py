@@ -72,6 +72,13 @@ class QAT(_step.Step):
         with quantization.quantize_scope({output_only.__name__: output_only}):
             return quantization.quantize_apply(_step.rewrapped(model, wrap), scheme)
 
+    def left_out(self, wrapped):
+        """See `Step`; the layer that quantises the input is of the wrappers."""
+        from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
+
+        ours = [layer.name for layer in wrapped.layers if isinstance(layer, QuantizeLayer)]
+        return [name for name in super().left_out(wrapped) if name not in ours]
+
     def strip(self, wrapped):
         found = {}
         for layer in wrapped.layers:

@@ -187,6 +187,12 @@ def test_kernels_are_integers_but_those_that_are_kept(learnt):
     assert len(int8_kernels(tflite.convert_quantised(wrapped))) == 2
 
 
+@pytest.mark.parametrize(("text", "left"), [("qat()", []), ("qat(keep_float='logits')", ["logits"])])
+def test_what_stays_in_float_is_told(learnt, text, left):
+    made = compress.prepare(from_learnt(learnt), step(text), steps=STEPS)
+    assert made.way.left_out(made.wrapped) == left
+
+
 @pytest.mark.parametrize(
     "chain", [pytest.param(("prune",), marks=pytest.mark.slow), ("prune", "cluster")], ids=lambda names: "-".join(names)
 )
