@@ -292,6 +292,28 @@ def test_mistakes_are_told_before_anything_is_run(experiments, capsys, options, 
     assert message in capsys.readouterr().err and not (experiments / "runs").exists()
 
 
+def test_two_roles_are_compared_by_run_and_columns_chosen(tmp_path, capsys):
+    figures = {"a": ((0.8, 0.9), 100, 2.0), "b": ((0.7, 0.85), 400, 5.0)}
+    for seed in (0, 1):
+        rows = [
+            {"role": role, "architecture": role, "test_accuracy": right[seed], "bytes": size, "latency_ms_median": ms}
+            | {"accuracy_change": -0.01 * seed, "accuracy_change_low": -0.03, "accuracy_change_high": 0.01 + seed / 100}
+            for role, (right, size, ms) in figures.items()
+        ]
+        (tmp_path / str(seed)).mkdir()
+        (tmp_path / str(seed) / "results.json").write_text(json.dumps(rows))
+    runs = [results.read(tmp_path / str(seed)) for seed in (0, 1)]
+    line = results.compare(runs, "a", "b")
+    assert "+7.50 ± 3.54 points (+10.00, +5.00)" in line and "0.250 × the bytes" in line and "0.400 × the lat" in line
+    text = results.table(runs, ["bytes", "accuracy_change"])
+    assert "| n = 2 | architecture | bytes | to float [95 % over images] |" in text
+    assert "| a | `a` | 100 | -0.50 [-3.00, +1.50] |" in text
+    with pytest.raises(SystemExit, match="no row 'c' in every run: there are 'a', 'b'"):
+        results.compare(runs, "a", "c")
+    with pytest.raises(SystemExit, match="--columns names nix"):
+        results.table(runs, ["nix"])
+
+
 def test_print_tells_what_has_not_run_and_put_writes_it_to_a_page(experiments, tmp_path, capsys):
     options = ["run_matrix", "t", f"--experiments={experiments}", f"--workdir={tmp_path / 'runs'}", "--print"]
     assert run_matrix.main(options) == 0

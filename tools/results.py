@@ -4,6 +4,8 @@
     python tools/results.py --into experiments/RESULTS.md --section cifar_resnet runs/cifar-*
 
 With ``--into``, what stands between ``<!-- begin SECTION -->`` and ``<!-- end SECTION -->`` in that file is replaced.
+``--columns`` chooses some and their order; ``--compare A B`` adds a line on two roles: accuracies paired by run, and
+how many times smaller and faster.
 """
 
 import argparse
@@ -11,6 +13,7 @@ import json
 import pathlib
 import statistics
 import sys
+from collections.abc import Sequence
 
 PERCENT = {
     "train_accuracy": "train %",
@@ -20,7 +23,7 @@ PERCENT = {
     "ece": "ECE %",
     "teacher_agreement": "= teacher %",
     "float_agreement": "= float %",
-    "accuracy_change": "to float",
+    "accuracy_change": "to float [95 % over images]",
     "worst_class_drop": "worst class loses",
 }
 PLAIN = {
@@ -44,10 +47,17 @@ def read(workdir: pathlib.Path) -> dict[str, dict]:
     return {row["role"]: row for row in json.loads(path.read_text(encoding="utf-8"))}
 
 
-def cell(values: list, column: str) -> str:
+def cell(rows: list[dict], column: str) -> str:
     """One cell: mean ± sample standard deviation over the runs, or what is typical of them."""
+    values = [row.get(column) for row in rows]
     if any(value is None for value in values):
         return "–"
+    if column == "accuracy_change":
+        # The runs have their test images in common: the mean of the intervals, and none that is narrower.
+        change, low, high = (
+            100 * statistics.mean(row[f"{column}{end}"] for row in rows) for end in ("", "_low", "_high")
+        )
+        return f"{change:+.2f} [{low:+.2f}, {high:+.2f}]"
     if column in TYPICAL:
         middle = statistics.median(values)
         return f"{middle:.3f}" if column.endswith("_ms_median") else f"{middle:,.0f}"
@@ -72,14 +82,32 @@ def gain(runs: list[dict], column: str) -> str:
     return f"{spread(found, sign='+')} points ({', '.join(f'{lead:+.2f}' for lead in found)})" if found else ""
 
 
-def table(runs: list[dict]) -> str:
+def compare(runs: list[dict], one: str, other: str) -> str:
+    """A line on two roles: their accuracies, paired by run, and their bytes and latencies."""
+    for role in (one, other):
+        if any(role not in run for run in runs):
+            sys.exit(f"no row {role!r} in every run: there are {', '.join(map(repr, runs[0]))}")
+    leads = [100 * (run[one]["test_accuracy"] - run[other]["test_accuracy"]) for run in runs]
+    found = [f"{spread(leads, sign='+')} points ({', '.join(f'{lead:+.2f}' for lead in leads)})"]
+    for column, name in (("bytes", "bytes"), ("zip_bytes", "bytes zipped"), ("latency_ms_median", "latency")):
+        shares = [[run[role].get(column) for run in runs] for role in (one, other)]
+        if all(value is not None for values in shares for value in values):
+            share = statistics.median(shares[0]) / statistics.median(shares[1])
+            found.append(f"{share:.3f} × the {name}")
+    return f"**{one}** beside {other}: {', '.join(found)}."
+
+
+def table(runs: list[dict], wanted: Sequence[str] = ()) -> str:
     """The Markdown table, and the paired gain below it."""
     # Runs of an older version have fewer, and without TFLite files some are empty.
     filled = {name for run in runs for row in run.values() for name, value in row.items() if value is not None}
-    columns = {name: title for name, title in {**PERCENT, **PLAIN}.items() if name in filled}
+    titles = {**PERCENT, **PLAIN}
+    if unknown := [name for name in wanted if name not in titles]:
+        sys.exit(f"--columns names {', '.join(unknown)}: known are {', '.join(titles)}")
+    columns = {name: titles[name] for name in wanted or titles if name in filled}
     lines = [f"| n = {len(runs)} | architecture | {' | '.join(columns.values())} |", "|---" * (len(columns) + 2) + "|"]
     for role, first in runs[0].items():
-        cells = [cell([run[role].get(column) for run in runs], column) for column in columns]
+        cells = [cell([run[role] for run in runs], column) for column in columns]
         lines.append(f"| {role} | `{first['architecture']}` | {' | '.join(cells)} |")
     for column, name in (("test_accuracy", "test"), ("val_accuracy", "validation")):
         if lead := gain(runs, column):
@@ -102,8 +130,12 @@ def main() -> None:
     parser.add_argument("workdirs", nargs="+", type=pathlib.Path)
     parser.add_argument("--into", type=pathlib.Path)
     parser.add_argument("--section")
+    parser.add_argument("--columns", default="", help="names of figures in results.json, joined by commas")
+    parser.add_argument("--compare", nargs=2, action="append", default=[], metavar=("ROLE", "ROLE"))
     options = parser.parse_args()
-    text = table([read(workdir) for workdir in options.workdirs])
+    runs = [read(workdir) for workdir in options.workdirs]
+    lines = [compare(runs, *roles) for roles in options.compare]
+    text = "\n\n".join([table(runs, [name for name in options.columns.split(",") if name]), *lines])
     if options.into is None:
         print(text)
         return

@@ -230,7 +230,7 @@ class Done:
             return "–"
         if column == "parameters M":
             return f"{statistics.median(values) / 1e6:.2f}"
-        return results.cell(values, COLUMNS[column])
+        return results.cell([run[role] for run in self.runs if role in run], COLUMNS[column])
 
     @property
     def teacher(self) -> str:
