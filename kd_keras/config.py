@@ -47,6 +47,11 @@ BESIDE_THE_STUDENT = ("teacher", "baseline")
 #: Fields of the files that are made of finished models, which can be made again.
 OF_THE_FILES = ("export", "export_beside", "keep_float", "layer_report", "compress_export", "max_accuracy_drop")
 
+_COMPRESSION = (
+    *("compress", "compress_loss", "compress_controls", "compress_epochs", "compress_optimizer"),
+    "compress_learning_rate",
+)
+
 
 def _define(kind, name, default, text, **kwargs):
     getattr(flags, f"DEFINE_{kind}")(name, default, help=text, flag_values=FLAGS, **kwargs)
@@ -301,7 +306,8 @@ class Config:
 
     def identity(self) -> dict[str, str]:
         """The fields that the trained models depend on."""
-        return {key: value for key, value in self.resolved().items() if key not in (*_BESIDE, *OF_THE_FILES)}
+        beside = (*_BESIDE, *OF_THE_FILES, *(() if self.compress else _COMPRESSION))
+        return {key: value for key, value in self.resolved().items() if key not in beside}
 
 
 def _text(value) -> str:
@@ -395,13 +401,13 @@ def _resolve(values: dict, flagfile: str | None) -> Config:
             raise InputError(f"--{name} has no effect without --cache_views: give the number of views")
     known["export"] = _variants("export", values["export"])
     known["export_beside"] = _beside(values, known["teacher"])
-    known["keep_float"] = tuple(values["keep_float"])
+    known["keep_float"] = _names(values["keep_float"])
     for name in ("keep_float", "layer_report"):
-        if values[name] and "int8" not in known["export"]:
+        if {**values, **known}[name] and "int8" not in known["export"]:
             raise InputError(f"--{name} is of the int8 file: add it to --export")
     known |= _compression(values)
     known["teacher_dtype"] = None if values["teacher_dtype"] == "none" else values["teacher_dtype"]
-    known["cache_taps"] = tuple(values["cache_taps"])
+    known["cache_taps"] = _names(values["cache_taps"])
     known["teacher_from"] = _folders(values["teacher_from"], len(known["teacher"]))
     lender = values["baseline_from"]
     known["baseline_from"] = None if lender is None else pathlib.Path(lender).absolute()
@@ -521,8 +527,13 @@ def _losses(flag: str, text: str) -> tuple[Spec, ...]:
     return found
 
 
+def _names(values: list[str]) -> tuple[str, ...]:
+    """What a list names, each once; ``none`` is nothing."""
+    return () if values == ["none"] else tuple(dict.fromkeys(values))
+
+
 def _beside(values: dict, teachers) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(values["export_beside"]))
+    names = _names(values["export_beside"])
     for name in names:
         if name not in BESIDE_THE_STUDENT:
             raise InputError(spec.unknown(name, "export_beside", list(BESIDE_THE_STUDENT)))
@@ -543,7 +554,7 @@ def _compression(values: dict) -> dict:
                 raise InputError(f"--{name} has no effect without --compress: give a way, such as qat()")
     if len(set(map(str, chains))) < len(chains):
         raise InputError(f"--compress={text} names a chain twice: give each once")
-    controls = tuple(dict.fromkeys(values["compress_controls"]))
+    controls = _names(values["compress_controls"])
     for one in controls:
         if one not in CONTROLS:
             raise InputError(spec.unknown(one, "compress_controls", list(CONTROLS)))
@@ -617,9 +628,10 @@ def claim_workdir(config: Config) -> None:
 
 def _compare(before: dict[str, str], config: Config) -> None:
     now = config.identity()
-    # A flag that there was not yet had no effect; one of the files has none on the models.
-    known = [key for key in before if key not in OF_THE_FILES]
-    changed = [f"{key} was {before[key]}, is {now.get(key)}" for key in known if before[key] != now.get(key)]
+    # Those of the files have no effect on the models; what was not compressed can be, afterwards.
+    free = (*OF_THE_FILES, *(() if "compress" in before else _COMPRESSION))
+    keys = [key for key in {**before, **now} if key not in free]
+    changed = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
     if changed:
         raise InputError(
             f"--workdir={config.workdir} holds another experiment ({'; '.join(changed)}): name another --workdir"

@@ -79,6 +79,17 @@ def test_every_flag_reaches_its_field():
         "steps_per_execution": "4",
         "threads": "2",
         "export": "int8,float32",
+        "export_beside": "teacher,baseline",
+        "keep_float": "logits",
+        "layer_report": "True",
+        "compress": "prune(sparsity=0.5) + qat(); cluster()",
+        "compress_loss": "ce()",
+        "compress_controls": "untaught",
+        "compress_epochs": "2",
+        "compress_optimizer": "sgd(momentum=0.5)",
+        "compress_learning_rate": "cosine(start=0.01, end=0.0, per='step')",
+        "compress_export": "int8,float16",
+        "max_accuracy_drop": "0.01",
         "workdir": os.path.abspath("somewhere"),
         "tracking": "none",
         "tracking_uri": "http://127.0.0.1:5000",
@@ -265,10 +276,14 @@ def test_a_flagfile_with_an_unknown_flag(flagfile):
 # What changes what is trained or measured, against what does not.
 ESSENTIAL = [
     *("--epochs=11", "--loss=ce()", "--student=cnn(filters=(4,))", "--seed=1", "--learning_rate=0.002"),
-    *("--batch_size=32", "--export=int8", "--val_fraction=0.2", "--precision=mixed_bfloat16", "--nobaseline"),
+    *("--batch_size=32", "--val_fraction=0.2", "--precision=mixed_bfloat16", "--nobaseline"),
     *("--augment=flip()", "--optimizer=sgd()", "--teacher=cnn()", "--train_examples=50", "--data=fashion_mnist()"),
+    "--compress=qat()",
 ]
-BESIDE = ["--tracking=none", "--tracking_uri=http://x", "--experiment=mine", "--progress=none", "--workdir=/x"]
+BESIDE = [
+    *("--tracking=none", "--tracking_uri=http://x", "--experiment=mine", "--progress=none", "--workdir=/x"),
+    *("--export=int8", "--max_accuracy_drop=0.1"),
+]
 
 
 @pytest.mark.parametrize("flag", ESSENTIAL)
@@ -338,6 +353,18 @@ def test_refuses_a_workdir_of_a_version_with_other_flags(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(record))
         with pytest.raises(InputError, match=message):
             config.check_workdir(made)
+
+
+def test_what_was_trained_can_be_compressed_afterwards(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(read().identity()))
+    config.claim_workdir(read(f"--workdir={tmp_path}", "--compress=qat()"))
+    with pytest.raises(InputError, match=r"compress was qat\(\), is prune\(\)"):
+        config.check_workdir(read(f"--workdir={tmp_path}", "--compress=prune()"))
+
+
+def test_lists_may_be_none():
+    made = read("--export_beside=none", "--keep_float=none", "--cache_views=1", "--cache_taps=none")
+    assert made.export_beside == made.keep_float == made.cache_taps == ()
 
 
 def test_refuses_a_folder_with_other_files(tmp_path):

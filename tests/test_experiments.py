@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 import sklearn.datasets
 
-from kd_keras import config, run, spec
+from kd_keras import compressed, config, losses, run, spec
 from kd_keras.errors import InputError
 from tests.models import presets
 
@@ -22,7 +22,7 @@ import run_matrix  # noqa: E402
 
 FLAGFILES = sorted((ROOT / "experiments").glob("*.flags"))
 #: Those of a study, which tools/run_matrix.py runs; the others stand alone.
-ALONE = {"digits", "cifar_resnet", "fashion_mnist"}
+ALONE = {"digits", "cifar_resnet", "fashion_mnist", "edge_cifar10", "edge_fashion_mnist"}
 STUDIES = ("s0", "s1", "s2", "s3", "s4", "ensemble", "assistant", "born_again", "mutual", "self_distillation", "zoo")
 #: What each data set gives, so that its models can be built where it can't be downloaded.
 SHAPES = {
@@ -71,8 +71,7 @@ def made(text, data):
 
 
 def built(loss):
-    samples = {"samples": 50} if "samples" in spec.builder("kd_keras.losses", loss.name).needs else {}
-    return spec.build("kd_keras.losses", loss, **samples)
+    return losses.from_spec(loss, samples=50)
 
 
 @pytest.mark.parametrize("path", FLAGFILES, ids=lambda path: path.stem)
@@ -96,6 +95,7 @@ def test_its_parts_are_built(path):
         training.optimizer(optimizer, rate, epochs=resolved.epochs, steps_per_epoch=10)
     for one in resolved.augment:
         spec.build("kd_keras.data._augment", one)
+    compressed.check_chains(resolved)
 
 
 @pytest.mark.parametrize("path", FLAGFILES, ids=lambda path: path.stem)

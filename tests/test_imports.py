@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "teaching": QUICK | SHARED | LEAVES | HANDED,
     "experiment": QUICK | SHARED | LEAVES | HANDED | {"teaching"},
     "schemes": QUICK | SHARED | LEAVES | HANDED | {"teaching", "experiment"},
-    "compressed": QUICK | SHARED | LEAVES | HANDED | {"experiment"},
+    "compressed": QUICK | SHARED | LEAVES | HANDED | {"teaching", "experiment"},
     "measure": QUICK | SHARED | LEAVES | HANDED | {"experiment", "compressed"},
     "run": QUICK | SHARED | LEAVES | HANDED | {"experiment", "schemes", "compressed", "measure"},
     "sweep": QUICK | {"tracking"},

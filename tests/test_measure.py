@@ -119,6 +119,7 @@ def test_a_defective_teacher_is_recorded(tmp_path, caplog):
 
 
 ALONE = ["kd_keras", *TINY, "--teacher=none", "--nobaseline", "--export=float32"]
+UNTAUGHT = [*ALONE, "--loss=ce()"]
 
 
 def test_every_peer_is_measured_and_exported(tmp_path):
@@ -149,14 +150,14 @@ def test_every_exit_is_measured_and_exported(tmp_path, capsys):
 
 def test_other_files_can_be_asked_for_later(tmp_path):
     folder = tmp_path / "w"
-    assert run.main([*ALONE, f"--workdir={folder}"]) == 0
+    assert run.main([*UNTAUGHT, f"--workdir={folder}"]) == 0
     trained_at = (folder / "student.keras").stat().st_mtime_ns
     flags = ["--export=int8", "--keep_float=logits", "--max_accuracy_drop=0.5", f"--workdir={folder}"]
-    assert run.main([*ALONE, *flags]) == 0
+    assert run.main([*UNTAUGHT, *flags]) == 0
     assert list(table(folder)) == ["student distilled", "TFLite int8"]
     assert (folder / "student.keras").stat().st_mtime_ns == trained_at
     measured_at = (folder / "results.json").stat().st_mtime_ns
-    assert run.main([*ALONE, *flags]) == 0 and (folder / "results.json").stat().st_mtime_ns == measured_at
+    assert run.main([*UNTAUGHT, *flags]) == 0 and (folder / "results.json").stat().st_mtime_ns == measured_at
 
 
 def test_teacher_and_baseline_become_files_too(tmp_path):
@@ -186,7 +187,7 @@ def test_what_an_older_version_measured_is_read(tmp_path):
 
 
 def test_a_run_of_an_older_version_shows_its_table_and_can_be_compressed(tmp_path):
-    flags = [*ALONE, f"--workdir={tmp_path / 'w'}"]
+    flags = [*UNTAUGHT, f"--workdir={tmp_path / 'w'}"]
     assert run.main(flags) == 0
     paths = {"record": tmp_path / "w" / "config.json", "measured": tmp_path / "w" / "state" / "measured.json"}
     read = {name: json.loads(path.read_text()) for name, path in paths.items()}
@@ -197,14 +198,14 @@ def test_a_run_of_an_older_version_shows_its_table_and_can_be_compressed(tmp_pat
     for name, path in paths.items():
         path.write_text(json.dumps(read[name]))
     assert run.main(flags) == 0
-    assert not Experiment(config.read([*flags, "--compress=qat()", "--compress_loss=ce()"])).finished
+    assert not Experiment(config.read([*flags, "--compress=qat()"])).finished
 
 
 @pytest.mark.slow
 def test_a_file_that_cannot_be_made_is_told_of_and_the_others_are(tmp_path):
     student = "--student=vit(patch=4, depth=1, heads=1, width=8)"
     flags = [student, "--export=int16x8,float32", f"--workdir={tmp_path / 'w'}"]
-    assert run.main([*ALONE, *flags]) == 0
+    assert run.main([*UNTAUGHT, *flags]) == 0
     assert list(table(tmp_path / "w")) == ["student distilled", "TFLite float32"]
     (note,) = (note for note in state(tmp_path / "w", "measured")["notes"] if "failed" in note)
     assert note.startswith("TFLite int16x8 of model vit failed: ") and "leave the variant out" in note
