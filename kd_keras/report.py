@@ -240,7 +240,8 @@ def _change(mean, low, high):
 
 
 def _drop(value):
-    return f"{-100 * value:+.2f}"
+    # Not -0.00.
+    return f"{0.0 - 100 * value:+.2f}"
 
 
 def _milliseconds(median, spread):
