@@ -60,7 +60,7 @@ def check_chains(config: Config) -> None:
 
 
 def check(experiment: Experiment) -> None:
-    """Builds the student in each way's wrappers, as it will be trained, so that nothing fails later.
+    """Builds the student in each chain's wrappers, as it will be trained, so that nothing fails later.
 
     Raises:
         InputError: a layer, a loss or an optimizer does not fit, or the quantised student can't be converted.
@@ -70,11 +70,15 @@ def check(experiment: Experiment) -> None:
         return
     flag = "--loss" if config.compress_loss == config.loss else "--compress_loss"
     student = experiment.model(config.student) if lesson is None else lesson.student
-    # Each way by itself: the student has no zeros or clusters yet that others could keep.
-    for one in {str(one): one for chain in config.compress for one in chain}.values():
-        (way,) = _ways((one,))
+    weights = student.get_weights()
+    for chain in _stages(config.compress).values():
+        one = " + ".join(map(str, chain))
+        *earlier, way = _ways(chain)
+        before = {"steps": 100, "before": tuple(earlier)}
         with experiment.strategy.scope():
-            made = compress.prepare(student, way, steps=100)
+            student.set_weights(weights)
+            compress.imitate(student, earlier)
+            made = compress.prepare(student, way, **before)
         try:
             distiller = _distiller(experiment, made.model, lesson)
         except InputError as error:
@@ -90,7 +94,7 @@ def check(experiment: Experiment) -> None:
             raise InputError(f"{flag} has {', '.join(needy)}, part of which is trained ahead: give --compress_loss")
         teaching.cache(experiment, distiller)
         if way.quantises:
-            tflite.convert_quantised(compress.prepare(student, way, steps=100).wrapped)
+            tflite.convert_quantised(compress.prepare(student, way, **before).wrapped)
 
 
 def _distiller(experiment, student, lesson):

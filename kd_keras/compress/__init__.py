@@ -9,9 +9,11 @@ All by tensorflow-model-optimization, whose wrappers are put on a tf_keras twin 
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 import keras
 
+from kd_keras import graph
 from kd_keras.compress import _bridge
 from kd_keras.compress._step import Step
 
@@ -40,6 +42,16 @@ class Prepared:
         with self.model.distribute_strategy.scope():
             _bridge.weights_back(self.way.strip(self.wrapped), self.student)
         return self.student
+
+
+def imitate(student: keras.Model, ways: Iterable[Step]) -> None:
+    """Gives an untrained student the zeros and clusters that ways would leave, so that what follows can be tried."""
+    for layer in graph.layers(student):
+        if type(layer) in (keras.layers.Conv2D, keras.layers.Dense):
+            kernel, *others = layer.get_weights()
+            for way in ways:
+                kernel = kernel if layer.name in way.skip else way.imitate(kernel)
+            layer.set_weights([kernel, *others])
 
 
 def prepare(student: keras.Model, way: Step, *, steps: int, before: tuple[Step, ...] = ()) -> Prepared:

@@ -9,9 +9,11 @@ class Step:
     Attributes:
         rank: a way comes behind those of a lower rank.
         quantises: whether what was trained is an integer model, with ranges of its own.
+        skip: names of layers that it leaves as they are.
         leaves: what there is in the weights behind it that later ways are to keep: ``zeros``, ``clusters``.
     """
 
+    skip: tuple[str, ...] = ()
     rank = 0
     quantises = False
     leaves: frozenset[str] = frozenset()
@@ -25,6 +27,10 @@ class Step:
             steps: of the training to come.
         """
         raise NotImplementedError
+
+    def imitate(self, kernel):
+        """A kernel (array) with roughly what the way would leave in it."""
+        return kernel
 
     def settled(self, steps: int) -> int:
         """Steps, of those of the training, after which the model is as compressed as it will be."""
@@ -81,6 +87,13 @@ def check_layers(model, wanted: tuple[str, ...], key: str) -> None:
     for name in wanted:
         if name not in known:
             raise InputError(f"{key} names {name!r}, which the student has not: its layers are {', '.join(known)}")
+
+
+def mean_of_gradients():
+    """tensorflow-model-optimization's name for centroids that move by the mean of their weights' gradients."""
+    from tensorflow_model_optimization.python.core.clustering.keras.cluster_config import GradientAggregation
+
+    return GradientAggregation.AVG
 
 
 def weights(model) -> dict[str, list]:

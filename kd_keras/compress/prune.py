@@ -1,5 +1,7 @@
 """Magnitude pruning: the smallest weights become zero, more and more of them while the student learns on."""
 
+import numpy as np
+
 from kd_keras.compress import _step
 from kd_keras.errors import InputError
 from kd_keras.values import is_count, is_number
@@ -69,6 +71,10 @@ class Prune(_step.Step):
         first, last = round(self.start * steps), round(self.end * steps)
         every = max(1, min(self.frequency, last - first))
         return first, first + every * max(1, (last - first) // every), every
+
+    def imitate(self, kernel):
+        """See `Step`."""
+        return np.where(np.abs(kernel) > np.quantile(np.abs(kernel), self.sparsity), kernel, 0.0)
 
     def settled(self, steps):
         """See `Step`."""

@@ -70,7 +70,13 @@ class QAT(_step.Step):
         else:
             scheme = default_8bit_quantize_scheme.Default8BitQuantizeScheme()
         with quantization.quantize_scope({output_only.__name__: output_only}):
-            return quantization.quantize_apply(_step.rewrapped(model, wrap), scheme)
+            made = quantization.quantize_apply(_step.rewrapped(model, wrap), scheme)
+        for layer in made.layers:
+            for _, _, variables in getattr(layer, "_weight_vars", ()):
+                if "clst_impl" in variables:
+                    # As `cluster` has trained it.
+                    variables["clst_impl"].cluster_gradient_aggregation = _step.mean_of_gradients()
+        return made
 
     def left_out(self, wrapped):
         """See `Step`; the layer that quantises the input is of the wrappers."""

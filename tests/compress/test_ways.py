@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from kd_keras import Distiller, compress, losses, spec
 from kd_keras.errors import InputError
@@ -134,6 +135,36 @@ def test_clustering_leaves_so_many_values(learnt):
     for name in KERNELS:
         assert len(np.unique(kernel(model, name))) <= 5, name
     assert accuracy(model) > 0.6
+
+
+@pytest.mark.parametrize("chain", [("cluster(clusters=4)",), ("cluster(clusters=4)", "qat()")], ids=len)
+def test_a_centroid_moves_by_the_mean_of_its_weights_gradients(learnt, chain):
+    model, images, labels = from_learnt(learnt), *(part[:BATCH] for part in data())
+    *before, way = map(step, chain)
+    for one in before:
+        compress.prepare(model, one, steps=STEPS).finish()
+    made = compress.prepare(model, way, steps=STEPS, before=tuple(before))
+    layer = next(one for one in made.wrapped.layers if getattr(getattr(one, "layer", None), "name", "") == "logits")
+    if before:
+        (variables,) = [kept for _, _, kept in layer._weight_vars]
+        centroids = variables["cluster_centroids_tf"]
+    else:
+        centroids = layer.cluster_centroids["kernel"]
+        made.finish()
+
+    def gradients(network, variable):
+        with tf.GradientTape() as tape:
+            values = keras.losses.sparse_categorical_crossentropy(labels, network(images, training=True), True)
+            loss = tf.reduce_mean(values)
+        return tape.gradient(loss, variable)
+
+    moved = gradients(made.wrapped, centroids)
+    weights = kernel(model, "logits")
+    slopes = keras.ops.convert_to_numpy(gradients(model, model.get_layer("logits").kernel.value))
+    means = [slopes[weights == value].mean() for value in np.unique(weights)]
+    # Where it is quantised too, the rest of the network rounds.
+    near = {"rtol": 1e-4, "atol": 1e-6} if not before else {"rtol": 0.2, "atol": 0.1 * np.abs(means).max()}
+    np.testing.assert_allclose(moved.numpy()[np.argsort(centroids.numpy())], means, **near)
 
 
 @pytest.mark.slow
