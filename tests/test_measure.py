@@ -122,6 +122,7 @@ ALONE = ["kd_keras", *TINY, "--teacher=none", "--nobaseline", "--export=float32"
 UNTAUGHT = [*ALONE, "--loss=ce()"]
 
 
+@pytest.mark.slow
 def test_every_peer_is_measured_and_exported(tmp_path):
     peers = tmp_path / "peers"
     assert run.main([*ALONE, f"--scheme=mutual(peers={A})", f"--workdir={peers}"]) == 0

@@ -313,6 +313,7 @@ def test_a_teacher_in_another_dtype(tmp_path, teacher):
     assert np.abs(half["logits"] - full["logits"]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_another_process_finds_the_same_cache(tmp_path, teacher):
     teacher.save(tmp_path / "teacher.keras")
     SCRIPT = """
