@@ -1051,6 +1051,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_two_replicas_do_as_one():
     root = pathlib.Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", MIRRORED, str(root)], capture_output=True, text=True, cwd=root)

@@ -89,8 +89,8 @@ def test_the_student_without_a_teacher_sees_the_same_views(made, monkeypatch):
     seen = {}
     monkeypatch.setattr(training, "fit", lambda *args, **kwargs: seen.update(stream=args[1]) or training.History())
     losses = experiment.config.baseline_loss
-    for of_teacher in (False, True):
-        experiment._fit("baseline", distiller.student, losses, None, 3, of_teacher)
+    for recipe in (None, experiment.teacher_recipe):
+        experiment._fit("baseline", distiller.student, losses, None, 3, recipe)
         images = next(iter(seen["stream"](2)))[0].numpy()
         own = data.batches(
             experiment.splits.train,
@@ -99,6 +99,6 @@ def test_the_student_without_a_teacher_sees_the_same_views(made, monkeypatch):
             epochs=3,
             initial_epoch=2,
             augment=experiment.augment,
-            views=None if of_teacher else experiment.views,
+            views=experiment.views if recipe is None else None,
         )
         assert (images == next(iter(own))[0].numpy()).all()

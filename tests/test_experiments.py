@@ -10,6 +10,7 @@ import PIL.Image
 import pytest
 import sklearn.datasets
 
+import kd_keras
 from kd_keras import compressed, config, losses, run, spec
 from kd_keras.errors import InputError
 from tests.models import presets
@@ -70,22 +71,25 @@ def made(text, data):
     return spec.build("kd_keras.models", one, num_classes=num_classes, input_shape=input_shape)
 
 
-def built(loss):
-    return losses.from_spec(loss, samples=50)
+@functools.cache
+def fits(data, teacher, student, terms):
+    """Builds a Distiller of a pair, once for all flagfiles that have it."""
+    if (found := made(teacher, data)) is not None:
+        built = [losses.from_spec(one, samples=50) for one in spec.parse_many(terms)]
+        kd_keras.Distiller(student=made(student, data), teacher=found, losses=built)
 
 
 @pytest.mark.parametrize("path", FLAGFILES, ids=lambda path: path.stem)
 def test_its_parts_are_built(path):
-    from kd_keras import Distiller, training
+    from kd_keras import training
 
     resolved = settings(path, "--nopretrained")
     spec.check("kd_keras.data", resolved.data)
     spec.build("kd_keras.schemes", resolved.scheme)
     data = resolved.data.name
-    student = made(str(resolved.student), data)
-    teachers = [made(str(one), data) for one in resolved.teacher]
-    for teacher in filter(None, teachers):
-        Distiller(student=student, teacher=teacher, losses=map(built, resolved.loss))
+    made(str(resolved.student), data)
+    for one in resolved.teacher:
+        fits(data, str(one), str(resolved.student), " + ".join(map(str, resolved.loss)))
     for one in (*resolved.teacher_loss, *resolved.baseline_loss):
         spec.build("kd_keras.losses", one)
     for optimizer, rate in (

@@ -22,6 +22,7 @@ def state(workdir, name):
     return json.loads((workdir / "state" / f"{name}.json").read_text())
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_other_runs_teachers(tmp_path, capsys):
     one, two, ours = tmp_path / "one", tmp_path / "two" / "w", tmp_path / "ours"
     assert run.main(["kd_keras", *TINY, f"--teacher={A}", "--loss=ce() + kd()", f"--workdir={one}"]) == 0
@@ -161,6 +162,7 @@ def test_other_files_can_be_asked_for_later(tmp_path):
     assert run.main([*UNTAUGHT, *flags]) == 0 and (folder / "results.json").stat().st_mtime_ns == measured_at
 
 
+@pytest.mark.slow
 def test_teacher_and_baseline_become_files_too(tmp_path):
     folder = tmp_path / "w"
     flags = ["--baseline", "--export=int8", "--export_beside=baseline,teacher", f"--workdir={folder}"]
@@ -174,6 +176,7 @@ def test_teacher_and_baseline_become_files_too(tmp_path):
     assert rows[files[0]]["teacher_agreement"] == 1
 
 
+@pytest.mark.slow
 def test_what_an_older_version_measured_is_read(tmp_path):
     lender = tmp_path / "lender"
     assert run.main(["kd_keras", *TINY, f"--teacher={A}", "--nobaseline", f"--workdir={lender}"]) == 0

@@ -87,6 +87,7 @@ def test_nothing_to_train_ahead_is_told(tmp_path):
         checked(tmp_path, f"--teacher={A}", "--pretrain_epochs=1")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_after_what_is_ahead_does_not_repeat_it(tmp_path, monkeypatch):
     whole = trained(tmp_path / "whole", *FT)[0]
     asked = []
@@ -159,6 +160,7 @@ def test_crd_needs_batches_that_number_the_samples():
     np.testing.assert_allclose(np.linalg.norm(np.array(bank)[seen], axis=1), 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_numbers_its_samples_and_its_bank_goes_on_from_a_checkpoint(tmp_path, monkeypatch):
     flags = [f"--teacher={A}", "--nobaseline", "--loss=ce() + crd(negatives=8, size=4)", "--epochs=2"]
     whole = trained(tmp_path / "whole", *flags)[0]

@@ -48,8 +48,10 @@ def printed(table, width, **settings):
 def test_columns_are_those_every_study_reports():
     assert (
         *("role", "architecture", "train_accuracy", "val_accuracy", "test_accuracy", "precision", "recall", "f1"),
-        *("ece", "teacher_agreement", "float_agreement", "parameters", "macs", "bytes"),
-        *("latency_ms_median", "latency_ms_iqr"),
+        *("ece", "teacher_agreement", "float_agreement", "accuracy_change", "accuracy_change_low"),
+        *("accuracy_change_high", "worst_class_drop", "marked", "parameters", "macs", "bytes", "zip_bytes"),
+        *("memory_bytes", "latency_ms_median", "latency_ms_iqr", "latency_all_threads_ms_median"),
+        "latency_all_threads_ms_iqr",
     ) == report.COLUMNS
 
 

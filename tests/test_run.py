@@ -18,7 +18,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = ROOT / "experiments" / "digits.flags"
 KEYS = (
     *("role", "architecture", "train_accuracy", "val_accuracy", "test_accuracy", "precision", "recall", "f1", "ece"),
-    *("teacher_agreement", "float_agreement", "parameters", "macs", "bytes", "latency_ms_median", "latency_ms_iqr"),
+    *("teacher_agreement", "float_agreement", "accuracy_change", "accuracy_change_low", "accuracy_change_high"),
+    *("worst_class_drop", "marked", "parameters", "macs", "bytes", "zip_bytes", "memory_bytes", "latency_ms_median"),
+    *("latency_ms_iqr", "latency_all_threads_ms_median", "latency_all_threads_ms_iqr"),
 )
 KERAS_ROLES = ["teacher", "student without KD", "student distilled"]
 TFLITE_ROLES = ["TFLite float32", "TFLite float16", "TFLite dynamic", "TFLite int8"]
@@ -29,9 +31,9 @@ def main(*flags):
 
 
 def figures(workdir):
-    """The results that have to repeat: all but the times."""
+    """The results that have to repeat: all but the times, and what a process takes of memory."""
     rows = json.loads((workdir / "results.json").read_text())
-    return [{key: value for key, value in row.items() if not key.startswith("latency")} for row in rows]
+    return [{key: value for key, value in row.items() if not key.startswith(("latency", "memory"))} for row in rows]
 
 
 # Epochs enough for a process to be killed in one of them.
@@ -147,6 +149,7 @@ def test_a_finished_teacher_serves_another_run(finished, tmp_path, capsys):
     assert "class order" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_cache_and_another_runs_teacher(finished, tmp_path, capsys):
     flags = [f"--flagfile={DIGITS}", *QUICK, f"--teacher_from={finished}", "--cache_views=2"]
     shared = [*flags, f"--cache_folder={tmp_path / 'cache'}"]
@@ -169,6 +172,7 @@ def test_a_cache_and_another_runs_teacher(finished, tmp_path, capsys):
     assert "the teacher cache would take" in error and "limit_gb" in error and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_teachers_dtype_is_chosen_once_and_checked(finished, tmp_path, caplog, monkeypatch):
     flags = [f"--flagfile={DIGITS}", *QUICK, f"--teacher=saved(path='{finished / 'teacher.keras'}')"]
     # A teacher that says something else in bfloat16 is not used in it, unless that is asked for.

@@ -206,7 +206,7 @@ def test_dead_and_extreme_features_give_finite_values_and_gradients(case, scale)
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("jit", [False, pytest.param(True, marks=SLOW)])
 def test_compiled_equals_eager(case, jit):
     term = make(case)
     call(term, student(), teacher(case), LABELS)
@@ -219,7 +219,7 @@ def test_compiled_equals_eager(case, jit):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("policy", ["mixed_float16", pytest.param("mixed_bfloat16", marks=SLOW)])
 def test_computes_in_float32_under_mixed_precision(case, policy):
     dtype = policy.removeprefix("mixed_")
     halves = [{name: tf.cast(x, dtype) for name, x in side.items()} for side in (student(), teacher(case))]

@@ -53,6 +53,7 @@ def test_training_moves_backbone_and_projector_and_leaves_the_classifier():
         np.testing.assert_array_equal(was, now)
 
 
+@pytest.mark.slow
 def test_a_reloaded_distiller_goes_on_with_the_same_student(tmp_path):
     student, teacher = models()
     distiller = Distiller(student=student, teacher=teacher, losses=[losses.SimKD()])
