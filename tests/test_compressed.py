@@ -13,7 +13,7 @@ from tests.schemes.tiny import TINY, checked
 
 STUDENT = "--student=cnn(filters=(4, 6), dense=())"
 TEACHER = "--teacher=cnn(filters=(4,), dense=())"
-CHAINS = "prune(sparsity=0.5, frequency=1) + cluster(clusters=4); qat()"
+PRUNE = "prune(sparsity=0.5, frequency=1)"
 
 
 def read(path):
@@ -30,6 +30,11 @@ def trained(tmp_path, *flags):
     return compressed.run(experiment, models, exported[0])
 
 
+def kernels(folder, stage):
+    model = keras.models.load_model(folder / f"{stage}.keras", compile=False)
+    return [model.get_layer(one).get_weights()[0] for one in ("stage1_conv1", "stage2_conv1", "logits")]
+
+
 def run_whole(folder, *flags):
     given = [STUDENT, TEACHER, "--epochs=6", "--compress_epochs=2", "--max_accuracy_drop=0.0"]
     assert run.main(["kd_keras", *TINY, *given, *flags, f"--workdir={folder}"]) == 0
@@ -38,7 +43,7 @@ def run_whole(folder, *flags):
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    return run_whole(tmp_path_factory.mktemp("done") / "w", f"--compress={CHAINS}", "--nobaseline")
+    return run_whole(tmp_path_factory.mktemp("done") / "w", f"--compress={PRUNE}; {PRUNE} + qat()", "--nobaseline")
 
 
 @pytest.mark.slow
@@ -57,8 +62,7 @@ def test_what_is_compressed_beside_has_no_teacher(tmp_path):
 def test_every_way_is_a_stage_and_the_teacher_teaches_on(done):
     for stage, epochs, taught_by in (
         ("prune-student", 2, "teacher"),
-        ("prune-cluster-student", 2, "teacher"),
-        ("qat-student", 2, "teacher"),
+        ("prune-qat-student", 2, "teacher"),
     ):
         record = read(done / "state" / f"{stage}.json")
         assert (len(record["series"]["loss"]), record["taught_by"]) == (epochs, taught_by), stage
@@ -67,21 +71,24 @@ def test_every_way_is_a_stage_and_the_teacher_teaches_on(done):
 
 
 def test_what_is_left_are_keras_models_with_the_compressed_weights(done):
-    def kernels(name):
-        model = keras.models.load_model(done / f"{name}.keras", compile=False)
-        return [model.get_layer(one).get_weights()[0] for one in ("stage1_conv1", "stage2_conv1", "logits")]
+    stages = ("student", "prune-student", "prune-qat-student")
+    for before, pruned, quantised in zip(*(kernels(done, stage) for stage in stages), strict=True):
+        assert abs(np.mean(pruned == 0) - 0.5) <= 1 / pruned.size and 0 < np.abs(before - pruned).max() < 1
+        assert np.mean(quantised == 0) >= 0.49 and 0 < np.abs(pruned - quantised).max() < 1
 
-    for pruned, clustered in zip(kernels("prune-student"), kernels("prune-cluster-student"), strict=True):
-        assert abs(np.mean(pruned == 0) - 0.5) <= 1 / pruned.size
-        assert np.mean(clustered == 0) >= 0.49 and len(np.unique(clustered)) <= 4
-    for before, after in zip(kernels("student"), kernels("qat-student"), strict=True):
-        assert 0 < np.abs(before - after).max() < 1
+
+@pytest.mark.slow
+def test_a_chain_of_all_ways(tmp_path):
+    folder = run_whole(tmp_path / "w", f"--compress={PRUNE} + cluster(clusters=4) + qat()", "--nobaseline")
+    for kernel in kernels(folder, "prune-cluster-student"):
+        assert np.mean(kernel == 0) >= 0.49 and len(np.unique(kernel)) <= 4
+    assert (folder / "prune-cluster-qat-student_int8.tflite").exists()
 
 
 def test_their_rows_say_what_is_lost(done):
     rows = {row["role"]: row for row in read(done / "results.json")}
-    of, chain = "student distilled", "prune(sparsity=0.5, frequency=1) + cluster(clusters=4)"
-    ours = [f"{of}, {chain}", f"{of}, {chain}, TFLite int8", f"{of}, qat(), TFLite int8"]
+    of = "student distilled"
+    ours = [f"{of}, {PRUNE}", f"{of}, {PRUNE}, TFLite int8", f"{of}, {PRUNE} + qat(), TFLite int8"]
     assert [role for role in rows if role.startswith(f"{of}, ")] == ours
     for role in ours:
         row = rows[role]
@@ -97,9 +104,9 @@ def test_their_rows_say_what_is_lost(done):
 
 
 def test_the_files_say_what_they_are(done):
-    record = metadata.read(done / "qat-student_int8.tflite")
+    record = metadata.read(done / "prune-qat-student_int8.tflite")
     assert record["class_names"] == [str(n) for n in range(10)] and "CONV_2D" in record["operators"]
-    assert record["architecture"].endswith(", qat()") and record["input"]["shape"] == [1, 8, 8, 1]
+    assert record["architecture"].endswith(" + qat()") and record["input"]["shape"] == [1, 8, 8, 1]
 
 
 @pytest.mark.slow
