@@ -107,6 +107,7 @@ def test_notes_of_a_defective_teacher():
     assert never == "teacher not defective: it never reached validation accuracy 95.00%, and was trained to the end"
 
 
+@pytest.mark.slow
 def test_a_defective_teacher_is_recorded(tmp_path, caplog):
     flags = [f"--teacher={A}", "--nobaseline", "--teacher_epochs=3", "--teacher_stop_check_steps=1"]
     models, _, _ = trained(tmp_path / "a", *flags, "--teacher_stop_at_val_accuracy=0.01")

@@ -134,6 +134,7 @@ def test_a_changed_flag_is_told_apart(finished, capsys):
     assert "epochs was 8, is 4" in message and message.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_finished_teacher_serves_another_run(finished, tmp_path, capsys):
     flags = [f"--flagfile={DIGITS}", "--epochs=1", "--tracking=none", "--export=none", "--nobaseline"]
     teacher = f"saved(path='{finished / 'teacher.keras'}')"

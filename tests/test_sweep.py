@@ -81,6 +81,7 @@ def records(root, name):
     return [json.loads(path.read_text()) for path in sorted(root.glob(f"*/state/{name}.json"))]
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_told_and_those_without_it_go_on(tmp_path, capsys):
     # Known only once the data are there, so that planning lets it pass.
     code = sweep.main(

@@ -225,7 +225,7 @@ def test_what_stays_in_float_is_told(learnt, text, left):
 
 
 @pytest.mark.parametrize(
-    "chain", [pytest.param(("prune",), marks=pytest.mark.slow), ("prune", "cluster")], ids=lambda names: "-".join(names)
+    "chain", [("prune",), pytest.param(("prune", "cluster"), marks=pytest.mark.slow)], ids=lambda names: "-".join(names)
 )
 def test_zeros_and_clusters_stay_in_the_file(learnt, chain):
     texts = {"prune": "prune(sparsity=0.8, frequency=3)", "cluster": "cluster(clusters=8)"}

@@ -54,6 +54,7 @@ def test_a_mapped_file_is_not_copied_into_memory(tmp_path):
     assert anonymous_megabytes() - before < 200
 
 
+@pytest.mark.slow
 def test_a_program_ends_while_an_array_is_read():
     # Threads of tf.data that call Python, which is on its way out, would hang here.
     code = """
