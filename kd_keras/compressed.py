@@ -9,9 +9,8 @@ import math
 import pathlib
 
 import keras
-import numpy as np
 
-from kd_keras import compress, files, spec, teaching
+from kd_keras import compress, spec, teaching, training
 from kd_keras.compress import Prepared
 from kd_keras.config import QUANTISED, Config
 from kd_keras.errors import InputError
@@ -161,8 +160,7 @@ def _train(experiment, stage, chain, before, of, losses, taught) -> Trained:
 
     def strip(model):
         if way.quantises:
-            values = {str(i): keras.ops.convert_to_numpy(v) for i, v in enumerate(model.variables)}
-            files.write(_ranges(path), lambda file: np.savez(file, **values))
+            training.write_variables(model, _ranges(path))
         return kept[0].finish()
 
     # A sparse student's best epoch is one of those at whose end it is sparse.
@@ -190,9 +188,7 @@ def convert(one: Compressed, variant: str) -> bytes:
     """The integer TFLite file of a student that was quantised as it learnt."""
     # How many clusters a kernel has was read from the weights that it began with.
     made = _prepared(keras.models.load_model(one.before.path, compile=False), one.chain, steps=1)
-    with np.load(_ranges(one.trained.path)) as values:
-        for i, variable in enumerate(made.model.variables):
-            variable.assign(values[str(i)])
+    training.read_variables(made.model, _ranges(one.trained.path))
     return tflite.convert_quantised(made.wrapped, variant)
 
 

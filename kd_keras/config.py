@@ -47,11 +47,6 @@ BESIDE_THE_STUDENT = ("teacher", "baseline")
 #: Fields of the files that are made of finished models, which can be made again.
 OF_THE_FILES = ("export", "export_beside", "keep_float", "layer_report", "compress_export", "max_accuracy_drop")
 
-_COMPRESSION = (
-    *("compress", "compress_loss", "compress_controls", "compress_epochs", "compress_optimizer"),
-    "compress_learning_rate",
-)
-
 
 def _define(kind, name, default, text, **kwargs):
     getattr(flags, f"DEFINE_{kind}")(name, default, help=text, flag_values=FLAGS, **kwargs)
@@ -306,8 +301,11 @@ class Config:
 
     def identity(self) -> dict[str, str]:
         """The fields that the trained models depend on."""
-        beside = (*_BESIDE, *OF_THE_FILES, *(() if self.compress else _COMPRESSION))
-        return {key: value for key, value in self.resolved().items() if key not in beside}
+        return {
+            key: value
+            for key, value in self.resolved().items()
+            if key not in (*_BESIDE, *OF_THE_FILES) and (self.compress or not key.startswith("compress"))
+        }
 
 
 def _text(value) -> str:
@@ -629,8 +627,11 @@ def claim_workdir(config: Config) -> None:
 def _compare(before: dict[str, str], config: Config) -> None:
     now = config.identity()
     # Those of the files have no effect on the models; what was not compressed can be, afterwards.
-    free = (*OF_THE_FILES, *(() if "compress" in before else _COMPRESSION))
-    keys = [key for key in {**before, **now} if key not in free]
+    keys = [
+        key
+        for key in {**before, **now}
+        if key not in OF_THE_FILES and ("compress" in before or not key.startswith("compress"))
+    ]
     changed = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
     if changed:
         raise InputError(

@@ -632,7 +632,7 @@ class Experiment:
         """The rows of a finished experiment's table, and what has to be known to read them."""
         done = self.done("measured")
         # An older version may have measured fewer figures.
-        return [{**dict.fromkeys(report.COLUMNS), **row} for row in done["rows"]], done["notes"]
+        return [report.row(**row) for row in done["rows"]], done["notes"]
 
     def print_seconds(self, start: float) -> None:
         """Prints what the process' time went into, and keeps it in ``state/seconds.json``.

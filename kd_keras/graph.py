@@ -5,15 +5,30 @@ from collections.abc import Iterable
 
 import keras
 
+from kd_keras.errors import InputError
+
 
 def layers(model: keras.Model) -> list[keras.layers.Layer]:
     """Every layer but the inputs, those of models inside the model too."""
-    return [
-        inner
-        for layer in model.layers
-        for inner in (layers(layer) if isinstance(layer, keras.Model) else [layer])
-        if not isinstance(inner, keras.layers.InputLayer)
-    ]
+    return [layer for _, layer in named_layers(model)]
+
+
+def named_layers(model: keras.Model, prefix: str = "") -> list[tuple[str, keras.layers.Layer]]:
+    """`layers` with a name for each: that of a model inside the model comes before those of its layers."""
+    found = []
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            found += named_layers(layer, f"{prefix}{layer.name}_")
+        elif not isinstance(layer, keras.layers.InputLayer):
+            found.append((prefix + layer.name, layer))
+    return found
+
+
+def check_layers(names: Iterable[str], known: list[str], key: str) -> None:
+    """Raises InputError where a name that a flag or argument ``key`` gives is none of the student's layers."""
+    if missing := [name for name in names if name not in known]:
+        told = ", ".join(map(repr, missing))
+        raise InputError(f"{key} names {told}, which the student has not: its layers are {', '.join(known)}")
 
 
 def stages(names: Iterable[str], ending: str = "") -> list[str]:

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from kd_keras import compressed, evaluate, files, report
+from kd_keras import compressed, evaluate, files, graph, report
 from kd_keras.config import CALIBRATED
 from kd_keras.distiller import Taps
 from kd_keras.errors import InputError
@@ -24,10 +24,7 @@ def check(experiment: Experiment) -> None:
     if config.keep_float:
         student = experiment.model(config.student) if lesson is None else lesson.student
         known = [layer.name for layer in student.layers]
-        if missing := [name for name in config.keep_float if name not in known]:
-            raise InputError(
-                f"--keep_float names {', '.join(missing)}, which the student has not: its layers are {', '.join(known)}"
-            )
+        graph.check_layers(config.keep_float, known, "--keep_float")
 
 
 def measure(
@@ -107,12 +104,8 @@ class _Measuring:
             self._figures(trained.stage, trained.role, own, self.splits.test.labels)
         # Another run has measured its agreement with another teacher.
         # An older version may have measured fewer figures.
-        row = {
-            **dict.fromkeys(report.COLUMNS),
-            **done["row"],
-            "role": trained.role,
-            "teacher_agreement": self._agreement(trained.stage, own),
-        }
+        new = {"role": trained.role, "teacher_agreement": self._agreement(trained.stage, own)}
+        row = report.row(**{**done["row"], **new})
         if row != done["row"]:
             done = experiment.finish(stage, {**done, "row": row})
         self._log(trained.stage, row, [trained.path])
@@ -219,7 +212,9 @@ class _Measuring:
             one, cores = interpreter.latency(image, evaluate.latency), evaluate.cores()
             every = tflite.load(path, threads=cores).latency(image, evaluate.latency)
             peak = memory.peak(path)
-        experiment.console.print(f"edge     {path.name}: {', '.join(metadata.operators(made))}", highlight=False)
+        experiment.console.print(
+            f"edge     {path.name}: {', '.join(metadata.read(path)['operators'])}", highlight=False
+        )
         reference = self.logits[of.stage]
         row = report.row(
             role,

@@ -236,16 +236,16 @@ class _Stopper(keras.callbacks.Callback):
         return float(found["accuracy"])
 
 
-def write_variables(distiller: Distiller, path: pathlib.Path) -> None:
+def write_variables(model: keras.Model, path: pathlib.Path) -> None:
     """Keeps every variable, the states of dropout's generators among them, in one file that is never half written."""
-    arrays = {f"state{i}": keras.ops.convert_to_numpy(v) for i, v in enumerate(distiller.variables)}
+    arrays = {f"state{i}": keras.ops.convert_to_numpy(v) for i, v in enumerate(model.variables)}
     files.write(path, lambda file: np.savez(file, **arrays))
 
 
-def read_variables(distiller: Distiller, path: pathlib.Path) -> None:
+def read_variables(model: keras.Model, path: pathlib.Path) -> None:
     """Sets every variable to what `write_variables` kept."""
     with np.load(path) as file:
-        for i, variable in enumerate(distiller.variables):
+        for i, variable in enumerate(model.variables):
             variable.assign(file[f"state{i}"])
 
 

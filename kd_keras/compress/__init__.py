@@ -46,11 +46,11 @@ class Prepared:
 
 def imitate(student: keras.Model, ways: Iterable[Step]) -> None:
     """Gives an untrained student the zeros and clusters that ways would leave, so that what follows can be tried."""
-    for layer in graph.layers(student):
+    for name, layer in graph.named_layers(student):
         if type(layer) in (keras.layers.Conv2D, keras.layers.Dense):
             kernel, *others = layer.get_weights()
             for way in ways:
-                kernel = kernel if layer.name in way.skip else way.imitate(kernel)
+                kernel = kernel if name in way.skip else way.imitate(kernel)
             layer.set_weights([kernel, *others])
 
 

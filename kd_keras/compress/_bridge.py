@@ -47,7 +47,7 @@ def twin(model: keras.Model):
     with generators(), told(f"--compress can't take {model.name}"):
         (output,) = _replay(model, [image], layers, "", _softmax(model))
         copied = tf_keras.Model(image, output, name=model.name)
-        for name, layer in named_layers(model):
+        for name, layer in graph.named_layers(model):
             if layer.weights:
                 layers[name].set_weights(layer.get_weights())
     _check_equal(model, copied)
@@ -145,17 +145,6 @@ def _layer(operation, name, linear):
         return made(name=name, **config)
 
 
-def named_layers(model: keras.Model, prefix: str = "") -> list:
-    """(name in the twin, layer) of every layer of a Keras 3 model but the inputs."""
-    found = []
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            found += named_layers(layer, f"{prefix}{layer.name}_")
-        elif not isinstance(layer, keras.layers.InputLayer):
-            found.append((prefix + layer.name, layer))
-    return found
-
-
 def _check_equal(model, copied):
     image = np.random.default_rng(0).uniform(0, 255, (4, *model.inputs[0].shape[1:])).astype(np.float32)
     logits = copied(image, training=False).numpy()
@@ -249,7 +238,7 @@ def _reached(model) -> set[int]:
 
 def trainable(wrapped, model: keras.Model) -> Trainable:
     """The wrapped twin of a Keras 3 model, with a tap for each of the model's layers that still stands."""
-    names = {name for name, _ in named_layers(model)}
+    names = {name for name, _ in graph.named_layers(model)}
     taps = {}
     for layer in wrapped.layers:
         # tfmot's wrappers put a word of theirs before a layer's name.
@@ -261,6 +250,6 @@ def trainable(wrapped, model: keras.Model) -> Trainable:
 
 def weights_back(weights: dict[str, list], model: keras.Model) -> None:
     """Gives a Keras 3 model its twin's weights, by the name of the layer; see `Step.strip`."""
-    for name, layer in named_layers(model):
+    for name, layer in graph.named_layers(model):
         if layer.weights:
             layer.set_weights(weights[name])

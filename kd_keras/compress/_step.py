@@ -81,14 +81,6 @@ def names(key: str, value) -> tuple[str, ...]:
     return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
-def check_layers(model, wanted: tuple[str, ...], key: str) -> None:
-    """Raises InputError where the model has no layer of a name."""
-    known = [layer.name for layer in model.layers]
-    for name in wanted:
-        if name not in known:
-            raise InputError(f"{key} names {name!r}, which the student has not: its layers are {', '.join(known)}")
-
-
 def mean_of_gradients():
     """tensorflow-model-optimization's name for centroids that move by the mean of their weights' gradients."""
     from tensorflow_model_optimization.python.core.clustering.keras.cluster_config import GradientAggregation

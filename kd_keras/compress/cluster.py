@@ -3,6 +3,7 @@
 import numpy as np
 from absl import logging
 
+from kd_keras import graph
 from kd_keras.compress import _step
 from kd_keras.errors import InputError
 from kd_keras.values import is_count
@@ -45,7 +46,7 @@ class Cluster(_step.Step):
         import tf_keras
 
         del steps
-        _step.check_layers(model, self.skip, "cluster's skip")
+        graph.check_layers(self.skip, [layer.name for layer in model.layers], "cluster's skip")
         clustering = tfmot.clustering.keras
 
         def wrap(layer):

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from kd_keras import graph
 from kd_keras.compress import _step
 from kd_keras.errors import InputError
 from kd_keras.values import is_count, is_number
@@ -48,7 +49,7 @@ class Prune(_step.Step):
         import tf_keras
 
         del kept
-        _step.check_layers(model, self.skip, "prune's skip")
+        graph.check_layers(self.skip, [layer.name for layer in model.layers], "prune's skip")
         sparsity = tfmot.sparsity.keras
         first, last, every = self._schedule(steps)
 

@@ -1,5 +1,6 @@
 """Quantisation-aware training: the student learns with the rounding that its 8-bit file will do."""
 
+from kd_keras import graph
 from kd_keras.compress import _step
 
 
@@ -40,7 +41,7 @@ class QAT(_step.Step):
         )
 
         del steps
-        _step.check_layers(model, self.keep_float, "qat's keep_float")
+        graph.check_layers(self.keep_float, [layer.name for layer in model.layers], "qat's keep_float")
         quantization = tfmot.quantization.keras
         output_only = default_8bit_quantize_configs.Default8BitOutputQuantizeConfig
         registry = default_8bit_quantize_registry.Default8BitQuantizeRegistry()
