@@ -400,7 +400,13 @@ def test_keras_callbacks_work(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "compiled", [{"steps_per_execution": 2}, {"jit_compile": True}, {"run_eagerly": True}], ids=lambda c: next(iter(c))
+    "compiled",
+    [
+        {"steps_per_execution": 2},
+        pytest.param({"jit_compile": True}, marks=pytest.mark.slow),
+        {"run_eagerly": True},
+    ],
+    ids=lambda c: next(iter(c)),
 )
 def test_ways_to_compile_agree(compiled):
     a, b = distiller(), distiller(compiled=compiled)
@@ -508,7 +514,13 @@ PLAIN = {
 }
 
 
-@pytest.mark.parametrize("case", PLAIN.values(), ids=PLAIN)
+# Those that differ from another by a word of Keras' own.
+SLOW = ("clipnorm", "float labels", "validation split")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, case in PLAIN.items()]
+)
 def test_cross_entropy_alone_trains_as_keras_does(case):
     labels, compiled = case.get("labels", Y), {"metrics": ["accuracy"], "run_eagerly": True, **case.get("compile", {})}
     weights = labels.shape[1:] == (4,)

@@ -163,12 +163,12 @@ def mirrored(folder, count):
     return start("-c", MIRRORED, folder, count, *REFUSED[count][0])
 
 
-def ended(folder, *others, replicas):
+def ended(folder, *processes):
     """What each way of training gave, by name: a list of what `train` returns, a `CASES` each."""
-    for process in (replicas, *others):
+    for process in processes:
         code, _, err = end(process)
         assert code == 0, err[-3000:]
-        if process is replicas:
+        if process.args[2] == MIRRORED:
             assert REFUSED[int(process.args[4])][1] in err
     assert not (folder / "refused").exists()
     return {path.name: pickle.loads(path.read_bytes()) for path in folder.iterdir()}
@@ -177,8 +177,7 @@ def ended(folder, *others, replicas):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
-    workers = [start("-c", WORKER, folder, TF_CONFIG=config) for config in tf_configs()]
-    return ended(folder, start("-c", ONE, folder), *workers, replicas=mirrored(folder, 2))
+    return ended(folder, start("-c", ONE, folder), mirrored(folder, 2))
 
 
 # ---- several devices ----
@@ -192,7 +191,7 @@ def test_replicas_do_as_one_device(trained, replicas, case):
 
 @pytest.mark.slow
 def test_four_replicas_do_as_one_device(trained, tmp_path):
-    four = ended(tmp_path, replicas=mirrored(tmp_path, 4))["mirrored4"]
+    four = ended(tmp_path, mirrored(tmp_path, 4))["mirrored4"]
     for case in range(len(CASES)):
         assert_equal(trained["one"][case], four[case])
 
@@ -200,15 +199,24 @@ def test_four_replicas_do_as_one_device(trained, tmp_path):
 # ---- several machines ----
 
 
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workers")
+    both = ended(folder, *(start("-c", WORKER, folder, TF_CONFIG=config) for config in tf_configs()))
+    return [both[f"worker{index}"] for index in (0, 1)]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("worker", [0, 1])
 @pytest.mark.parametrize("case", range(len(CASES)))
-def test_two_processes_do_as_one(trained, worker, case):
-    assert_equal(trained["one"][case], trained[f"worker{worker}"][case])
+def test_two_processes_do_as_one(trained, workers, worker, case):
+    assert_equal(trained["one"][case], workers[worker][case])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", range(len(CASES)))
-def test_each_worker_reads_its_own_part(trained, case):
-    whole, *parts = (trained[name][case][2] for name in ("one", "worker0", "worker1"))
+def test_each_worker_reads_its_own_part(trained, workers, case):
+    whole, *parts = (each[case][2] for each in (trained["one"], *workers))
     assert sorted(parts[0] + parts[1]) == sorted(whole)
     # Two epochs of training, each with validation, and an evaluation.
     count = CASES[case][0]

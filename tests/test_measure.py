@@ -151,6 +151,7 @@ def test_every_exit_is_measured_and_exported(tmp_path, capsys):
     assert "exit 1" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_other_files_can_be_asked_for_later(tmp_path):
     folder = tmp_path / "w"
     assert run.main([*UNTAUGHT, f"--workdir={folder}"]) == 0

@@ -188,6 +188,7 @@ def test_the_teachers_dtype_is_chosen_once_and_checked(finished, tmp_path, caplo
     assert kept["dtype"] == "bfloat16" and kept["agreement"] >= 0.99 and kept["images"] == 270
 
 
+@pytest.mark.slow
 def test_options_reach_what_they_name(tmp_path, capsys):
     flags = ["--data=digits()", "--teacher=none", "--loss=ce(label_smoothing=0.1)", "--student=cnn(filters=(4,))"]
     flags += ["--augment=flip() + mixup(alpha=0.4)", "--train_examples=200", "--epochs=1", "--val_fraction=0.3"]

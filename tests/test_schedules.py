@@ -273,6 +273,7 @@ def test_the_optimizer_takes_the_rate_of_each_step():
     np.testing.assert_allclose([b - a for a, b in itertools.pairwise(values)], expected, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_saved_optimizer_keeps_its_schedule(tmp_path):
     text = "warmup(to=cosine(start=0.1), over=2)"
     inputs = keras.Input((3,))

@@ -160,7 +160,14 @@ def test_wrong_values_are_refused(text):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("layer", ["'RandAugment'", "RandAugment(magnitude=0.9)", "GridMask(ratio_factor=(0.4, 0.6))"])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        pytest.param("'RandAugment'", marks=pytest.mark.slow),
+        "RandAugment(magnitude=0.9)",
+        "GridMask(ratio_factor=(0.4, 0.6))",
+    ],
+)
 def test_keras_cv_layers_change_images_within_range(run, layer, monkeypatch):
     said = []
     monkeypatch.setattr(logging, "log_first_n", lambda level, message, n: said.append((level, message)))

@@ -87,6 +87,7 @@ def test_smaller_variants_agree_with_keras(trained, files, held_out, variant, to
     assert np.abs(got - expected).max() > 0  # else the variant would be float32 under another name
 
 
+@pytest.mark.slow
 def test_sizes_fall_from_float32_to_float16_to_8_bits():
     image = keras.Input((8, 8, 3))
     x = keras.layers.Dense(256, activation="relu")(keras.layers.Flatten()(image))

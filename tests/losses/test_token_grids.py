@@ -31,7 +31,9 @@ def models():
     return {"resnet": convolutional, "vit": tokens}
 
 
-@pytest.mark.parametrize(("student", "teacher"), [("resnet", "vit"), ("vit", "resnet")])
+@pytest.mark.parametrize(
+    ("student", "teacher"), [("resnet", "vit"), pytest.param("vit", "resnet", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", spec.names("kd_keras.losses"))
 def test_a_transformers_tokens_are_maps_or_are_refused(models, name, student, teacher):
     given = {"samples": 6, "negatives": 4, "size": 4} if name == "crd" else {}

@@ -41,7 +41,7 @@ CASES = [
     "vgg(depth=8, width=0.125)",
     "vgg(depth=8, width=0.125, batch_norm=False, stem='imagenet')",
     "densenet(depth=22, growth=8)",
-    "mobilenet(width=0.25)",
+    pytest.param("mobilenet(width=0.25)", marks=pytest.mark.slow),
     pytest.param("mobilenet(version='v3_small', width=0.25)", marks=pytest.mark.slow),
     pytest.param("mobilenet(version='v3_large')", marks=pytest.mark.slow),
     "shufflenet(width=0.5, units=(1, 2, 1))",
@@ -50,7 +50,7 @@ CASES = [
     "vit(depth=1, heads=2, width=8, pool='mean', dropout=0.1)",
     "wide_resnet(depth=10, width=1, dropout=0.1)",
 ]
-SHAPES = [(8, 8, 1), (28, 28, 1), (32, 32, 3)]
+SHAPES = [(8, 8, 1), pytest.param((28, 28, 1), marks=pytest.mark.slow), (32, 32, 3)]
 
 
 def first_of_each(cases):

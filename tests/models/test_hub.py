@@ -166,6 +166,7 @@ def test_mixed_precision(preset, kind, policy):
     assert np.isfinite(model(pixels())).all()
 
 
+@pytest.mark.slow
 def test_the_backbone_learns_too(preset):
     keras.utils.set_random_seed(0)
     model = hub.build(2, SHAPE, preset=preset("resnet")[0])
