@@ -140,6 +140,7 @@ def test_what_is_called_smaller_is():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", sorted(ALONE))
 def test_it_runs_shrunk(name, tmp_path):
     flags = ["--data=digits()", "--epochs=1", "--teacher_epochs=1", "--train_examples=128", f"--workdir={tmp_path}"]
