@@ -1,6 +1,6 @@
 """Converts a model of each family in every variant; prints what came of it: size, error, latency, or the refusal.
 
-    python tools/conversions.py                                     about 15 minutes on two cores
+    python tools/conversions.py                                     about 40 minutes on two cores
     python tools/conversions.py --models="resnet(depth=18)" --variants=float32,int8
     python tools/conversions.py --into=docs/edge.md                 puts the table into the page
 
