@@ -49,9 +49,11 @@ class QAT(_step.Step):
         floats = set(self.keep_float)
 
         def folded(layer):
-            """Whether the converter folds this batch norm into what is before it."""
+            """Whether the converter folds this batch norm into what is before it, which nothing else may read."""
             before_it = layer.inbound_nodes[0].inbound_layers
-            return isinstance(before_it, convolutions) and before_it.name not in floats
+            if not isinstance(before_it, convolutions) or before_it.name in floats:
+                return False
+            return sum(node.outbound_layer in model.layers for node in before_it.outbound_nodes) == 1
 
         def wrap(layer):
             if isinstance(layer, tf_keras.layers.InputLayer) or layer.name in floats:

@@ -194,6 +194,22 @@ def test_the_file_does_what_training_has_seen(learnt):
     assert np.mean(got.argmax(1) == labels) > 0.8
 
 
+def test_a_batch_norm_whose_convolution_is_read_twice_is_not_folded():
+    # As in a DenseNet: its first block's layers all read the stem.
+    image = keras.Input((8, 8, 3))
+    stem = keras.layers.Conv2D(4, 3, name="stem")(image)
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization(name="norm")(stem))
+    x = keras.layers.Concatenate()([stem, keras.layers.Conv2D(4, 3, padding="same", name="grown")(x)])
+    model = keras.Model(image, keras.layers.Dense(3, name="logits")(keras.layers.GlobalAveragePooling2D()(x)))
+    images = np.random.default_rng(0).uniform(-1, 1, (16, 8, 8, 3)).astype(np.float32)
+    made = compress.prepare(model, step("qat()"), steps=1)
+    for _ in range(20):
+        made.wrapped(images, training=True)
+    expected = fake(made.wrapped, images)
+    got = tflite.load(tflite.convert_quantised(made.wrapped)).predict(images)
+    assert np.abs(got - expected).max() < 0.1 * np.abs(expected).max()
+
+
 def int8_kernels(content):
     from ai_edge_litert import schema_py_generated as schema
 
