@@ -9,6 +9,7 @@ import math
 import pathlib
 
 import keras
+import numpy as np
 
 from kd_keras import compress, spec, teaching, training
 from kd_keras.compress import Prepared
@@ -93,7 +94,11 @@ def check(experiment: Experiment) -> None:
             raise InputError(f"{flag} has {', '.join(needy)}, part of which is trained ahead: give --compress_loss")
         teaching.cache(experiment, distiller)
         if way.quantises:
-            tflite.convert_quantised(compress.prepare(student, way, **before).wrapped)
+            wrapped = compress.prepare(student, way, **before).wrapped
+            # All ranges begin alike, and so hide which of them the converter can't bring together.
+            noise = np.random.default_rng(0).uniform(0, 255, (2, *wrapped.input_shape[1:]))
+            wrapped(noise.astype(np.float32), training=True)
+            tflite.convert_quantised(wrapped)
 
 
 def _distiller(experiment, student, lesson):

@@ -188,7 +188,6 @@ def test_flags_that_do_not_fit_are_refused(flags, told, tmp_path):
             "there is none for a student to be compressed by",
         ),
         ([TEACHER, "--compress=qat(keep_float='nix')"], "names 'nix', which the student has not"),
-        ([TEACHER, "--compress=qat()", "--student=mobilenet(version='v3_small')"], "hard_silu"),
     ],
 )
 def test_a_student_that_does_not_fit_is_refused_before_training(flags, told, tmp_path):
@@ -196,3 +195,17 @@ def test_a_student_that_does_not_fit_is_refused_before_training(flags, told, tmp
     with pytest.raises(InputError, match=told):
         compressed.check(experiment)
     assert not (tmp_path / "w").exists()
+
+
+def test_ranges_that_the_converter_cant_bring_together_are_refused_before_training(tmp_path):
+    image = keras.Input((8, 8, 1))
+    x = keras.layers.ELU(name="elu")(keras.layers.Conv2D(4, 3, padding="same")(image))
+    x = keras.layers.Concatenate()([x, keras.layers.Conv2D(4, 3, padding="same", activation="relu")(x)])
+    logits = keras.layers.Dense(10, name="logits")(keras.layers.GlobalAveragePooling2D()(x))
+    keras.Model(image, logits).save(tmp_path / "elu.keras")
+    given = (TEACHER, f"--student=saved(path='{tmp_path / 'elu.keras'}')")
+    _, experiment = checked(tmp_path, *given, "--compress=qat()")
+    with pytest.raises(InputError, match=r"operator tfl.concatenation; keep the layers at it in float32, qat\(keep"):
+        compressed.check(experiment)
+    _, experiment = checked(tmp_path, *given, "--compress=qat(keep_float='elu')")
+    compressed.check(experiment)

@@ -5,6 +5,7 @@ was learnt. tf_keras and tfmot are imported late: tfmot sets ``TF_USE_LEGACY_KER
 """
 
 import contextlib
+import functools
 import inspect
 
 import keras
@@ -16,6 +17,9 @@ from kd_keras.errors import InputError
 
 # What a twin's outputs may differ by, relative to the largest.
 _TOLERANCE = 1e-3
+
+# How the name ends of a layer of the twin that is a part of the layer of the student before it.
+_BEHIND = "__activation"
 
 
 def twin(model: keras.Model):
@@ -108,14 +112,19 @@ def _replay(model, inputs, layers, prefix, softmax=None):
                 name = prefix + operation.name
                 if name in layers:
                     raise InputError(f"--compress can't take {model.name}: two of its layers are called {name!r}")
-                made[id(operation)] = layers[name] = _layer(operation, name, linear=operation is softmax)
+                layers[name], behind = _layer(operation, name, linear=operation is softmax)
+                made[id(operation)] = (layers[name], *behind)
             given = {key: one for key, one in kwargs.items() if one is not None}
-            results = keras.tree.flatten(made[id(operation)](*args, **given))
+            first, *behind = made[id(operation)]
+            results = keras.tree.flatten(first(*args, **given))
+            for layer in behind:
+                results = [layer(one) for one in results]
         values.update(zip(map(id, node.output_tensors), results, strict=True))
     return [values[id(tensor)] for tensor in model.outputs]
 
 
 def _layer(operation, name, linear):
+    """The layer's like in tf_keras, and the layers behind it that compute what it can't."""
     import tf_keras
 
     kind = type(operation).__name__
@@ -139,10 +148,33 @@ def _layer(operation, name, linear):
         for key, value in operation.get_config().items()
         if key in known and key not in left and not key.endswith(("initializer", "regularizer", "constraint"))
     }
+    behind = []
     if linear:
         config["activation"] = "linear"
+    elif ours := _functions().get(str(config.get("activation"))):
+        config["activation"] = ours
+        if isinstance(operation, (keras.layers.Dense, keras.layers.Conv2D, keras.layers.DepthwiseConv2D)):
+            # By itself, for the numbers between the two have a range of their own.
+            config["activation"] = "linear"
+            behind = [tf_keras.layers.Activation(ours, name=name + _BEHIND)]
     with told(f"--compress can't take the layer {operation.name!r} ({kind}), whose settings tf_keras refuses"):
-        return made(name=name, **config)
+        return made(name=name, **config), behind
+
+
+@functools.cache
+def _functions() -> dict:
+    """Keras 3's activations that tf_keras lacks, or computes otherwise, by name; there they are ``kd_keras>name``."""
+    import tensorflow as tf
+    import tf_keras
+
+    def hard_sigmoid(x):
+        return tf.nn.relu6(x + 3.0) * (1.0 / 6.0)
+
+    def hard_silu(x):
+        return x * hard_sigmoid(x)
+
+    register = tf_keras.utils.register_keras_serializable("kd_keras")
+    return {one.__name__: register(one) for one in (hard_sigmoid, hard_silu)}
 
 
 def _check_equal(model, copied):
@@ -243,6 +275,8 @@ def trainable(wrapped, model: keras.Model) -> Trainable:
     for layer in wrapped.layers:
         # tfmot's wrappers put a word of theirs before a layer's name.
         name = layer.name if layer.name in names else getattr(layer, "layer", layer).name
+        # They are in order: what is behind a layer, as a part of it, has the last word.
+        name = name.removesuffix(_BEHIND)
         if name in names and len(layer.inbound_nodes) == 1:
             taps[name] = layer.output
     return Trainable(wrapped, taps)

@@ -1,5 +1,7 @@
 """Quantisation-aware training: the student learns with the rounding that its 8-bit file will do."""
 
+import functools
+
 from kd_keras import graph
 from kd_keras.compress import _step
 
@@ -7,6 +9,8 @@ from kd_keras.compress import _step
 def build(keep_float: str = ""):
     """Trains with fake quantisation: kernels in 8 bits a channel, activations in 8 bits by moving averages.
 
+    What is kept in float takes a batch norm and an activation right behind it along, as one operator does in the file.
+    Where a concatenation reads it, all else that reads it is computed in float as well, though with rounded weights.
     Behind ``prune()`` zeros stay zeros, behind ``cluster()`` clusters stay clusters. Layers that
     tensorflow-model-optimization has no rule for, and that hold weights (layer norm, attention), are trained in float;
     the file computes them in float32 as well.
@@ -44,20 +48,54 @@ class QAT(_step.Step):
         graph.check_layers(self.keep_float, [layer.name for layer in model.layers], "qat's keep_float")
         quantization = tfmot.quantization.keras
         output_only = default_8bit_quantize_configs.Default8BitOutputQuantizeConfig
+        nothing = default_8bit_quantize_configs.NoOpQuantizeConfig
+        apart = _apart()
         registry = default_8bit_quantize_registry.Default8BitQuantizeRegistry()
         convolutions = (tf_keras.layers.Conv2D, tf_keras.layers.DepthwiseConv2D, tf_keras.layers.Dense)
         floats = set(self.keep_float)
 
+        def readers(layer):
+            return [node.outbound_layer for node in layer.outbound_nodes if node.outbound_layer in model.layers]
+
         def folded(layer):
             """Whether the converter folds this batch norm into what is before it, which nothing else may read."""
             before_it = layer.inbound_nodes[0].inbound_layers
-            if not isinstance(before_it, convolutions) or before_it.name in floats:
+            return isinstance(before_it, convolutions) and readers(before_it) == [layer]
+
+        def in_float(layer):
+            """Whether it is kept in float, or is a part of the operator that is."""
+            if layer.name in floats:
+                return True
+            part = (tf_keras.layers.BatchNormalization, tf_keras.layers.ReLU, tf_keras.layers.Activation)
+            if not isinstance(layer, part):
                 return False
-            return sum(node.outbound_layer in model.layers for node in before_it.outbound_nodes) == 1
+            before_it = layer.inbound_nodes[0].inbound_layers
+            return not isinstance(before_it, list) and in_float(before_it) and readers(before_it) == [layer]
+
+        def unruled(layer):
+            """Whether tfmot knows no rule for an activation's function."""
+            if not isinstance(layer, tf_keras.layers.Activation):
+                return False
+            try:
+                registry.get_quantize_config(layer).get_output_quantizers(layer)
+            except ValueError:
+                return True
+            return False
 
         def wrap(layer):
-            if isinstance(layer, tf_keras.layers.InputLayer) or layer.name in floats:
+            if isinstance(layer, tf_keras.layers.InputLayer):
                 return None
+            if in_float(layer):
+                if all(map(in_float, readers(layer))):
+                    return quantization.quantize_annotate_layer(layer, nothing())
+                # A concatenation rounds what it joins.
+                joined = any(isinstance(one, tf_keras.layers.Concatenate) for one in readers(layer))
+                return quantization.quantize_annotate_layer(layer, apart(rounds=not joined))
+            if unruled(layer):
+                return quantization.quantize_annotate_layer(layer, output_only())
+            if isinstance(layer, tf_keras.layers.AveragePooling2D):
+                # Its kernel writes in the scale that it reads in; the converter refuses it where tfmot wants two.
+                return quantization.quantize_annotate_layer(layer, nothing())
             normalises = isinstance(layer, tf_keras.layers.BatchNormalization)
             if registry.supports(layer) or (normalises and folded(layer)):
                 return quantization.quantize_annotate_layer(layer)
@@ -72,7 +110,7 @@ class QAT(_step.Step):
             scheme = tfmot.experimental.combine.Default8BitPrunePreserveQuantizeScheme()
         else:
             scheme = default_8bit_quantize_scheme.Default8BitQuantizeScheme()
-        with quantization.quantize_scope({output_only.__name__: output_only}):
+        with quantization.quantize_scope({one.__name__: one for one in (output_only, nothing, apart)}):
             made = quantization.quantize_apply(_step.rewrapped(model, wrap), scheme)
         for layer in made.layers:
             for _, _, variables in getattr(layer, "_weight_vars", ()):
@@ -85,8 +123,10 @@ class QAT(_step.Step):
         """See `Step`; the layer that quantises the input is of the wrappers."""
         from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
 
+        kept = [one.layer for one in wrapped.layers if getattr(one, "layer", wrapped).name in self.keep_float]
         ours = [layer.name for layer in wrapped.layers if isinstance(layer, QuantizeLayer)]
-        return [name for name in super().left_out(wrapped) if name not in ours]
+        left = [layer.name for layer in kept if layer.weights]
+        return left + [name for name in super().left_out(wrapped) if name not in ours]
 
     def strip(self, wrapped):
         found = {}
@@ -100,6 +140,53 @@ class QAT(_step.Step):
             else:
                 found[inner.name] = inner.get_weights()
         return found
+
+
+@functools.cache
+def _apart():
+    """What rounds the numbers that a layer in float hands to layers in 8 bits, behind a cast there and back.
+
+    Rounded by themselves, between layers that are rounded, they would make the converter take the layer for one in 8
+    bits too; it has no integers for a cast.
+    """
+    import tensorflow as tf
+    from tensorflow_model_optimization.python.core.quantization.keras import quantizers
+    from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import default_8bit_quantize_configs
+
+    def cast(numbers):
+        return tf.cast(tf.cast(numbers, tf.float64), numbers.dtype)
+
+    class Cast(quantizers.Quantizer):
+        def build(self, tensor_shape, name, layer):
+            return {}
+
+        def __call__(self, inputs, training, weights, **kwargs):
+            return cast(inputs)
+
+        def get_config(self):
+            return {}
+
+    class Rounding(quantizers.MovingAverageQuantizer):
+        def __call__(self, inputs, training, weights, **kwargs):
+            return super().__call__(cast(inputs), training, weights, **kwargs)
+
+    class Apart(default_8bit_quantize_configs.NoOpQuantizeConfig):
+        def __init__(self, rounds):
+            self.rounds = rounds
+
+        def get_config(self):
+            return {"rounds": self.rounds}
+
+        @property
+        def get_output_quantizers(self):
+            rounding = Rounding(num_bits=8, per_axis=False, symmetric=False, narrow_range=False)
+            return lambda layer: [rounding if self.rounds else Cast()]
+
+        @get_output_quantizers.setter
+        def get_output_quantizers(self, value):
+            """Keeps the cast, of which tfmot would rid what feeds a concatenation."""
+
+    return Apart
 
 
 def _cluster_scheme(sparse):

@@ -129,10 +129,18 @@ def convert_quantised(model, variant="int8"):
         serve = tf.function(lambda image: {"logits": model(image, training=False)}, input_signature=[signature])
         tf.saved_model.save(model, folder, signatures=serve)
 
-    return _converted(write, model.name, model.input_shape, variant)
+    return _converted(write, model.name, model.input_shape, variant, instead=_INSTEAD_OF_LEARNT)
 
 
-def _converted(write, name, shape, variant, representative=None, keep_float=(), output=None, finish=None):
+_INSTEAD = "leave the variant out: dynamic has small weights too, and float32 takes the most operators"
+_INSTEAD_OF_LEARNT = (
+    "keep the layers at it in float32, qat(keep_float='…'), or leave qat() out: --export=int8 quantises after training"
+)
+
+
+def _converted(
+    write, name, shape, variant, representative=None, keep_float=(), output=None, finish=None, instead=_INSTEAD
+):
     """The flatbuffer of what ``write(folder, signature)`` saves, or what ``finish`` makes of the converter."""
     import tensorflow as tf
 
@@ -166,10 +174,7 @@ def _converted(write, name, shape, variant, representative=None, keep_float=(), 
         # The converter reports what it cannot express by a bare Exception subclass of its own and by the errors that
         # tracing and calibration raise; all of them mean that this model cannot become this variant.
         except Exception as error:
-            raise InputError(f"TFLite {variant} of model {name} failed: {_reason(error)}; {_INSTEAD}") from error
-
-
-_INSTEAD = "leave the variant out: dynamic has small weights too, and float32 takes the most operators"
+            raise InputError(f"TFLite {variant} of model {name} failed: {_reason(error)}; {instead}") from error
 
 
 def _reason(error):
@@ -178,7 +183,7 @@ def _reason(error):
     first = text.splitlines()[0].partition("<unknown>")[0].strip()
     operators = sorted(set(re.findall(r"'(tfl?\.\w+)' op|\b(tf\.\w+)\(tensor", text)))
     names = sorted({name for pair in operators for name in pair if name})
-    return (f"operator {', '.join(names)}: " if names else "") + first[:300]
+    return ": ".join(filter(None, [f"operator {', '.join(names)}" if names else "", first[:300]]))
 
 
 @contextlib.contextmanager

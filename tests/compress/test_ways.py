@@ -194,20 +194,61 @@ def test_the_file_does_what_training_has_seen(learnt):
     assert np.mean(got.argmax(1) == labels) > 0.8
 
 
-def test_a_batch_norm_whose_convolution_is_read_twice_is_not_folded():
-    # As in a DenseNet: its first block's layers all read the stem.
-    image = keras.Input((8, 8, 3))
-    stem = keras.layers.Conv2D(4, 3, name="stem")(image)
-    x = keras.layers.ReLU()(keras.layers.BatchNormalization(name="norm")(stem))
-    x = keras.layers.Concatenate()([stem, keras.layers.Conv2D(4, 3, padding="same", name="grown")(x)])
-    model = keras.Model(image, keras.layers.Dense(3, name="logits")(keras.layers.GlobalAveragePooling2D()(x)))
-    images = np.random.default_rng(0).uniform(-1, 1, (16, 8, 8, 3)).astype(np.float32)
-    made = compress.prepare(model, step("qat()"), steps=1)
+def an_image():
+    keras.utils.set_random_seed(0)
+    return keras.Input((8, 8, 3))
+
+
+def classifier(image, x):
+    return keras.Model(image, keras.layers.Dense(3, name="logits")(keras.layers.Flatten()(x)))
+
+
+def assert_the_file_does_what_was_wrapped(model, text="qat()"):
+    """Gives the file; the ranges are those of a few batches, still close to the ±6 that they begin with."""
+    images = np.random.default_rng(0).uniform(-6, 6, (16, *model.input_shape[1:])).astype(np.float32)
+    made = compress.prepare(model, step(text), steps=1)
     for _ in range(20):
         made.wrapped(images, training=True)
     expected = fake(made.wrapped, images)
-    got = tflite.load(tflite.convert_quantised(made.wrapped)).predict(images)
-    assert np.abs(got - expected).max() < 0.1 * np.abs(expected).max()
+    content = tflite.convert_quantised(made.wrapped)
+    assert np.abs(tflite.load(content).predict(images) - expected).max() < 0.1 * np.abs(expected).max()
+    return content
+
+
+def test_a_batch_norm_whose_convolution_is_read_twice_is_not_folded():
+    # As in a DenseNet: its first block's layers all read the stem.
+    image = an_image()
+    stem = keras.layers.Conv2D(4, 3, name="stem")(image)
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization(name="norm")(stem))
+    x = keras.layers.Concatenate()([stem, keras.layers.Conv2D(4, 3, padding="same", name="grown")(x)])
+    assert_the_file_does_what_was_wrapped(classifier(image, x))
+
+
+def test_an_average_pool_that_feeds_a_concatenation_has_one_scale():
+    # As between a DenseNet's blocks.
+    image = an_image()
+    pooled = keras.layers.AveragePooling2D(2)(keras.layers.Conv2D(4, 3, padding="same", name="before")(image))
+    grown = keras.layers.Conv2D(4, 3, padding="same", activation="relu", name="grown")(pooled)
+    assert_the_file_does_what_was_wrapped(classifier(image, keras.layers.Concatenate()([pooled, grown])))
+
+
+@pytest.mark.parametrize(("text", "kernels"), [("qat()", 3), ("qat(keep_float='gated')", 2)])
+def test_activations_that_tf_keras_has_not_are_quantised_too(text, kernels):
+    # As in MobileNetV3: its blocks' activation, and the gate of its squeeze-and-excitation.
+    image = an_image()
+    x = keras.layers.Activation("hard_silu", name="swish")(keras.layers.Conv2D(4, 3, name="conv")(image))
+    x = keras.layers.Conv2D(4, 3, activation="hard_sigmoid", name="gated")(x)
+    content = assert_the_file_does_what_was_wrapped(classifier(image, x), text)
+    assert len(int8_kernels(content)) == kernels
+
+
+def test_a_tap_is_behind_the_activation_that_stands_by_itself():
+    image = an_image()
+    model = classifier(image, keras.layers.Conv2D(4, 3, name="conv", activation="hard_sigmoid")(image))
+    images = np.random.default_rng(0).uniform(-9, 9, (4, 8, 8, 3)).astype(np.float32)
+    made = compress.prepare(model, step("prune(sparsity=0.5, start=0.9, end=1.0)"), steps=100)
+    expected = keras.Model(model.input, model.get_layer("conv").output)(images)
+    np.testing.assert_allclose(made.model.taps(images)["conv"], expected, rtol=1e-5, atol=1e-6)
 
 
 def int8_kernels(content):
@@ -226,12 +267,33 @@ def int8_kernels(content):
     return found
 
 
-@pytest.mark.slow
-def test_kernels_are_integers_but_those_that_are_kept(learnt):
-    _, wrapped = through("qat()", model=from_learnt(learnt), epochs=1)
-    assert len(int8_kernels(tflite.convert_quantised(wrapped))) == 3
-    _, wrapped = through("qat(keep_float='logits')", model=from_learnt(learnt), epochs=1)
-    assert len(int8_kernels(tflite.convert_quantised(wrapped))) == 2
+@pytest.mark.parametrize(
+    ("kept", "joined"),
+    [
+        ("stage2_conv1", False),
+        ("left", True),
+        *(
+            pytest.param(*rest, marks=pytest.mark.slow)
+            for rest in [("", False), ("logits", False), ("stage1_conv1", False), ("right", True), ("left,right", True)]
+        ),
+    ],
+)
+def test_kernels_are_integers_but_those_that_are_kept(kept, joined):
+    def branches():
+        image = an_image()
+        left = keras.layers.Conv2D(8, 3, padding="same", name="left")(image)
+        right = keras.layers.Conv2D(4, 1, name="right")(keras.layers.ReLU()(keras.layers.BatchNormalization()(image)))
+        return classifier(image, keras.layers.Conv2D(6, 3, name="next")(keras.layers.Concatenate()([left, right])))
+
+    model = branches() if joined else student()
+    content = assert_the_file_does_what_was_wrapped(model, f"qat(keep_float='{kept}')")
+    expected = [
+        layer.kernel.shape
+        for layer in model.layers
+        if isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense)) and layer.name not in kept.split(",")
+    ]
+    # TFLite puts a kernel's outputs first.
+    assert sorted(one.size for one in int8_kernels(content)) == sorted(int(np.prod(shape)) for shape in expected)
 
 
 @pytest.mark.parametrize(("text", "left"), [("qat()", []), ("qat(keep_float='logits')", ["logits"])])

@@ -173,6 +173,19 @@ def test_an_operation_that_tflite_lacks_is_named_in_one_line():
     assert "\n" not in message and len(message) < 200
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("<unknown>:0: error: loc(fused): 'tfl.average_pool_2d' op scales clash", "operator tfl.average_pool_2d"),
+        ("Could not translate\n error: 'tf.Erf' op is custom", "operator tf.Erf: Could not translate"),
+        ("shapes differ", "shapes differ"),
+        ("", "ValueError"),
+    ],
+)
+def test_the_converters_reason_is_one_line(text, told):
+    assert tflite._reason(ValueError(text)) == told
+
+
 def test_uint8_pixels_give_what_float_pixels_give(files, held_out):
     pixels = held_out[0][:5].astype(np.uint8)
     runner = tflite.load(files["float32"])
