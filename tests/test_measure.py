@@ -214,4 +214,4 @@ def test_a_file_that_cannot_be_made_is_told_of_and_the_others_are(tmp_path):
     assert run.main([*UNTAUGHT, *flags]) == 0
     assert list(table(tmp_path / "w")) == ["student distilled", "TFLite float32"]
     (note,) = (note for note in state(tmp_path / "w", "measured")["notes"] if "failed" in note)
-    assert note.startswith("TFLite int16x8 of model vit failed: ") and "leave the variant out" in note
+    assert note.startswith("TFLite int16x8 of model vit1_4 failed: ") and "leave the variant out" in note
