@@ -11,9 +11,9 @@ def build(keep_float: str = ""):
 
     What is kept in float takes a batch norm and an activation right behind it along, as one operator does in the file.
     Where a concatenation reads it, all else that reads it is computed in float as well, though with rounded weights.
-    Behind ``prune()`` zeros stay zeros, behind ``cluster()`` clusters stay clusters. Layers that
-    tensorflow-model-optimization has no rule for, and that hold weights (layer norm, attention), are trained in float;
-    the file computes them in float32 as well.
+    Behind ``prune()`` zeros stay zeros, behind ``cluster()`` clusters stay clusters, but in what is kept in float.
+    Layers that tensorflow-model-optimization has no rule for, and that hold weights (layer norm, attention), are
+    trained in float; the file computes them in float32 as well.
 
     Args:
         keep_float: names of layers to leave in float32, joined by commas.
