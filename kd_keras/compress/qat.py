@@ -91,13 +91,11 @@ class QAT(_step.Step):
                 # A concatenation rounds what it joins.
                 joined = any(isinstance(one, tf_keras.layers.Concatenate) for one in readers(layer))
                 return quantization.quantize_annotate_layer(layer, apart(rounds=not joined))
-            if unruled(layer):
-                return quantization.quantize_annotate_layer(layer, output_only())
             if isinstance(layer, tf_keras.layers.AveragePooling2D):
                 # Its kernel writes in the scale that it reads in; the converter refuses it where tfmot wants two.
                 return quantization.quantize_annotate_layer(layer, nothing())
             normalises = isinstance(layer, tf_keras.layers.BatchNormalization)
-            if registry.supports(layer) or (normalises and folded(layer)):
+            if (registry.supports(layer) and not unruled(layer)) or (normalises and folded(layer)):
                 return quantization.quantize_annotate_layer(layer)
             # What only moves or scales numbers has no weights to round; its output has.
             if normalises or not layer.weights:
@@ -123,10 +121,10 @@ class QAT(_step.Step):
         """See `Step`; the layer that quantises the input is of the wrappers."""
         from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
 
-        kept = [one.layer for one in wrapped.layers if getattr(one, "layer", wrapped).name in self.keep_float]
+        inner = [layer.layer for layer in wrapped.layers if hasattr(layer, "layer")]
+        kept = [layer.name for layer in inner if layer.name in self.keep_float and layer.weights]
         ours = [layer.name for layer in wrapped.layers if isinstance(layer, QuantizeLayer)]
-        left = [layer.name for layer in kept if layer.weights]
-        return left + [name for name in super().left_out(wrapped) if name not in ours]
+        return kept + [name for name in super().left_out(wrapped) if name not in ours]
 
     def strip(self, wrapped):
         found = {}
