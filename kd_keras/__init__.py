@@ -26,14 +26,14 @@ __all__ = [
 ]
 
 _WHERE = {
-    "Distiller": "kd_keras.distiller",
-    "Taps": "kd_keras.distiller",
-    "TeacherCache": "kd_keras.teacher_cache",
-    "unpack_batch": "kd_keras.distiller",
+    "Distiller": "kd_keras.distillation.distiller",
+    "Taps": "kd_keras.distillation.distiller",
+    "TeacherCache": "kd_keras.distillation.teacher_cache",
+    "unpack_batch": "kd_keras.distillation.distiller",
     "InputError": "kd_keras.errors",
 }
 # What Keras saves by a registered name lives here; `keras.models.load_model` finds it once these are imported.
-_REGISTERING = ("kd_keras.distiller", "kd_keras.joined", "kd_keras.losses")
+_REGISTERING = ("kd_keras.distillation.distiller", "kd_keras.distillation.ensemble", "kd_keras.losses")
 
 
 def __getattr__(name):

@@ -1,7 +1,9 @@
-"""The exceptions whose message is all that the user needs, and what the command line makes of them."""
+"""Errors whose message is all that the user needs, the exit codes of the command line, and checks of values."""
 
+import math
 import sys
 from collections.abc import Callable
+from typing import Any
 
 
 class InputError(ValueError):
@@ -39,3 +41,19 @@ def exit_code(work: Callable[[], int], interrupted: str) -> int:
         message, code = interrupted, 130
     print(f"kd_keras: {message}", file=sys.stderr)
     return code
+
+
+def is_count(value: Any, least: int = 1) -> bool:
+    """Whether ``value`` is a whole number of at least ``least``; True and False are no numbers here."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is a finite int or float; True and False are no numbers here."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_switch(key: str, value: Any) -> None:
+    """Raises InputError unless ``value`` is True or False; text such as 'no' would count as True."""
+    if not isinstance(value, bool):
+        raise InputError(f"{key}={value!r}: write True or False")

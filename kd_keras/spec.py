@@ -11,11 +11,15 @@ import difflib
 import importlib
 import importlib.util
 import inspect
-import pkgutil
+import pathlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from kd_keras.errors import InputError
+
+# What makes a file of a package a part: a builder. The other files are what the parts share.
+_BUILDER = re.compile(r"^(?:def build\(|build = )", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -117,8 +121,8 @@ def names(package: str) -> list[str]:
     found = importlib.util.find_spec(package)
     if found.submodule_search_locations is None:
         return sorted(importlib.import_module(package).__all__)
-    files = pkgutil.iter_modules(found.submodule_search_locations)
-    return sorted(file.name for file in files if not file.name.startswith("_"))
+    (folder,) = found.submodule_search_locations
+    return sorted(path.stem for path in pathlib.Path(folder).glob("*.py") if _BUILDER.search(path.read_text("utf-8")))
 
 
 def builder(package: str, name: str):

@@ -11,8 +11,10 @@ import pytest
 import sklearn.datasets
 
 import kd_keras
-from kd_keras import compressed, config, losses, run, spec
+from kd_keras import losses, spec
 from kd_keras.errors import InputError
+from kd_keras.run import __main__ as run
+from kd_keras.run import compressed, config
 from tests.models import presets
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -81,7 +83,7 @@ def fits(data, teacher, student, terms):
 
 @pytest.mark.parametrize("path", FLAGFILES, ids=lambda path: path.stem)
 def test_its_parts_are_built(path):
-    from kd_keras import training
+    from kd_keras.run import training
 
     resolved = settings(path, "--nopretrained")
     spec.check("kd_keras.data", resolved.data)

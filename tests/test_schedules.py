@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from kd_keras import losses, schedules, spec
-from kd_keras.distiller import Distiller
+from kd_keras.distillation.distiller import Distiller
 from kd_keras.errors import InputError
 
 # Text, and its values at t = 0, 1, 2, 4, 100 by hand.

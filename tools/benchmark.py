@@ -28,8 +28,9 @@ from benchmarks import measure, show
 from rich.console import Console
 from rich.text import Text
 
-from kd_keras import report, spec
+from kd_keras import spec
 from kd_keras.errors import InputError
+from kd_keras.run.report import tables
 
 #: In the order in which they are run; each is a file of `benchmarks`.
 SECTIONS = ("step", "losses", "pipeline", "tflite", "startup", "growth", "plan")
@@ -143,7 +144,7 @@ def run(options, console) -> dict:
                 done["sections"][name] = section.run(options, done)
             done["sections"][name]["other_load"] = others.cores
             # At once: a long run that is stopped keeps what it has.
-            report.write_json(done, options.out / "benchmark.json")
+            tables.write_json(done, options.out / "benchmark.json")
         show.on_screen(done["sections"][name], console)
     return done
 

@@ -24,11 +24,13 @@ import numpy as np
 import results
 from rich.console import Console
 
-from kd_keras import evaluate, spec
-from kd_keras.compress import _bridge, qat
-from kd_keras.config import VARIANTS
+from kd_keras import spec
+from kd_keras.compress import bridge as _bridge
+from kd_keras.compress import qat
 from kd_keras.errors import InputError
+from kd_keras.evaluate import cost
 from kd_keras.export import tflite
+from kd_keras.export.variants import VARIANTS
 
 MODELS = (
     "alexnet()",
@@ -111,7 +113,7 @@ def row(text, variant, model, data) -> list[str]:
     except (RuntimeError, ValueError, NotImplementedError) as error:  # ai-edge-quantizer's own
         return [f"`{text}`", variant, "–", "–", "–", " ".join(str(error).split())[:200]]
     error = np.sqrt(np.mean((got - expected) ** 2)) / expected.std()
-    time = interpreter.latency(data[0], evaluate.latency)
+    time = interpreter.latency(data[0], cost.latency)
     return [f"`{text}`", variant, f"{len(made) / 1e6:.2f}", f"{error:.4f}", f"{time.median_ms:.2f}", ""]
 
 

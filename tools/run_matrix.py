@@ -27,9 +27,12 @@ import sys
 import results
 from rich.console import Console
 
-from kd_keras import config as configuration
-from kd_keras import other_runs, report, sweep, tracking
 from kd_keras.errors import InputError, exit_code
+from kd_keras.run import config as configuration
+from kd_keras.run import other_runs
+from kd_keras.run.report import figures
+from kd_keras.run.tracking import mlflow as tracking
+from kd_keras.sweep import __main__ as sweep
 
 EXPERIMENTS = pathlib.Path(__file__).resolve().parent.parent / "experiments"
 TEACHER, BASELINE, STUDENT = "teacher", "student without KD", "student distilled"
@@ -370,7 +373,7 @@ def draw(members: list[Member], path: pathlib.Path) -> None:
         students[one.row.title] = _series(one.run, "student")
     if not students:
         raise InputError(f"no run of seed {seed} has ended: there is nothing to draw")
-    report.curves({**baselines, **students}, path)
+    figures.curves({**baselines, **students}, path)
 
 
 def _series(run, stage):

@@ -13,9 +13,9 @@ from collections.abc import Iterable
 
 import keras
 
-from kd_keras import graph
-from kd_keras.compress import _bridge
-from kd_keras.compress._step import Step
+from kd_keras._compat import keras as graph
+from kd_keras.compress import bridge as _bridge
+from kd_keras.compress.step import Step
 
 
 @dataclasses.dataclass(frozen=True)

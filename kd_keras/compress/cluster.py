@@ -3,10 +3,9 @@
 import numpy as np
 from absl import logging
 
-from kd_keras import graph
-from kd_keras.compress import _step
-from kd_keras.errors import InputError
-from kd_keras.values import is_count
+from kd_keras._compat import keras as graph
+from kd_keras.compress import step as _step
+from kd_keras.errors import InputError, is_count
 
 
 def build(clusters: int = 16, skip: str = ""):

@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from kd_keras import graph
-from kd_keras.compress import _step
-from kd_keras.errors import InputError
-from kd_keras.values import is_count, is_number
+from kd_keras._compat import keras as graph
+from kd_keras.compress import step as _step
+from kd_keras.errors import InputError, is_count, is_number
 
 
 def build(sparsity: float = 0.8, start: float = 0.0, end: float = 0.6, frequency: int = 10, skip: str = ""):

@@ -2,8 +2,8 @@
 
 import functools
 
-from kd_keras import graph
-from kd_keras.compress import _step
+from kd_keras._compat import keras as graph
+from kd_keras.compress import step as _step
 
 
 def build(keep_float: str = ""):

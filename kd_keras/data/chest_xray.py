@@ -6,11 +6,10 @@ import re
 
 import numpy as np
 
-from kd_keras.data._files import existing_folder
-from kd_keras.data._image_files import ImageFiles
-from kd_keras.data._sources import Splits, carve
-from kd_keras.errors import InputError
-from kd_keras.values import check_switch
+from kd_keras.data.downloads import existing_folder
+from kd_keras.data.image_files import ImageFiles
+from kd_keras.data.sources import Splits, carve
+from kd_keras.errors import InputError, check_switch
 
 CLASS_NAMES = ("NORMAL", "PNEUMONIA")
 _SUFFIXES = (".jpeg", ".jpg", ".png")

@@ -1,7 +1,7 @@
 """CIFAR-10: 60 000 colour images of 32×32 in 10 classes (Krizhevsky, 2009)."""
 
-from kd_keras.data import _cifar
-from kd_keras.data._sources import Splits
+from kd_keras.data import cifar_files as _cifar
+from kd_keras.data.sources import Splits
 
 FORM = _cifar.Form(
     name="cifar10",

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from kd_keras.data import _cifar
-from kd_keras.data._sources import Splits
+from kd_keras.data import cifar_files as _cifar
+from kd_keras.data.sources import Splits
 
 FORM = _cifar.Form(
     name="cifar100",

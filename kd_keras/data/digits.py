@@ -3,7 +3,7 @@
 import numpy as np
 from sklearn.datasets import load_digits
 
-from kd_keras.data._sources import ArraySource, Splits, carve_three
+from kd_keras.data.sources import ArraySource, Splits, carve_three
 
 
 def build(val_fraction: float = 0.15, test_fraction: float = 0.2, seed: int = 0) -> Splits:

@@ -8,8 +8,8 @@ import zlib
 
 import numpy as np
 
-from kd_keras.data._files import cache_folder, existing_folder, fetch
-from kd_keras.data._sources import ArraySource, Splits, carve
+from kd_keras.data.downloads import cache_folder, existing_folder, fetch
+from kd_keras.data.sources import ArraySource, Splits, carve
 from kd_keras.errors import InputError
 
 BASE_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"

@@ -5,9 +5,9 @@ import pathlib
 
 import numpy as np
 
-from kd_keras.data._files import existing_folder
-from kd_keras.data._image_files import ImageFiles
-from kd_keras.data._sources import Splits, carve, carve_three
+from kd_keras.data.downloads import existing_folder
+from kd_keras.data.image_files import ImageFiles
+from kd_keras.data.sources import Splits, carve, carve_three
 from kd_keras.errors import InputError
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")

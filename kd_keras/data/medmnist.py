@@ -12,10 +12,10 @@ import numpy as np
 import tensorflow as tf
 
 from kd_keras import spec
-from kd_keras.arrays import aligned
-from kd_keras.data._files import fetch
-from kd_keras.data._image_files import checked_size, mapped_images
-from kd_keras.data._sources import NumpySource, Splits, fit
+from kd_keras.data.arrays import aligned
+from kd_keras.data.downloads import fetch
+from kd_keras.data.image_files import checked_size, mapped_images
+from kd_keras.data.sources import NumpySource, Splits, fit
 from kd_keras.errors import InputError
 
 BASE_URL = "https://zenodo.org/records/10519652/files/"

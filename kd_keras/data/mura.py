@@ -14,11 +14,10 @@ import re
 
 import numpy as np
 
-from kd_keras.data._files import existing_folder
-from kd_keras.data._image_files import ImageFiles
-from kd_keras.data._sources import Splits, carve, check_seed
-from kd_keras.errors import InputError
-from kd_keras.values import is_count
+from kd_keras.data.downloads import existing_folder
+from kd_keras.data.image_files import ImageFiles
+from kd_keras.data.sources import Splits, carve, check_seed
+from kd_keras.errors import InputError, is_count
 
 BODY_PARTS = ("elbow", "finger", "forearm", "hand", "humerus", "shoulder", "wrist")
 FINDINGS = ("normal", "abnormal")

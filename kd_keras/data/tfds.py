@@ -20,12 +20,11 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from kd_keras.data._files import existing_folder
-from kd_keras.data._image_files import checked_size, mapped_images
-from kd_keras.data._sources import NumpySource, Source, Splits, carve, carve_three, fit
-from kd_keras.data._tfds import chest_xray, mura  # noqa: F401 (importing registers them)
-from kd_keras.errors import InputError
-from kd_keras.values import check_switch
+from kd_keras.data.downloads import existing_folder
+from kd_keras.data.image_files import checked_size, mapped_images
+from kd_keras.data.sources import NumpySource, Source, Splits, carve, carve_three, fit
+from kd_keras.data.tfds_builders import chest_xray, mura  # noqa: F401 (importing registers them)
+from kd_keras.errors import InputError, check_switch
 
 _BATCH = 64  # images that are decoded at a time to be written
 _PATIENT = "patient"

@@ -13,10 +13,10 @@ import tempfile
 
 import numpy as np
 
-from kd_keras import graph
-from kd_keras.config import CALIBRATED, QUANTISED, VARIANTS
+from kd_keras._compat import keras as graph
 from kd_keras.errors import InputError
-from kd_keras.export import layer_errors
+from kd_keras.export import layer_report as layer_errors
+from kd_keras.export.variants import CALIBRATED, QUANTISED, VARIANTS
 
 
 def convert(model, variant, representative=None, keep_float=()):

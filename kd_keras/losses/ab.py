@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from kd_keras.losses import _features
+from kd_keras.losses import features as _features
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="AB")

@@ -3,8 +3,8 @@
 import keras
 
 from kd_keras.errors import InputError
-from kd_keras.labels import cross_entropy
-from kd_keras.losses import _base
+from kd_keras.losses import base as _base
+from kd_keras.losses.labels import cross_entropy
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="CE")

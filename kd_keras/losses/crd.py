@@ -8,7 +8,8 @@ from keras import ops
 
 from kd_keras import schedules
 from kd_keras.errors import InputError
-from kd_keras.losses import _base, _features
+from kd_keras.losses import base as _base
+from kd_keras.losses import features as _features
 
 _MOMENTUM = 0.5
 

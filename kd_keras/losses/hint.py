@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from kd_keras.errors import InputError
-from kd_keras.losses import _features
+from kd_keras.losses import features as _features
 
 DIRECTIONS = ("student_to_teacher", "teacher_to_student")
 

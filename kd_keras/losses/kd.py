@@ -2,7 +2,7 @@
 
 import keras
 
-from kd_keras.losses import _base
+from kd_keras.losses import base as _base
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="KD")

@@ -5,7 +5,7 @@ from keras import ops
 
 from kd_keras import schedules
 from kd_keras.errors import InputError
-from kd_keras.losses import _base
+from kd_keras.losses import base as _base
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="MLKD")

@@ -3,7 +3,8 @@
 import keras
 from keras import ops
 
-from kd_keras.losses import _base, _features
+from kd_keras.losses import base as _base
+from kd_keras.losses import features as _features
 
 _EPSILON = 1e-7
 

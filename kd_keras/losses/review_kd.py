@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from kd_keras.losses import _features
+from kd_keras.losses import features as _features
 
 _POOLS = (4, 2, 1)
 

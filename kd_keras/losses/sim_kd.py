@@ -3,9 +3,9 @@
 import keras
 from keras import ops
 
-from kd_keras import graph
+from kd_keras._compat import keras as graph
 from kd_keras.errors import InputError
-from kd_keras.losses import _features
+from kd_keras.losses import features as _features
 
 _TAP = "sim_kd"
 

@@ -3,7 +3,8 @@
 import keras
 from keras import ops
 
-from kd_keras.losses import _base, _features
+from kd_keras.losses import base as _base
+from kd_keras.losses import features as _features
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="SP")

@@ -3,10 +3,9 @@
 import keras
 from keras import ops
 
-from kd_keras import labels as label_forms
-from kd_keras.errors import InputError
-from kd_keras.losses import _base
-from kd_keras.values import is_number
+from kd_keras.errors import InputError, is_number
+from kd_keras.losses import base as _base
+from kd_keras.losses import labels as label_forms
 
 KINDS = ("self", "reg")
 

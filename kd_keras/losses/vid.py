@@ -5,7 +5,7 @@ import math
 import keras
 from keras import ops
 
-from kd_keras.losses import _features
+from kd_keras.losses import features as _features
 
 _LEAST = 1e-5
 _START = 5.0

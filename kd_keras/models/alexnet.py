@@ -2,7 +2,7 @@
 
 import keras
 
-from kd_keras.models import _layers
+from kd_keras.models import layers as _layers
 
 # A stage is what lies between two poolings: filters and kernel size of its convolutions.
 _IMAGENET = (((64, 11),), ((192, 5),), ((384, 3), (256, 3), (256, 3)))

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 import keras
 
-from kd_keras.errors import InputError
-from kd_keras.models import _layers
-from kd_keras.values import check_switch, is_count
+from kd_keras.errors import InputError, check_switch, is_count
+from kd_keras.models import layers as _layers
 
 _POOLS = ("max", "avg", "global")
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from kd_keras import graph
-from kd_keras.errors import InputError
-from kd_keras.models import _layers, _networks
-from kd_keras.values import check_switch
+from kd_keras._compat import keras as graph
+from kd_keras.errors import InputError, check_switch
+from kd_keras.models import layers as _layers
+from kd_keras.models import networks as _networks
 
 _HEADS = ("fresh", "zero_shot")
 _POOLS = ("token", "mean")

@@ -8,7 +8,8 @@ from typing import Any
 import keras
 
 from kd_keras.errors import InputError
-from kd_keras.models import _applications, _layers
+from kd_keras.models import applications as _applications
+from kd_keras.models import layers as _layers
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,9 +4,9 @@ import dataclasses
 
 import keras
 
-from kd_keras.errors import InputError
-from kd_keras.models import _applications, _layers
-from kd_keras.values import is_count
+from kd_keras.errors import InputError, is_count
+from kd_keras.models import applications as _applications
+from kd_keras.models import layers as _layers
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,9 @@ import zipfile
 
 import keras
 
-from kd_keras.errors import InputError
-from kd_keras.models import _layers, _networks
-from kd_keras.values import is_count
+from kd_keras.errors import InputError, is_count
+from kd_keras.models import layers as _layers
+from kd_keras.models import networks as _networks
 
 # The weights come with the file, so a run does not train this model as a teacher unless it is asked to.
 TRAINED = True

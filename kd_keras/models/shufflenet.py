@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 import keras
 
-from kd_keras.errors import InputError
-from kd_keras.models import _layers
-from kd_keras.values import is_count
+from kd_keras.errors import InputError, is_count
+from kd_keras.models import layers as _layers
 
 _VERSIONS = ("v1", "v2")
 _STEM = 24

@@ -2,9 +2,9 @@
 
 import keras
 
-from kd_keras.errors import InputError
-from kd_keras.models import _applications, _layers
-from kd_keras.values import check_switch, is_count
+from kd_keras.errors import InputError, check_switch, is_count
+from kd_keras.models import applications as _applications
+from kd_keras.models import layers as _layers
 
 _FILTERS = (64, 128, 256, 512, 512)
 # Convolutions of each stage.

@@ -2,9 +2,8 @@
 
 import keras
 
-from kd_keras.errors import InputError
-from kd_keras.models import _layers
-from kd_keras.values import is_count, is_number
+from kd_keras.errors import InputError, is_count, is_number
+from kd_keras.models import layers as _layers
 
 _POOLS = ("token", "mean")
 _TAPS = 4

@@ -2,9 +2,8 @@
 
 import keras
 
-from kd_keras.errors import InputError
-from kd_keras.models import _layers
-from kd_keras.values import is_count
+from kd_keras.errors import InputError, is_count
+from kd_keras.models import layers as _layers
 
 _FILTERS = (16, 32, 64)
 

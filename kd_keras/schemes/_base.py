@@ -7,10 +7,10 @@ first, and the one that agreement is measured with or None).
 
 import keras
 
-from kd_keras import teaching
-from kd_keras.distiller import Distiller
+from kd_keras.distillation.distiller import Distiller
 from kd_keras.errors import InputError
-from kd_keras.experiment import Experiment, Lesson, Trained
+from kd_keras.run import teaching
+from kd_keras.run.experiment import Experiment, Lesson, Trained
 
 DISTILLED = "student distilled"
 

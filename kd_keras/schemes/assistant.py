@@ -2,10 +2,9 @@
 
 import itertools
 
-from kd_keras.errors import InputError
+from kd_keras.errors import InputError, check_switch
 from kd_keras.schemes import _base
 from kd_keras.spec import Spec
-from kd_keras.values import check_switch
 
 
 def build(chain, direct: bool = False):

@@ -1,8 +1,7 @@
 """Born-again networks: a student teaches the next of its own kind, over generations."""
 
-from kd_keras.errors import InputError
+from kd_keras.errors import InputError, check_switch, is_count
 from kd_keras.schemes import _base
-from kd_keras.values import check_switch, is_count
 
 
 def build(generations: int = 3, ensemble: bool = False):

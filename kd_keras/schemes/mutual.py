@@ -2,10 +2,11 @@
 
 import functools
 
-from kd_keras import joined
-from kd_keras.distiller import Taps
+from kd_keras.distillation import ensemble as joined
+from kd_keras.distillation import parts as _terms
+from kd_keras.distillation.distiller import Taps
 from kd_keras.errors import InputError
-from kd_keras.schemes import _base, _terms
+from kd_keras.schemes import _base
 from kd_keras.spec import Spec
 
 

@@ -5,12 +5,13 @@ import re
 
 import keras
 
-from kd_keras import graph, joined
-from kd_keras.distiller import Taps
-from kd_keras.errors import InputError
-from kd_keras.models import _layers
-from kd_keras.schemes import _base, _terms
-from kd_keras.values import check_switch
+from kd_keras._compat import keras as graph
+from kd_keras.distillation import ensemble as joined
+from kd_keras.distillation import parts as _terms
+from kd_keras.distillation.distiller import Taps
+from kd_keras.errors import InputError, check_switch
+from kd_keras.models import layers as _layers
+from kd_keras.schemes import _base
 
 
 def build(export_exits: bool = False):

@@ -2,8 +2,9 @@ import keras
 import numpy as np
 import pytest
 
-from kd_keras import Distiller, Taps, graph, losses, spec
-from kd_keras.compress import _bridge
+from kd_keras import Distiller, Taps, losses, spec
+from kd_keras._compat import keras as graph
+from kd_keras.compress import bridge as _bridge
 from kd_keras.errors import InputError
 
 SHAPE = (16, 16, 3)

@@ -6,7 +6,8 @@ import tensorflow as tf
 from absl import logging
 
 from kd_keras import spec
-from kd_keras.data import _augment, augmentations
+from kd_keras.data import augment as _augment
+from kd_keras.data import augmentations
 from kd_keras.errors import InputError
 
 RNG = np.random.default_rng(0)

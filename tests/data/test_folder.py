@@ -11,9 +11,10 @@ import pytest
 from absl import logging
 from PIL import Image
 
-from kd_keras import run
-from kd_keras.data import _image_files, batches, folder
+from kd_keras.data import batches, folder
+from kd_keras.data import image_files as _image_files
 from kd_keras.errors import InputError
+from kd_keras.run import __main__ as run
 
 
 def picture(value, size=(10, 12)):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kd_keras.data import ArraySource, Views, _augment, batches, steps_per_epoch
-from kd_keras.data._sources import Source
+from kd_keras.data import ArraySource, Views, batches, steps_per_epoch
+from kd_keras.data import augment as _augment
+from kd_keras.data.sources import Source
 from kd_keras.errors import InputError
 
 N, BATCH = 50, 8

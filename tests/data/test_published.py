@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from kd_keras.data import _cifar, cifar10, cifar100, fashion_mnist
-from kd_keras.data._files import cache_folder
+from kd_keras.data import cifar10, cifar100, fashion_mnist
+from kd_keras.data import cifar_files as _cifar
+from kd_keras.data.downloads import cache_folder
 from kd_keras.errors import InputError
 
 ROWS = 20

@@ -12,8 +12,8 @@ from PIL import Image
 
 from kd_keras import spec
 from kd_keras.data import chest_xray, mura, tfds
-from kd_keras.data._tfds.chest_xray import ChestXray
-from kd_keras.data._tfds.mura import Mura
+from kd_keras.data.tfds_builders.chest_xray import ChestXray
+from kd_keras.data.tfds_builders.mura import Mura
 from kd_keras.errors import InputError
 from tests.data import test_chest_xray
 from tests.data.test_mura import draw_mura

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from kd_keras import losses, schedules, spec
 from kd_keras.errors import InputError
-from kd_keras.losses import _base
+from kd_keras.losses import base as _base
 from tests.losses import reference as ref
 
 PACKAGE = "kd_keras.losses"

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from kd_keras import losses
 from kd_keras.errors import InputError
-from kd_keras.losses import _features
+from kd_keras.losses import features as _features
 from tests.losses import reference as ref
 
 LABELS = ref.classes()

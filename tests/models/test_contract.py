@@ -11,9 +11,9 @@ import pytest
 import tensorflow as tf
 
 from kd_keras import spec
+from kd_keras.distillation.fast_teacher import frozen
 from kd_keras.errors import InputError
 from kd_keras.export import tflite
-from kd_keras.frozen import frozen
 from kd_keras.models import cnn
 from tests.models import counts, presets
 

@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from kd_keras import frozen, spec
+from kd_keras import spec
+from kd_keras.distillation import fast_teacher as frozen
 from kd_keras.errors import InputError
 from kd_keras.models import hub, saved
 from tests.models import presets

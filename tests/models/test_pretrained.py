@@ -7,7 +7,8 @@ import keras
 import numpy as np
 import pytest
 
-from kd_keras import files, frozen
+from kd_keras import files
+from kd_keras.distillation import fast_teacher as frozen
 from kd_keras.errors import InputError
 from kd_keras.export import tflite
 from kd_keras.models import densenet, mobilenet, resnet, vgg

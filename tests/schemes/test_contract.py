@@ -6,8 +6,9 @@ import keras
 import numpy as np
 import pytest
 
-from kd_keras import spec, training
+from kd_keras import spec
 from kd_keras.errors import InputError
+from kd_keras.run import training
 from tests.schemes.tiny import checked, trained
 
 PACKAGE = "kd_keras.schemes"

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kd_keras import Distiller, joined, losses, schedules
+from kd_keras import Distiller, losses, schedules
+from kd_keras.distillation import ensemble as joined
 from kd_keras.errors import InputError
 from kd_keras.models import cnn
 from kd_keras.schemes import ensemble

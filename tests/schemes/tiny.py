@@ -1,7 +1,8 @@
 """Runs of a scheme in a second or two: real training, nothing measured."""
 
-from kd_keras import config, spec
-from kd_keras.experiment import Experiment
+from kd_keras import spec
+from kd_keras.run import config
+from kd_keras.run.experiment import Experiment
 
 TINY = [
     *("--data=digits()", "--train_examples=100", "--epochs=1", "--student=cnn(filters=(2,), dense=())"),

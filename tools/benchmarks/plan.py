@@ -7,8 +7,8 @@ Nothing is measured: the seconds of a step and of a forward pass come from the s
 import math
 
 from benchmarks import nets
-from kd_keras import evaluate
 from kd_keras.errors import InputError
+from kd_keras.evaluate import cost
 
 TITLE = "A plan: ImageNet-1k (an extrapolation, not a measurement)"
 # Bytes of what kd_keras.teacher_cache keeps: a logit, and for each row the largest, and the mass of the rest.
@@ -130,4 +130,4 @@ def _hours(seconds, options):
 
 def _macs(text, options):
     shape = {"classes": options.plan_classes, "image_size": options.plan_image_size}
-    return evaluate.macs(nets.model(text, type("Shape", (), shape)))
+    return cost.macs(nets.model(text, type("Shape", (), shape)))

@@ -25,7 +25,8 @@ def train(point: dict) -> dict:
     import keras
 
     from benchmarks import nets
-    from kd_keras import data, distribute, spec
+    from kd_keras import data, spec
+    from kd_keras._compat import distribute
 
     options = argparse.Namespace(**point)
 

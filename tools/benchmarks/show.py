@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from kd_keras import report
+from kd_keras.run.report import figures as drawing
 
 # Cores that others may keep busy before a section's figures are marked.
 _IDLE = 0.05
@@ -114,7 +114,7 @@ def _bars(section, path):
     bars = section["bars"]
     groups = list(dict.fromkeys(bar["group"] for bar in bars))
     colours = dict(zip(groups, matplotlib.colormaps["tab10"].colors, strict=False))
-    figure = report.new_figure(9, 1.2 + 0.32 * len(bars))
+    figure = drawing.new_figure(9, 1.2 + 0.32 * len(bars))
     axes = figure.subplots()
     places = np.arange(len(bars))
     medians = 1e3 * np.array([bar["median"] for bar in bars])
@@ -126,12 +126,12 @@ def _bars(section, path):
     axes.set_title(section["title"])
     axes.grid(alpha=0.3, axis="x")
     axes.legend(handles=[Patch(color=colours[group], label=group) for group in groups], frameon=False)
-    report.save_figure(figure, path)
+    drawing.save_figure(figure, path)
 
 
 def _curves(curves, path):
     columns = 2
-    figure = report.new_figure(10, 3.2 * -(-len(curves) // columns))
+    figure = drawing.new_figure(10, 3.2 * -(-len(curves) // columns))
     all_axes = figure.subplots(-(-len(curves) // columns), columns, squeeze=False).ravel()
     for curve, axes in zip(curves, all_axes, strict=False):
         axes.plot(curve["x"], curve["y"], "o-", linewidth=1.6)
@@ -141,4 +141,4 @@ def _curves(curves, path):
         axes.grid(alpha=0.3)
     for axes in all_axes[len(curves) :]:
         axes.set_visible(False)
-    report.save_figure(figure, path)
+    drawing.save_figure(figure, path)

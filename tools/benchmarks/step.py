@@ -12,9 +12,10 @@ import numpy as np
 from keras import distillation
 
 from benchmarks import measure, nets
-from kd_keras import evaluate, losses
+from kd_keras import losses
+from kd_keras.distillation.fast_teacher import frozen
 from kd_keras.errors import InputError
-from kd_keras.frozen import frozen
+from kd_keras.evaluate import cost
 
 TITLE = "A training step"
 FULL, BF16, OTHER = "float32", "bfloat16 teacher", "further settings"
@@ -36,7 +37,7 @@ def run(options, done) -> dict:
         samples = measure.interleave(calls, options.rounds)
     found = result(options, samples, precision, skipped, measure.machine()["bfloat16"])
     # What the plan's rates are taken from.
-    macs = {role: evaluate.macs(nets.model(getattr(options, role), options)) for role in ("teacher", "student")}
+    macs = {role: cost.macs(nets.model(getattr(options, role), options)) for role in ("teacher", "student")}
     return {**found, "macs": macs}
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks import measure, nets
-from kd_keras.config import VARIANTS
 from kd_keras.errors import InputError
 from kd_keras.export import tflite
+from kd_keras.export.variants import VARIANTS
 
 TITLE = "The exported student"
 _KERAS = "Keras in TensorFlow"

@@ -1,0 +1,250 @@
+"""The one tf.data pipeline that every data set goes through.
+
+Order and augmentation are pure functions of (seed, epoch, index). So teacher and student see the same view, runs
+repeat, a resumed run continues as if it had not stopped, and a teacher's outputs can be cached by view.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from kd_keras.data.sources import Source
+from kd_keras.errors import InputError, is_count
+
+# Told apart so that order, views and mixing do not share random numbers.
+_ORDER, _VIEW, _MIX = range(3)
+
+
+def steps_per_epoch(n: int, batch_size: int, drop_remainder: bool = False) -> int:
+    """How many batches an epoch has.
+
+    Args:
+        n: samples.
+        batch_size: samples a batch, on all devices together.
+        drop_remainder: whether a smaller last batch is left out.
+    """
+    return n // batch_size if drop_remainder else -(-n // batch_size)
+
+
+def batches(
+    source: Source,
+    batch_size: int,
+    *,
+    training: bool = False,
+    seed: int = 0,
+    epochs: int = 1,
+    initial_epoch: int = 0,
+    augment: Sequence[Any] = (),
+    num_classes: int | None = None,
+    cache: Any = None,
+    views: "Views | None" = None,
+    with_index: bool = False,
+    drop_remainder: bool = False,
+    shard: tuple[int, int] = (0, 1),
+) -> tf.data.Dataset:
+    """Batches of a source.
+
+    Without ``training``: one pass, in order. With it: the batches of the epochs ``initial_epoch`` to ``epochs`` - 1
+    one after another, each epoch in an order of its own; whatever ``initial_epoch``, an epoch's batches are the same.
+
+    Args:
+        source: what is read.
+        batch_size: samples a batch.
+        training: shuffle, augment and go through several epochs.
+        seed: of order and augmentation.
+        epochs: where training ends.
+        initial_epoch: where it starts (again).
+        augment: operations of `kd_keras.data._augment`, applied in their order.
+        num_classes: K; needed where an operation mixes labels.
+        cache: a `kd_keras.teacher_cache.TeacherCache` of this source: each epoch shows the next of its views, and the
+            batches, dictionaries, bring the teacher's taps for it.
+        views: the views that a cache would have, without one: for a comparison that differs in the teacher alone.
+        with_index: give dictionaries ``{image, label, index}``, the index being the sample's place in the source.
+        drop_remainder: leave out a smaller last batch (of each epoch).
+        shard: (w, n) gives worker w's part of each batch; the parts of all n workers, one behind the other, are the
+            batch. Only the part is read, unless an operation mixes labels: partners come from the whole batch.
+
+    Returns:
+        A dataset of (image, label): float32 (B, H, W, C) in 0…255, and int32 (B,) or, where an operation mixes
+        labels, float32 class weights (B, K). With ``with_index`` or ``cache``, of dictionaries ``{image, label, index,
+        teacher}`` with what was asked for.
+
+    Raises:
+        InputError: a value is out of range, or the cache was made of other samples or another augmentation.
+    """
+    for name, value, low in (("batch_size", batch_size, 1), ("epochs", epochs, 0), ("initial_epoch", initial_epoch, 0)):
+        if not is_count(value, low):
+            raise InputError(f"{name}={value!r}: give a whole number of at least {low}")
+    if augment and not training:
+        raise InputError("augmentation was asked of a pass in order: augment only with training=True")
+    for op in augment:
+        if op.mixes_labels and num_classes is None:
+            raise InputError(f"{_name(op)} mixes labels, which takes the number of classes: give num_classes")
+    views = views if cache is None else cache.views
+    if views is not None:
+        _check_views(views, source, augment)
+    worker, workers = shard
+    if not 0 <= worker < workers <= batch_size:
+        raise InputError(f"shard={shard} of batches of {batch_size}: give (w, n) with 0 <= w < n <= batch_size")
+    steps = steps_per_epoch(len(source), batch_size, drop_remainder)
+    if steps == 0:
+        raise InputError(f"{len(source)} samples make no batch of {batch_size}: lower the batch size or add samples")
+
+    if training:
+        dataset = _epochs(len(source), batch_size, seed, epochs, initial_epoch, augment, views, drop_remainder)
+        count = max(epochs - initial_epoch, 0) * steps
+    else:
+        dataset = _in_order(len(source), batch_size, None, drop_remainder)
+        count = steps
+
+    def part(rows):
+        size = tf.shape(rows, tf.int64)[0]
+        return rows[worker * size // workers : (worker + 1) * size // workers]
+
+    mixes = any(op.mixes_labels for op in augment)
+
+    def load(index, noise, mix_seed, view):
+        if workers > 1 and not mixes:
+            index, noise = part(index), part(noise)
+        image, label = source.read(index)
+        image, label = _augmented(image, label, noise, mix_seed, augment, num_classes)
+        if workers > 1 and mixes:
+            index, image, label = part(index), part(image), part(label)
+        image = tf.cast(image, tf.float32)
+        if cache is None and not with_index:
+            return image, label
+        batch = {"image": image, "label": label}
+        if with_index:
+            batch["index"] = index
+        if cache is not None:
+            batch["teacher"] = cache.read(view, index)
+        return batch
+
+    return _run(dataset, load, count, sharded=workers > 1)
+
+
+def _run(dataset, load, count, sharded=False):
+    dataset = dataset.map(load, num_parallel_calls=os.cpu_count() or 1, deterministic=True)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(count)).prefetch(2)
+    options = tf.data.Options()
+    # Its thread sleeps for doubling periods and a dropped iterator waits for it: seconds at the end of each fit.
+    options.autotune.enabled = False
+    options.deterministic = True
+    if sharded:
+        # TensorFlow would take a part of the part.
+        options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return dataset.with_options(options)
+
+
+def _name(op) -> str:
+    return type(op).__name__.lstrip("_").lower()
+
+
+def _check_views(views, source, augment):
+    made, asked = views.identity(), Views(source, views.count, augment, views.seed).identity()
+    differing = [key for key in made if made[key] != asked[key]]
+    if differing:
+        raise InputError(f"the teacher cache was made with another {', '.join(differing)}: make one for these batches")
+
+
+class Views:
+    """The augmented views of a split that a teacher cache holds: the first ``count`` of each sample.
+
+    View k of a sample is what training shows in epoch k with the same seed.
+
+    Args:
+        source: what is read.
+        count: how many views of each sample. Where the augmentation draws nothing at random all views are one.
+        augment: operations of `kd_keras.data._augment`, in their order.
+        seed: of the views; the order of training has a seed of its own.
+
+    Raises:
+        InputError: the count is no whole number of at least 1, or an operation's results do not repeat (mixup, cutmix,
+            a layer with random numbers of its own).
+    """
+
+    def __init__(self, source: Source, count: int = 1, augment: Sequence[Any] = (), seed: int = 0):
+        if not is_count(count):
+            raise InputError(f"{count!r} views: give a whole number of at least 1")
+        for op in augment:
+            if op.mixes_labels or not op.stateless:
+                raise InputError(
+                    f"a teacher cache cannot hold with {_name(op)}, whose results do not repeat: leave one of them out"
+                )
+        self.source, self.augment, self.seed = source, tuple(augment), seed
+        self.count = count if _columns(augment) else 1
+        self.image_shape = source.image_shape
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def identity(self) -> dict[str, Any]:
+        """What the views depend on, but for their number."""
+        random = bool(_columns(self.augment))
+        return {
+            "samples": self.source.fingerprint,
+            "augmentation": [repr(op) for op in self.augment],
+            "seed of the views": self.seed if random else None,
+        }
+
+    def batches(self, view: int, batch_size: int) -> tf.data.Dataset:
+        """One view of every sample, in order: float32 images (B, H, W, C) in 0…255."""
+        noise = _noise(len(self), self.augment, tf.constant([self.seed, 0], tf.int64), view)
+        dataset = _in_order(len(self), batch_size, noise, drop_remainder=False)
+
+        def load(index, noise, mix_seed, view):
+            image, label = self.source.read(index)
+            return tf.cast(_augmented(image, label, noise, mix_seed, self.augment, None)[0], tf.float32)
+
+        return _run(dataset, load, steps_per_epoch(len(self), batch_size))
+
+
+def _columns(augment) -> int:
+    return sum(op.columns for op in augment)
+
+
+def _noise(n, augment, seed, view):
+    """What augmentation draws for a view: row i belongs to sample i, wherever the order puts it."""
+    return tf.random.stateless_uniform((n, _columns(augment)), _fold(_fold(seed, _VIEW), view))
+
+
+def _in_order(n, batch_size, noise, drop_remainder):
+    """Batches of (index, noise, seed for mixing, view) in the order of the source."""
+    dataset = tf.data.Dataset.range(n).batch(batch_size, drop_remainder)
+    rows = tf.zeros((n, 0)) if noise is None else noise
+    return dataset.map(lambda index: (index, tf.gather(rows, index), tf.zeros((2,), tf.int64), tf.zeros((), tf.int64)))
+
+
+def _epochs(n, batch_size, seed, epochs, initial_epoch, augment, views, drop_remainder):
+    """Batches of (index, noise, seed for mixing, view), epoch after epoch."""
+    seed = tf.constant([seed, 0], tf.int64)
+    views_seed = seed if views is None else tf.constant([views.seed, 0], tf.int64)
+
+    def epoch_batches(epoch):
+        order = tf.random.experimental.stateless_shuffle(tf.range(n, dtype=tf.int64), _fold(_fold(seed, _ORDER), epoch))
+        view = epoch if views is None else epoch % views.count
+        table = _noise(n, augment, views_seed, view)
+        mixing = _fold(_fold(seed, _MIX), epoch)
+        dataset = tf.data.Dataset.from_tensor_slices(order).batch(batch_size, drop_remainder).enumerate()
+        return dataset.map(lambda step, index: (index, tf.gather(table, index), _fold(mixing, step), view))
+
+    return tf.data.Dataset.range(initial_epoch, max(epochs, initial_epoch)).flat_map(epoch_batches)
+
+
+def _fold(seed, number):
+    return tf.random.fold_in(seed, tf.cast(number, tf.int64))
+
+
+def _augmented(image, label, noise, mix_seed, augment, num_classes):
+    if any(op.mixes_labels for op in augment):
+        label = tf.one_hot(label, num_classes)
+    column = 0
+    for number, op in enumerate(augment):
+        if op.mixes_labels:
+            image, label = op(image, label, _fold(mix_seed, number))
+        else:
+            image = op(image, noise[:, column : column + op.columns])
+            column += op.columns
+    return image, label

@@ -1,0 +1,381 @@
+"""A teacher's outputs on disk: with them at hand, a distillation step costs what a plain student step costs.
+
+What is kept are taps of view k of sample i, for K views of each sample; epochs cycle through the views. Each tap of
+each view is a file of its own, memory-mapped when read, written whole or not at all: so a cache that was interrupted
+goes on behind the last file, more views or more taps can be added, and runs of a sweep share what they have in common.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kd_keras import files
+from kd_keras._compat import keras as graph
+from kd_keras.data import arrays
+from kd_keras.distillation import device
+from kd_keras.distillation.distiller import Taps
+from kd_keras.distillation.fast_teacher import frozen
+from kd_keras.errors import InputError, is_count
+
+DTYPES = ("float16", "float32")
+_IDENTITY = "identity.json"
+
+
+class TeacherCache:
+    """A teacher's taps for the views of a training split; handed to ``kd_keras.data.batches(cache=…)``.
+
+    The folder is named for a hash of what the outputs depend on: the teacher's weights and architecture, the samples,
+    the augmentation and its seed, the dtype that the teacher computes in and how outputs are kept. Anything else is
+    another folder, so outputs of another teacher or of other views are never read.
+
+    Logits in float16 are kept as their distance from the row's largest, which is kept in float32: what weighs most is
+    most exact. With ``top_k`` only the largest k are kept, and the others' share of the probability mass at
+    temperature 1, spread over them evenly.
+
+    Args:
+        folder: root of caches; may be shared by many runs.
+        views: `kd_keras.data.Views`: samples, augmentation, number of views.
+        teacher: a built classifier.
+        taps: names of the taps to keep.
+        dtype: ``'float16'`` or ``'float32'``, of what is kept.
+        top_k: how many logits to keep; None keeps all.
+        teacher_dtype: what the teacher computes in, as for `Distiller`.
+        limit_gb: gigabytes (1e9 bytes) that the cache may take; None is no limit.
+
+    Attributes:
+        views: as given.
+        taps: as given.
+        folder: where this very cache lies.
+
+    Raises:
+        InputError: a value is out of range, a tap does not exist or has no known size, the cache would exceed the
+            limit, or the folder holds something else under this name.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        views,
+        teacher: keras.Model,
+        taps: Sequence[str] = ("logits",),
+        *,
+        dtype: str = "float16",
+        top_k: int | None = None,
+        teacher_dtype: str | None = None,
+        limit_gb: float | None = None,
+    ):
+        if dtype not in DTYPES:
+            raise InputError(f"dtype={dtype!r}: a teacher cache keeps {' or '.join(DTYPES)}")
+        self._given = Taps(teacher, "teacher")
+        self._given.require(taps)
+        if top_k is not None and not is_count(top_k):
+            raise InputError(f"top_k={top_k!r}: give a whole number of at least 1, or None to keep all logits")
+        if top_k is not None and top_k >= self._given.num_classes:
+            top_k = None
+        if teacher_dtype == "auto":
+            teacher_dtype = device.teacher_dtype()
+        self.views, self.taps = views, tuple(taps)
+        self._places = graph.places(teacher)
+        self._dtype, self._top_k, self._teacher_dtype = dtype, top_k, teacher_dtype
+        self._formats = {tap: self._format(tap) for tap in self.taps}
+        identity = {
+            "teacher": _model_hash(teacher),
+            "teacher_dtype": teacher_dtype,
+            **views.identity(),
+            "dtype": dtype,
+            "top_k": top_k,
+            "format": 1,
+        }
+        # As JSON gives it back, so that it can be compared with what is read.
+        self._identity = json.loads(json.dumps(identity))
+        key = hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()
+        self.folder = pathlib.Path(folder).absolute() / key[:16]
+        self._check_identity()
+        self._check_size("limit_gb", self.nbytes, None if limit_gb is None else limit_gb * 1e9)
+        self._rows: dict[tuple[int, str], dict[str, arrays.Rows]] = {}
+
+    def _format(self, tap) -> dict[str, tuple[tuple[int, ...], str]]:
+        """The arrays that keep a tap: part → (shape of a sample, dtype)."""
+        shape = tuple(self._given.shapes([tap])[tap][1:])
+        if any(size is None for size in shape):
+            raise InputError(
+                f"the teacher's {tap} is {shape}: a cache needs known sizes, so fix the model's input size"
+            )
+        if not _is_logits(tap) or (self._dtype == "float32" and self._top_k is None):
+            return {"values": (shape, self._dtype)}
+        if self._top_k is None:
+            return {"values": (shape, "float16"), "largest": ((), "float32")}
+        index = "int16" if self._given.num_classes <= 1 << 15 else "int32"
+        k = (self._top_k,)
+        return {"values": (k, self._dtype), "largest": ((), "float32"), "index": (k, index), "rest": ((), "float32")}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole cache once it is filled."""
+        return sum(self._tap_bytes(tap) for tap in self.taps) * self.views.count
+
+    def _tap_bytes(self, tap) -> int:
+        sample = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in self._formats[tap].values())
+        return sample * len(self.views)
+
+    def _check_identity(self):
+        path = self.folder / _IDENTITY
+        if not path.exists():
+            return
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path} can't be read: remove {self.folder} to make the cache anew") from error
+        differing = [key for key in {**self._identity, **found} if self._identity.get(key) != found.get(key)]
+        if differing:
+            raise InputError(f"{self.folder} was made with another {', '.join(differing)}: remove it, or name another")
+
+    def _check_size(self, what, nbytes, room):
+        if room is not None and nbytes > room:
+            raise InputError(
+                f"the teacher cache would take {nbytes / 1e9:.3g} GB, more than {what} ({room / 1e9:.3g} GB): "
+                "keep fewer views, fewer taps or only the top_k logits, or allow more"
+            )
+
+    @property
+    def missing(self) -> list[tuple[int, str]]:
+        """The (view, tap) pairs that are not on disk yet."""
+        return [one for one in self._pairs if not self._record(*one).exists()]
+
+    @property
+    def records(self) -> list[pathlib.Path]:
+        """The files that are there once the cache is filled: one for each view and tap, written last."""
+        return [self._record(*one) for one in self._pairs]
+
+    @property
+    def _pairs(self) -> list[tuple[int, str]]:
+        return [(view, tap) for view in range(self.views.count) for tap in self.taps]
+
+    def _record(self, view, tap) -> pathlib.Path:
+        return self.folder / f"{self._stem(view, tap)}.json"
+
+    def _part(self, view, tap, part) -> pathlib.Path:
+        return self.folder / f"{self._stem(view, tap)}-{part}.npy"
+
+    def _stem(self, view, tap) -> str:
+        # With the layer's place: names such as conv2d_5 are numbered anew in each process.
+        place = f"{self._places[tap]}-" if tap in self._places and tap != "logits" else ""
+        return f"view{view:03}-{place}{tap.replace('/', '_')}"
+
+    def fill(self, batch_size: int = 256, progress: Callable[[int, int], None] | None = None) -> int:
+        """Runs the teacher over what is missing, in inference and in order.
+
+        Args:
+            batch_size: images a forward pass.
+            progress: told (images done, images in all) after each pass.
+
+        Returns:
+            How many images the teacher was run on; 0 where everything was there.
+
+        Raises:
+            InputError: the teacher gives a number that is not finite, or none that float16 holds; it is no longer what
+                it was; or the disk has no room.
+        """
+        missing = self.missing
+        views = sorted({view for view, _ in missing})
+        if not views:
+            return 0
+        if _model_hash(self._given.model) != self._identity["teacher"]:
+            raise InputError(
+                "the teacher has changed since this TeacherCache was made: make one of the teacher as it is"
+            )
+        self._check_size("the disk's free space", sum(self._tap_bytes(t) for _, t in missing), _free_bytes(self.folder))
+        teacher = self._given
+        if self._teacher_dtype is not None:
+            teacher = Taps(frozen(self._given.model, self._teacher_dtype, keep=self.taps), "teacher")
+        forward = tf.function(
+            lambda images: teacher(images, self.taps, training=False),
+            input_signature=[tf.TensorSpec((None, *self.views.image_shape), tf.float32)],
+        )
+        if not (self.folder / _IDENTITY).exists():
+            files.write(self.folder / _IDENTITY, json.dumps(self._identity, indent=2) + "\n")
+        done, total = 0, len(views) * len(self.views)
+        for view in views:
+            with _Writer([tap for v, tap in missing if v == view], self, view) as writer:
+                for images in self.views.batches(view, batch_size):
+                    outputs = forward(images)
+                    writer.add({tap: self._kept(tap, value.numpy()) for tap, value in outputs.items()})
+                    done += len(images)
+                    if progress is not None:
+                        progress(done, total)
+        return total
+
+    def _kept(self, tap, value) -> dict[str, np.ndarray]:
+        value = np.asarray(value, np.float32)
+        kept = {"values": value}
+        if "largest" in self._formats[tap]:
+            largest = value.max(axis=-1)
+            below = value - largest[:, None]
+            kept = {"values": below, "largest": largest}
+            if self._top_k is not None:
+                index = np.argpartition(-below, self._top_k - 1, axis=-1)[:, : self._top_k]
+                others = below.astype(np.float64)
+                np.put_along_axis(others, index, -np.inf, axis=-1)
+                # The logit that, given to each of the others, leaves them the mass that they have together.
+                with np.errstate(divide="ignore"):
+                    rest = np.log(np.exp(others).sum(axis=-1) / (value.shape[-1] - self._top_k))
+                kept = {"values": np.take_along_axis(below, index, axis=-1), "largest": largest, "index": index}
+                # A mass of 0 in float64 is as good as any that is below what float32 tells from 0.
+                kept["rest"] = np.maximum(rest, -1e4)
+        if not np.isfinite(kept["values"]).all():
+            raise InputError(f"the teacher's {tap} is not finite: nothing can be learned from it; check the teacher")
+        with np.errstate(over="ignore"):
+            stored = kept["values"].astype(self._formats[tap]["values"][1])
+        if not np.isfinite(stored).all():
+            raise InputError(f"the teacher's {tap} is too large for float16: keep the cache in dtype='float32'")
+        return {**kept, "values": stored}
+
+    def read(self, view, index) -> dict[str, tf.Tensor]:
+        """The taps of some samples, as TensorFlow operations.
+
+        Args:
+            view: which view, an integer scalar.
+            index: integers (B,), places in the split.
+
+        Returns:
+            ``{tap: (B, …)}`` in float32.
+
+        Raises:
+            InputError: something is missing (call `fill`), or a file is not what was written.
+        """
+        if not self._rows:
+            self._open()
+        index = tf.cast(index, tf.int64)
+        views = [lambda view=view: self._parts(view, index) for view in range(self.views.count)]
+        parts = views[0]() if len(views) == 1 else tf.switch_case(tf.cast(view, tf.int32), views)
+        return {tap: self._value(parts[tap]) for tap in self.taps}
+
+    def _parts(self, view, index):
+        # Widened at once: few of TensorFlow's operations are made for float16 on a CPU, and none is faster.
+        return {
+            tap: {
+                part: tf.cast(rows(index), "int32" if part == "index" else "float32")
+                for part, rows in self._rows[view, tap].items()
+            }
+            for tap in self.taps
+        }
+
+    def _value(self, parts):
+        values = parts["values"]
+        if "index" in parts:
+            count = tf.shape(values)[0]
+            rows = tf.repeat(tf.range(count), self._top_k)
+            places = tf.stack([rows, tf.reshape(parts["index"], [-1])], axis=-1)
+            rest = tf.repeat(parts["rest"][:, None], self._given.num_classes, axis=1)
+            values = tf.tensor_scatter_nd_update(rest, places, tf.reshape(values, [-1]))
+        return values + parts["largest"][:, None] if "largest" in parts else values
+
+    def _open(self):
+        if self.missing:
+            raise InputError(f"the teacher cache {self.folder} lacks {len(self.missing)} parts: call fill() first")
+        opened = {}
+        for view, tap in self._pairs:
+            sums = json.loads(self._record(view, tap).read_text(encoding="utf-8"))
+            opened[view, tap] = {part: self._read(view, tap, part, sums) for part in self._formats[tap]}
+        self._rows = opened
+
+    def _read(self, view, tap, part, sums) -> arrays.Rows:
+        path = self._part(view, tap, part)
+        shape, dtype = self._formats[tap][part]
+        try:
+            found = np.load(path, mmap_mode="r")
+            whole = (
+                found.shape == (len(self.views), *shape) and found.dtype == dtype and files.sha256(path) == sums[part]
+            )
+        except (OSError, ValueError, KeyError):
+            whole = False
+        if not whole:
+            raise InputError(f"{path} is damaged: remove {self.folder} to make the cache anew")
+        return arrays.Rows(arrays.mapped(path, found.dtype, found.shape, found.offset))
+
+
+def _is_logits(tap: str) -> bool:
+    """Whether a tap is a classifier's logits: the teacher's, or of one that is joined in it, ``teacher1.logits``."""
+    return tap.rpartition(".")[2] == "logits"
+
+
+class _Writer:
+    """Writes the files of one view, then puts them in their place together."""
+
+    def __init__(self, taps, cache: TeacherCache, view: int):
+        self._taps, self._cache, self._view, self._at = taps, cache, view, 0
+        self._arrays, self._partial = {}, {}
+
+    def __enter__(self):
+        for tap in self._taps:
+            for part, (shape, dtype) in self._cache._formats[tap].items():
+                path = self._cache._part(self._view, tap, part)
+                partial = files.partial(path)
+                self._partial[tap, part] = (partial, path)
+                shape = (len(self._cache.views), *shape)
+                self._arrays[tap, part] = np.lib.format.open_memmap(partial, mode="w+", dtype=dtype, shape=shape)
+        return self
+
+    def add(self, outputs):
+        count = 0
+        for tap, part in self._arrays:
+            value = outputs[tap][part]
+            count = len(value)
+            self._arrays[tap, part][self._at : self._at + count] = value
+        self._at += count
+
+    def __exit__(self, kind, error, trace):
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._arrays.clear()
+            for partial, _ in self._partial.values():
+                partial.unlink(missing_ok=True)
+
+    def _finish(self):
+        sums = {}
+        # Another run may have been quicker: what others read already is left as it is.
+        taps = [tap for tap in self._taps if not self._cache._record(self._view, tap).exists()]
+        for (tap, part), array in self._arrays.items():
+            if tap not in taps:
+                continue
+            array.flush()
+            partial, path = self._partial[tap, part]
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
+            sums.setdefault(tap, {})[part] = files.sha256(partial)
+            os.replace(partial, path)
+        # The record comes last: where it is, the files are whole.
+        for tap in taps:
+            files.write(self._cache._record(self._view, tap), json.dumps(sums[tap]) + "\n")
+
+
+def _free_bytes(folder: pathlib.Path) -> int:
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _model_hash(model: keras.Model) -> str:
+    """A hash of layers, wiring and weights; names, which Keras numbers anew in each process, do not count."""
+    digest = hashlib.sha256(json.dumps(graph.description(model), sort_keys=True, default=_constant).encode())
+    for weight in model.weights:
+        digest.update(_constant(weight).encode())
+    return digest.hexdigest()
+
+
+def _constant(value) -> str:
+    """An array or anything else of a model's description as text."""
+    try:
+        array = np.ascontiguousarray(keras.ops.convert_to_numpy(value))
+    except (TypeError, ValueError):
+        return type(value).__qualname__
+    return f"{array.dtype}{array.shape}{hashlib.sha256(array.tobytes()).hexdigest()}"

@@ -1,0 +1,79 @@
+"""Networks that others have built and trained, taken in: one flat graph with this package's input, taps and logits."""
+
+from collections.abc import Mapping
+
+import keras
+import tensorflow as tf
+
+from kd_keras.errors import InputError
+from kd_keras.models import layers as _layers
+
+
+def colour_input(input_shape: tuple[int, int, int]) -> tuple[keras.KerasTensor, keras.KerasTensor]:
+    """The model's input, plain pixels in 0..255 (B, H, W, C), and the same with three channels, a grey one repeated.
+
+    Raises:
+        InputError: neither one channel nor three.
+    """
+    image = keras.Input(input_shape, name="image", dtype="float32")
+    if input_shape[-1] == 3:
+        return image, image
+    if input_shape[-1] != 1:
+        raise InputError(
+            f"input_shape={input_shape} has {input_shape[-1]} channels, a pretrained network takes 3, or 1 that is "
+            "repeated: read the images in colour or grey"
+        )
+    return image, keras.layers.Concatenate(name="colour")([image] * 3)
+
+
+def keras_hub():
+    """The package, whose import also registers its layers with Keras.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import keras_hub as package
+    except ImportError as error:
+        raise InputError(f"this model needs KerasHub ({error}): pip install 'kd_keras[hub]'") from error
+    return package
+
+
+def finished(image: keras.KerasTensor, x: keras.KerasTensor, *, names: Mapping[str, str], name: str) -> keras.Model:
+    """The model from ``image`` to ``x``, a copy of its own with the same weights.
+
+    Args:
+        image: the input.
+        x: the logits (B, K), in the same graph.
+        names: new names of layers by their old ones: the taps.
+        name: the model's name.
+
+    Returns:
+        A functional model, all but its logits under the present dtype policy. Its batch norm has this package's
+        momentum, and is synchronised where it is built for several replicas.
+    """
+    given = keras.Model(image, x, name=name)
+    several = tf.distribute.get_strategy().num_replicas_in_sync > 1
+
+    def copy(layer):
+        config = layer.get_config()
+        config["name"] = names.get(layer.name, layer.name)
+        # KerasHub's presets keep the policy that they were saved with, whatever is asked for.
+        if isinstance(layer, keras.layers.Layer) and layer.name != "logits":
+            config["dtype"] = keras.config.dtype_policy().name
+        if isinstance(layer, keras.layers.BatchNormalization):
+            config.update(momentum=_layers.BATCH_NORM_MOMENTUM, synchronized=several)
+        return type(layer).from_config(config)
+
+    # A layer that was called twice, by its own network and by this one, gives the first call's output when asked.
+    model = keras.models.clone_model(given, clone_function=copy)
+    # In order, not by name: some of KerasHub's layers make another name of the one that they are given.
+    for layer, copied in zip(given.layers, model.layers, strict=True):
+        copied.set_weights(layer.get_weights())
+    return model
+
+
+def reason(error: Exception) -> str:
+    """One line for what a library says in many."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

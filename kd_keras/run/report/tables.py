@@ -1,0 +1,275 @@
+"""The table of a run, for people and for programs."""
+
+import csv
+import io
+import json
+import math
+import os
+import pathlib
+
+import numpy as np
+
+from kd_keras import files
+
+COLUMNS = (
+    "role",
+    "architecture",
+    "train_accuracy",
+    "val_accuracy",
+    "test_accuracy",
+    "precision",
+    "recall",
+    "f1",
+    "ece",
+    "teacher_agreement",
+    "float_agreement",
+    "accuracy_change",
+    "accuracy_change_low",
+    "accuracy_change_high",
+    "worst_class_drop",
+    "marked",
+    "parameters",
+    "macs",
+    "bytes",
+    "zip_bytes",
+    "memory_bytes",
+    "latency_ms_median",
+    "latency_ms_iqr",
+    "latency_all_threads_ms_median",
+    "latency_all_threads_ms_iqr",
+)
+# A pipe or a file has no width of its own.
+_PIPED_WIDTH = 120
+_TEXT_WIDTH = 12
+
+
+def row(role, architecture, **figures):
+    """One line of the table.
+
+    Args:
+        role: teacher, student without KD, student distilled, a TFLite variant.
+        architecture: the model's spec.
+        **figures: others of `COLUMNS`: accuracies, precision, recall, f1, ece and agreements in [0, 1], counts,
+            bytes, milliseconds; ``marked`` is true of a row that lost too much.
+
+    Returns:
+        dict with every one of `COLUMNS`; None where no figure was given.
+
+    Raises:
+        ValueError: a figure is no column of the table.
+    """
+    unknown = sorted(set(figures) - set(COLUMNS))
+    if unknown:
+        raise ValueError(f"no column {', '.join(unknown)}; known: {', '.join(COLUMNS)}")
+    return {**dict.fromkeys(COLUMNS), "role": role, "architecture": architecture, **figures}
+
+
+def write_table(rows, folder, runtime_note=None):
+    """Writes the table as results.csv, results.json and, for people, results.txt.
+
+    Args:
+        rows: from `row`.
+        folder: made where it is missing.
+        runtime_note: what the latencies were measured with; goes below results.txt.
+    """
+    folder = pathlib.Path(folder)
+    rows = _plain([{name: one[name] for name in COLUMNS} for one in rows])
+    write_csv(rows, folder / "results.csv")
+    write_json(rows, folder / "results.json")
+
+    from rich.console import Console
+
+    page = io.StringIO()
+    print_table(rows, Console(file=page, width=200, color_system=None), caption=runtime_note)
+    files.write(folder / "results.txt", page.getvalue())
+
+
+def write_csv(rows, path):
+    """Writes dicts of equal keys, one at least, as CSV with a header."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write(path, text.getvalue())
+
+
+def write_json(obj, path):
+    """Writes JSON so that a reader never meets half a file.
+
+    Args:
+        obj: dicts, lists, NumPy values; a number that is not finite becomes null, as JSON has no NaN.
+        path: file; its folder is made where it is missing.
+    """
+    files.write(path, json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _plain(obj):
+    """The object in JSON's own types."""
+    if isinstance(obj, dict):
+        return {str(key): _plain(value) for key, value in obj.items()}
+    if isinstance(obj, (list, tuple)):
+        return [_plain(value) for value in obj]
+    if isinstance(obj, np.ndarray):
+        return _plain(obj.tolist())
+    if isinstance(obj, np.generic):
+        obj = obj.item()
+    if isinstance(obj, float) and not math.isfinite(obj):
+        return None
+    return obj
+
+
+# ---- the table on a screen ----
+
+
+def print_table(rows, console=None, title=None, caption=None):
+    """Prints the table.
+
+    Columns that hold nothing are left out. Where the console is too narrow for the rest, the table is printed in
+    parts, each with role and architecture, so that no number is ever cut.
+
+    Args:
+        rows: from `row`.
+        console: rich.console.Console; one of its own if None.
+        title: line above.
+        caption: line below, such as the runtime of the latencies.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    if console is None:
+        console = Console()
+        if not console.is_terminal and "COLUMNS" not in os.environ:
+            console = Console(width=_PIPED_WIDTH)
+    texts = [_column(rows, *column) for column in _TEXTS]
+    quality = [_column(rows, *column) for column in _QUALITY if _filled(rows, column)]
+    cost = [_column(rows, *column) for column in _COST if _filled(rows, column)]
+    room = console.width - sum(min(_width(column), _TEXT_WIDTH) + 2 for column in texts)
+    parts = _pack(quality + cost, room)
+    if len(parts) > 1:
+        # A table that must be parted is parted by meaning first.
+        parts = [part for group in (quality, cost) if group for part in _pack(group, room)]
+    if title:
+        console.print(Text(title, style="bold"))
+    for i, part in enumerate(parts or [[]]):
+        if i:
+            console.print()
+        console.print(_table(texts, part))
+    if caption:
+        console.print(Text(caption, style="dim"))
+
+
+def _table(texts, numbers):
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    # No rules and little air between columns: what `_pack` reckons with.
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1), collapse_padding=True, pad_edge=False)
+    for heading, _ in texts:
+        table.add_column(Text(heading), overflow="fold", vertical="top")
+    for heading, _ in numbers:
+        table.add_column(Text(heading, justify="right"), justify="right", no_wrap=True)
+    for cells in zip(*(cells for _, cells in texts + numbers), strict=True):
+        # Text, as a string would be read as markup: "[int8]" would vanish.
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def _pack(columns, room):
+    """Parts the columns, in order, so that each part is as wide as there is room."""
+    parts, used = [], 0
+    for column in columns:
+        # One for the cell's padding, one for the divider that rich keeps between columns.
+        width = _width(column) + 2
+        if not parts or used + width > room:
+            parts.append([])
+            used = 0
+        parts[-1].append(column)
+        used += width
+    return parts
+
+
+def _width(column):
+    heading, cells = column
+    return max(len(line) for text in (heading, *cells) for line in text.split("\n"))
+
+
+def _column(rows, heading, form, *names):
+    return heading, [_cell(form, *(one[name] for name in names)) for one in rows]
+
+
+def _filled(rows, column):
+    return any(_number(one[column[2]]) is not None for one in rows)
+
+
+def _cell(form, *values):
+    if form in (str, _role):
+        return form(*values)
+    values = [_number(value) for value in values]
+    return "–" if values[0] is None else form(*values)
+
+
+def _number(value):
+    return None if value is None or not math.isfinite(value) else value
+
+
+def _percent(value):
+    return f"{100 * value:.2f}"
+
+
+def _count(value):
+    for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        # 999 950 would print as 1000.0 k.
+        if value >= 0.9995 * unit:
+            scaled = value / unit
+            return f"{scaled:.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f} {name}"
+    return f"{value:.0f}"
+
+
+def _size(value):
+    text = _count(value)
+    return f"{text}B" if " " in text else f"{text} B"
+
+
+def _role(role, marked):
+    return f"{role} ‡" if marked else str(role)
+
+
+def _change(mean, low, high):
+    return f"{100 * mean:+.2f} ± {50 * (high - low):.2f}"
+
+
+def _drop(value):
+    # Not -0.00.
+    return f"{0.0 - 100 * value:+.2f}"
+
+
+def _milliseconds(median, spread):
+    digits = 3 if median < 1 else 2 if median < 100 else 1
+    return f"{median:.{digits}f}" + ("" if spread is None else f" ± {spread:.{digits}f}")
+
+
+# heading, how a value is written, column(s)
+_TEXTS = (("role", _role, "role", "marked"), ("architecture", str, "architecture"))
+_QUALITY = (
+    ("train\nacc %", _percent, "train_accuracy"),
+    ("val\nacc %", _percent, "val_accuracy"),
+    ("test\nacc %", _percent, "test_accuracy"),
+    ("prec.\n%", _percent, "precision"),
+    ("recall\n%", _percent, "recall"),
+    ("F1\n%", _percent, "f1"),
+    ("ECE\n%", _percent, "ece"),
+    ("agree %\nteacher", _percent, "teacher_agreement"),
+    ("agree %\nfloat", _percent, "float_agreement"),
+    ("to float\n± 95 %", _change, "accuracy_change", "accuracy_change_low", "accuracy_change_high"),
+    ("worst\nclass", _drop, "worst_class_drop"),
+)
+_COST = (
+    ("params", _count, "parameters"),
+    ("MACs", _count, "macs"),
+    ("size", _size, "bytes"),
+    ("zipped", _size, "zip_bytes"),
+    ("peak\nmemory", _size, "memory_bytes"),
+    ("latency ms\nmedian ± IQR", _milliseconds, "latency_ms_median", "latency_ms_iqr"),
+    ("all threads\nms", _milliseconds, "latency_all_threads_ms_median", "latency_all_threads_ms_iqr"),
+)

@@ -1,0 +1,318 @@
+"""One model's training, which can be killed at any moment and goes on as if it had not been.
+
+A checkpoint is one file, replaced atomically at the end of an epoch: every variable of the Distiller (the states of
+dropout's generators among them), the optimizer's, the best student so far and the history. Order and augmentation are
+functions of (seed, epoch, index), so nothing else is needed to go on exactly. Of several workers each keeps the state
+in memory, and the chief writes it.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import time
+import zipfile
+
+import keras
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kd_keras import files, schedules, spec
+from kd_keras._compat import distribute
+from kd_keras.distillation.distiller import Distiller
+from kd_keras.errors import InputError
+
+
+def optimizer(one: spec.Spec, learning_rate: schedules.Schedule, *, epochs: int, steps_per_epoch: int):
+    """A Keras optimizer by its class name in any case, such as ``sgd(momentum=0.9, nesterov=True)``.
+
+    Raises:
+        InputError: an unknown optimizer or key, or a value that Keras refuses.
+    """
+    base = keras.optimizers.Optimizer
+    known = {
+        name.lower(): value
+        for name, value in vars(keras.optimizers).items()
+        if isinstance(value, type) and issubclass(value, base) and value is not base
+    }
+    if one.name.lower() not in known:
+        raise InputError(spec.unknown(one.name, "optimizers", sorted(known)))
+    made = known[one.name.lower()]
+    values = spec.bind(made, one, ("learning_rate", "name"))
+    rate = schedules.to_keras(learning_rate, epochs=max(epochs, 1), steps_per_epoch=steps_per_epoch)
+    try:
+        return made(learning_rate=rate, **values)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{one}: {' '.join(str(error).split())}") from error
+
+
+@dataclasses.dataclass
+class History:
+    """What a training left: the series of every logged figure, an entry an epoch, and the best epoch (from 0)."""
+
+    series: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    best_epoch: int | None = None
+    best_score: tuple[float, float] = (-math.inf, -math.inf)
+    seconds: float = 0.0
+    #: The step (from 1) and validation accuracy at which a `Stop` ended the training, or None.
+    stop: dict[str, float] | None = None
+
+    @property
+    def epochs(self) -> int:
+        return len(self.series.get("loss", ()))
+
+    def add(self, logs: dict[str, float], may_be_best: bool = True) -> bool:
+        """Adds an epoch; tells whether it is the best so far by validation accuracy, then by validation loss."""
+        for name, value in logs.items():
+            self.series.setdefault(name, []).append(float(value))
+        score = (float(logs["val_accuracy"]), -float(logs["val_loss"]))
+        if not may_be_best or score <= self.best_score:
+            return False
+        self.best_score, self.best_epoch = score, self.epochs - 1
+        return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Stop:
+    """Ends a training, on purpose early, once validation accuracy is at least ``val_accuracy``.
+
+    Attributes:
+        val_accuracy: in [0, 1].
+        check_steps: steps between checks; the end of an epoch is a check too.
+    """
+
+    val_accuracy: float
+    check_steps: int
+
+
+def fit(
+    distiller: Distiller,
+    train,
+    val,
+    *,
+    epochs,
+    steps_per_epoch,
+    checkpoint,
+    callbacks=(),
+    progress=None,
+    stop=None,
+    keep_from=0,
+):
+    """Trains to the end, from the checkpoint if there is one, and leaves the best epoch's weights in the student.
+
+    Args:
+        distiller: compiled.
+        train: ``train(initial_epoch)`` gives the stream of batches from that epoch to the last.
+        val: data set of the validation split.
+        epochs: epochs in all.
+        steps_per_epoch: batches an epoch.
+        checkpoint: path of the checkpoint's file.
+        callbacks: further Keras callbacks.
+        progress: title of the live line; None for none.
+        stop: a `Stop`, or None. The weights that it ends the training with are the best there are, as no check before
+            was passed; they are kept.
+        keep_from: first epoch (from 0) whose weights may be kept.
+
+    Returns:
+        The `History`.
+
+    Raises:
+        InputError: the loss is no longer finite, the checkpoint is of another model, or not all workers see it.
+    """
+    strategy = distiller.distribute_strategy
+    with strategy.scope():
+        distiller.optimizer.build(distiller.trainable_variables)
+    keeper = _Keeper(pathlib.Path(checkpoint), keep_from, writes=distribute.worker(strategy)[0] == 0)
+    keeper.restore(distiller)
+    done = keeper.history.epochs
+    seen = distribute.gather(strategy, done)
+    if len(set(seen)) > 1:
+        raise InputError(
+            f"the workers see checkpoints of {', '.join(map(str, seen))} epochs at {checkpoint}: "
+            "put --workdir where all machines share it"
+        )
+    if done < epochs and keeper.history.stop is None:
+        stopper = [] if stop is None else [_Stopper(stop, keeper.history, val, steps_per_epoch, callbacks)]
+        distiller.fit(
+            train(done),
+            validation_data=val,
+            epochs=epochs,
+            initial_epoch=done,
+            steps_per_epoch=steps_per_epoch,
+            verbose=0,
+            shuffle=False,
+            # The guard comes before the keeper: an epoch that ends in NaN is not kept.
+            callbacks=[StopAtNaN(), *callbacks, *stopper, keeper, *([LiveLine(progress, epochs)] if progress else [])],
+        )
+    keeper.restore_best(distiller)
+    return keeper.history
+
+
+class _Keeper(keras.callbacks.Callback):
+    """Writes the checkpoint at the end of each epoch."""
+
+    def __init__(self, path, keep_from, writes=True):
+        super().__init__()
+        self.path, self.keep_from, self.writes = path, keep_from, writes
+        self.start = time.perf_counter()
+        self.history, self.best = History(), None
+
+    @staticmethod
+    def _variables(distiller):
+        return [*distiller.variables, *distiller.optimizer.variables]
+
+    def restore(self, distiller):
+        if not self.path.exists():
+            return
+        try:
+            with np.load(self.path) as file:
+                stored = json.loads(str(file["history"]))
+                state = [file[f"state{i}"] for i in range(stored.pop("states"))]
+                self.best = [file[f"best{i}"] for i in range(stored.pop("bests"))] or None
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise InputError(f"{self.path} can't be read ({error}): remove it to train this model anew") from error
+        variables = self._variables(distiller)
+        if [v.shape for v in variables] != [value.shape for value in state]:
+            raise InputError(f"{self.path} is the checkpoint of another model: remove it to train this one anew")
+        for variable, value in zip(variables, state, strict=True):
+            variable.assign(value)
+        self.history = History(**{**stored, "best_score": tuple(stored["best_score"])})
+
+    def on_epoch_end(self, epoch, logs=None):
+        rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        if self.history.add({**logs, "learning_rate": rate}, may_be_best=epoch >= self.keep_from):
+            self.best = [keras.ops.convert_to_numpy(v) for v in self.model.student.weights]
+        now = time.perf_counter()
+        self.history.seconds, self.start = self.history.seconds + now - self.start, now
+        state = [keras.ops.convert_to_numpy(v) for v in self._variables(self.model)]
+        best = self.best or []
+        stored = {**dataclasses.asdict(self.history), "states": len(state), "bests": len(best)}
+        arrays = {f"state{i}": value for i, value in enumerate(state)}
+        arrays |= {f"best{i}": value for i, value in enumerate(best)}
+        if self.writes:
+            files.write(self.path, lambda file: np.savez(file, history=np.array(json.dumps(stored)), **arrays))
+
+    def restore_best(self, distiller):
+        if self.best is not None:
+            for variable, value in zip(distiller.student.weights, self.best, strict=True):
+                variable.assign(value)
+
+
+class _Stopper(keras.callbacks.Callback):
+    """Checks for a `Stop`, and ends the training; comes before the keeper, which writes what it leaves in history."""
+
+    def __init__(self, stop, history, val, steps_per_epoch, callbacks):
+        super().__init__()
+        self.stop, self.history, self.val, self.steps_per_epoch = stop, history, val, steps_per_epoch
+        # Told of the checks' validation as of any other.
+        self.callbacks = list(callbacks)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.first = self.step = epoch * self.steps_per_epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        # Several steps may have passed since the last call.
+        before, self.step = self.step, self.first + batch + 1
+        every = self.stop.check_steps
+        if self.step // every > before // every and batch + 1 < self.steps_per_epoch:
+            self._check(self._val_accuracy())
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.history.stop is None:
+            self._check(float(logs["val_accuracy"]))
+
+    def _check(self, accuracy):
+        if accuracy >= self.stop.val_accuracy:
+            self.history.stop = {"step": self.step, "val_accuracy": accuracy}
+            self.model.stop_training = True
+
+    def _val_accuracy(self) -> float:
+        # The epoch's own figures go on behind the check.
+        variables = [variable for metric in self.model.metrics for variable in metric.variables]
+        kept = [keras.ops.convert_to_numpy(variable) for variable in variables]
+        found = self.model.evaluate(self.val, verbose=0, return_dict=True, callbacks=self.callbacks)
+        for variable, value in zip(variables, kept, strict=True):
+            variable.assign(value)
+        return float(found["accuracy"])
+
+
+def write_variables(model: keras.Model, path: pathlib.Path) -> None:
+    """Keeps every variable, the states of dropout's generators among them, in one file that is never half written."""
+    arrays = {f"state{i}": keras.ops.convert_to_numpy(v) for i, v in enumerate(model.variables)}
+    files.write(path, lambda file: np.savez(file, **arrays))
+
+
+def read_variables(model: keras.Model, path: pathlib.Path) -> None:
+    """Sets every variable to what `write_variables` kept."""
+    with np.load(path) as file:
+        for i, variable in enumerate(model.variables):
+            variable.assign(file[f"state{i}"])
+
+
+class StopAtNaN(keras.callbacks.Callback):
+    """Stops at the first loss that is not finite, with an `InputError` that names step, learning rate and term.
+
+    The loss is read on a thread of Keras', so that a GPU need not wait for it: the training may be a few steps further
+    before it stops, at the latest at the end of the epoch.
+    """
+
+    async_safe = True
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if math.isfinite(float(logs["loss"])):
+            return
+        model = self.model
+        bad = [name for name in model.term_names if not math.isfinite(float(logs.get(name, 0)))]
+        rate = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
+        raise InputError(
+            f"the loss is no longer finite at step {batch + 1} of epoch {self.epoch + 1}, learning rate {rate:g}, "
+            f"in {', '.join(bad) or 'the regularisation losses'}: lower --learning_rate or clip gradients, "
+            "--optimizer='adam(global_clipnorm=1.0)'; the last epoch's checkpoint is kept"
+        )
+
+
+class LiveLine(keras.callbacks.Callback):
+    """One live line on the terminal: epoch, steps a second, loss, accuracy, time left. Silent elsewhere."""
+
+    async_safe = True
+
+    def __init__(self, title: str, epochs: int, console: Console | None = None):
+        super().__init__()
+        self.title, self.epochs = title, epochs
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=console or Console(stderr=True),
+            transient=True,
+        )
+        self.progress.disable = not self.progress.console.is_terminal
+
+    def on_train_begin(self, logs=None):
+        self.progress.start()
+        self.task = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        steps = self.params["steps"]
+        if self.task is None:
+            total = None if steps is None else steps * self.epochs
+            self.task = self.progress.add_task(self.title, total=total, completed=(steps or 0) * epoch, figures="")
+        self.epoch, self.begun, self.steps = epoch, time.perf_counter(), 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        # Keras' threads may tell of two steps in either order.
+        done = max(batch + 1 - self.steps, 0)
+        self.steps += done
+        rate = self.steps / (time.perf_counter() - self.begun)
+        figures = f"epoch {self.epoch + 1}/{self.epochs}  {rate:.1f} steps/s  loss {float(logs['loss']):.3f}"
+        if "accuracy" in logs:
+            figures += f"  accuracy {float(logs['accuracy']):.3f}"
+        self.progress.update(self.task, advance=done, figures=figures)
+
+    def on_train_end(self, logs=None):
+        self.progress.stop()

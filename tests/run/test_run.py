@@ -1,0 +1,323 @@
+"""The command line, from end to end on the shipped quick start."""
+
+import csv
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+
+from kd_keras.distillation import device
+from kd_keras.distillation import fast_teacher as frozen
+from kd_keras.run import __main__ as run
+
+ROOT = pathlib.Path(__file__).parents[2]
+DIGITS = ROOT / "experiments" / "digits.flags"
+KEYS = (
+    *("role", "architecture", "train_accuracy", "val_accuracy", "test_accuracy", "precision", "recall", "f1", "ece"),
+    *("teacher_agreement", "float_agreement", "accuracy_change", "accuracy_change_low", "accuracy_change_high"),
+    *("worst_class_drop", "marked", "parameters", "macs", "bytes", "zip_bytes", "memory_bytes", "latency_ms_median"),
+    *("latency_ms_iqr", "latency_all_threads_ms_median", "latency_all_threads_ms_iqr"),
+)
+KERAS_ROLES = ["teacher", "student without KD", "student distilled"]
+TFLITE_ROLES = ["TFLite float32", "TFLite float16", "TFLite dynamic", "TFLite int8"]
+
+
+def main(*flags):
+    return run.main(["kd_keras", *map(str, flags)])
+
+
+def figures(workdir):
+    """The results that have to repeat: all but the times, and what a process takes of memory."""
+    rows = json.loads((workdir / "results.json").read_text())
+    return [{key: value for key, value in row.items() if not key.startswith(("latency", "memory"))} for row in rows]
+
+
+# Epochs enough for a process to be killed in one of them.
+FINISHED = [f"--flagfile={DIGITS}", "--epochs=8"]
+QUICK = ["--epochs=1", "--tracking=none", "--export=none", "--nobaseline"]
+
+
+def state(workdir, name):
+    return json.loads((workdir / "state" / f"{name}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "digits"
+    assert main(*FINISHED, f"--workdir={workdir}") == 0
+    return workdir
+
+
+def test_the_table_has_every_row_and_key(finished):
+    rows = json.loads((finished / "results.json").read_text())
+    assert [row["role"] for row in rows] == KERAS_ROLES + TFLITE_ROLES
+    assert all(tuple(row) == KEYS for row in rows)
+    with open(finished / "results.csv", newline="") as file:
+        assert [row["role"] for row in csv.DictReader(file)] == KERAS_ROLES + TFLITE_ROLES
+    teacher, _, student = rows[:3]
+    assert teacher["teacher_agreement"] is None and 0 < student["teacher_agreement"] <= 1
+    assert teacher["parameters"] > 10 * student["parameters"]
+    for row in rows[3:]:
+        assert row["train_accuracy"] is None and row["float_agreement"] > 0.9
+    assert rows[6]["bytes"] < rows[3]["bytes"]
+
+
+def test_the_table_says_what_the_saved_student_does(finished):
+    from kd_keras.data import digits
+
+    test = digits.build().test
+    images, labels = test.read(np.arange(len(test)))
+    student = keras.models.load_model(finished / "student.keras")
+    logits = student.predict(np.asarray(images, "float32"), verbose=0)
+    right = np.mean(logits.argmax(-1) == np.asarray(labels))
+    assert figures(finished)[2]["test_accuracy"] == pytest.approx(right, abs=1e-9)
+    matrix = json.loads((finished / "student_confusion.json").read_text())["matrix"]
+    assert np.trace(matrix) == round(right * len(test)) and np.sum(matrix) == len(test)
+
+
+def test_every_artefact_is_there(finished):
+    names = {path.name for path in finished.iterdir()}
+    for stage in ("teacher", "baseline", "student"):
+        ours = {
+            f"{stage}{end}" for end in (".keras", "_confusion.png", "_confusion.json", "_report.png", "_report.json")
+        }
+        assert ours <= names
+    assert {f"student_{variant}.tflite" for variant in ("float32", "float16", "dynamic", "int8")} <= names
+    assert {"curves.png", "mlflow.db", "results.csv", "results.json", "environment.json"} <= names
+    assert not [name for name in names if "partial" in name]
+    for path in finished.glob("*.png"):
+        assert path.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_what_the_time_went_into(finished):
+    seconds = state(finished, "seconds")
+    parts = {name: value for name, value in seconds.items() if name != "total"}
+    assert set(parts) == {"training", "evaluation", "export", "other"} and all(value > 0 for value in parts.values())
+    assert seconds["total"] == pytest.approx(sum(parts.values()))
+
+
+def test_mlflow_has_one_parent_and_a_child_a_model(finished):
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{finished / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("kd_keras").experiment_id])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = {run.info.run_name: run for run in runs if run not in parents}
+    assert len(parents) == 1 and set(children) == {"teacher", "baseline", "student"}
+    assert all(run.info.status == "FINISHED" for run in runs)
+    assert parents[0].data.params["epochs"] == "8" and parents[0].data.params["batch_size"] == "64"
+    assert "git_revision" in parents[0].data.tags
+    student = children["student"]
+    for metric in ("loss", "accuracy", "val_loss", "val_accuracy", "ce", "kd", "learning_rate"):
+        series = client.get_metric_history(student.info.run_id, metric)
+        assert [point.step for point in series] == list(range(1, 9)), metric
+    assert student.data.metrics["test_accuracy"] == pytest.approx(figures(finished)[2]["test_accuracy"])
+    files = {file.path for file in client.list_artifacts(student.info.run_id)}
+    assert {"student.keras", "student_int8.tflite", "student_confusion.png", "student_report.json"} <= files
+
+
+def test_the_same_command_again_repeats_nothing(finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    assert main(*FINISHED, f"--workdir={finished}") == 0
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()} == before
+    last = capsys.readouterr().out.splitlines()[-5:]
+    assert "results.csv" in last[0] and "mlflow ui --backend-store-uri" in last[-1]
+
+
+def test_a_changed_flag_is_told_apart(finished, capsys):
+    assert main(f"--flagfile={DIGITS}", "--epochs=4", f"--workdir={finished}") == 2
+    message = capsys.readouterr().err
+    assert "epochs was 8, is 4" in message and message.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_finished_teacher_serves_another_run(finished, tmp_path, capsys):
+    flags = [f"--flagfile={DIGITS}", "--epochs=1", "--tracking=none", "--export=none", "--nobaseline"]
+    teacher = f"saved(path='{finished / 'teacher.keras'}')"
+    assert main(*flags, f"--teacher={teacher}", "--teacher_dtype=none", f"--workdir={tmp_path / 'a'}") == 0
+    assert "loaded" in capsys.readouterr().out
+    assert not (tmp_path / "a" / "state" / "teacher-dtype.json").exists()
+    assert figures(tmp_path / "a")[0]["test_accuracy"] == figures(finished)[0]["test_accuracy"]
+    shuffled = keras.models.load_model(finished / "teacher.keras")
+    head = shuffled.get_layer("logits")
+    head.set_weights([np.roll(value, 3, axis=-1) for value in head.get_weights()])
+    shuffled.save(tmp_path / "shuffled.keras")
+    assert main(*flags, f"--teacher=saved(path='{tmp_path / 'shuffled.keras'}')", f"--workdir={tmp_path / 'b'}") == 2
+    assert "class order" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_cache_and_another_runs_teacher(finished, tmp_path, capsys):
+    flags = [f"--flagfile={DIGITS}", *QUICK, f"--teacher_from={finished}", "--cache_views=2"]
+    shared = [*flags, f"--cache_folder={tmp_path / 'cache'}"]
+    assert main(*shared, "--cache_taps=pooled", f"--workdir={tmp_path / 'a'}") == 0
+    out = capsys.readouterr().out
+    assert "logits, pooled of 2 views of 1168 images" in out and "the teacher ran on 2336 images" in out
+    # Other losses, another seed of the training, fewer taps: all is there.
+    hint = "--loss=ce() + kd() + hint(pairs='pooled:pooled')"
+    assert main(*shared, hint, "--seed=3", f"--workdir={tmp_path / 'b'}") == 0
+    assert "are there already" in capsys.readouterr().out and state(tmp_path / "b", "student-cache")["images"] == 0
+    assert main(*flags, "--teacher_dtype=float32", f"--workdir={tmp_path / 'd'}") == 0
+    kept = state(tmp_path / "d", "teacher-dtype")
+    assert (kept["dtype"], kept["asked"]) == ("float32", "float32")
+    for name in "ab":
+        assert figures(tmp_path / name)[0] == figures(finished)[0]
+        assert state(tmp_path / name, "teacher") == state(finished, "teacher")
+        assert (tmp_path / name / "teacher_confusion.png").exists()
+    assert main(*flags, f"--workdir={tmp_path / 'c'}", "--cache_limit_gb=0.00001") == 2
+    error = capsys.readouterr().err
+    assert "the teacher cache would take" in error and "limit_gb" in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_the_teachers_dtype_is_chosen_once_and_checked(finished, tmp_path, caplog, monkeypatch):
+    flags = [f"--flagfile={DIGITS}", *QUICK, f"--teacher=saved(path='{finished / 'teacher.keras'}')"]
+    # A teacher that says something else in bfloat16 is not used in it, unless that is asked for.
+    monkeypatch.setattr(frozen, "LEAST_AGREEMENT", 1.01)
+    monkeypatch.setattr(device, "teacher_dtype", lambda: "bfloat16")
+    assert main(*flags, "--teacher_dtype=auto", f"--workdir={tmp_path / 'auto'}") == 0
+    assert "270 validation images: it computes in float32" in caplog.text
+    assert state(tmp_path / "auto", "teacher-dtype")["dtype"] == "float32"
+    assert main(*flags, "--teacher_dtype=bfloat16", f"--workdir={tmp_path / 'asked'}") == 0
+    assert "consider --teacher_dtype=float32" in caplog.text
+    kept = state(tmp_path / "asked", "teacher-dtype")
+    assert kept["dtype"] == "bfloat16" and kept["agreement"] >= 0.99 and kept["images"] == 270
+
+
+@pytest.mark.slow
+def test_options_reach_what_they_name(tmp_path, capsys):
+    flags = ["--data=digits()", "--teacher=none", "--loss=ce(label_smoothing=0.1)", "--student=cnn(filters=(4,))"]
+    flags += ["--augment=flip() + mixup(alpha=0.4)", "--train_examples=200", "--epochs=1", "--val_fraction=0.3"]
+    flags += ["--optimizer=sgd(momentum=0.9)", "--precision=mixed_bfloat16", "--steps_per_execution=2"]
+    flags += ["--strategy=mirrored", "--export=float32", "--tracking=none", f"--workdir={tmp_path}"]
+    assert main(*flags) == 0
+    out = capsys.readouterr().out
+    assert "200 train, 539 val" in out  # 30 % of 1797
+    assert [row["role"] for row in figures(tmp_path)] == ["student without KD", "student distilled", "TFLite float32"]
+    assert figures(tmp_path)[2]["float_agreement"] > 0.95
+
+
+BAD = {
+    "unknown flag": (["--epoch=3"], "epoch"),
+    "bad value": (["--epochs=many"], "epochs"),
+    "missing flagfile": (["--flagfile=no/such.flags"], "no/such.flags"),
+    "stray argument": (["digits"], "digits"),
+    "unknown model": (["--student=resnett(depth=18)"], "did you mean 'resnet'"),
+    "unknown key": (["--student=cnn(filtres=(8,))"], "did you mean 'filters'"),
+    "unknown loss": (["--loss=kdd()"], "did you mean 'kd'"),
+    "unknown loss key": (["--loss=ce() + kd(temp=4)"], "temperature"),
+    "bad loss value": (["--loss=kd(temperature=0)"], "temperature"),
+    "no losses": (["--loss="], "--loss is empty"),
+    "broken spec": (["--student=cnn("], "brackets"),
+    "unknown scheme": (["--scheme=online()"], "offline"),
+    "a taught teacher": (["--teacher_loss=ce() + kd()"], "--teacher_loss reads a teacher"),
+    "a taught baseline": (["--baseline_loss=kd()"], "--baseline_loss reads a teacher"),
+    "data after keys": (["--data=folder(path='no/such')", "--scheme=offline(x=1)"], "offline has no key 'x'"),
+    "unknown optimizer": (["--optimizer=adamm()"], "did you mean 'adam'"),
+    "unknown optimizer key": (["--optimizer=adam(lr=1)"], "lr"),
+    "unknown schedule": (["--learning_rate=cosin(start=1)"], "cosine"),
+    "unknown augmentation": (["--augment=flop()"], "flip"),
+    "unknown variant": (["--export=int4"], "int8"),
+    "no such tap": (["--loss=hint(pairs='stage1:stage9')"], "stage9"),
+    "no teacher": (["--teacher=none"], "--teacher"),
+    "missing model file": (["--teacher=saved(path='none.keras')"], "none.keras"),
+    "missing folder": (["--data=folder(path='no/such')"], "no/such"),
+    "image_size of digits": (["--image_size=32"], "image_size"),
+    "too many examples": (["--train_examples=100000"], "100000"),
+    "tracking uri": (["--tracking_uri=nonsense"], "nonsense"),
+    "a cache of mixed images": (["--cache_views=2", "--augment=mixup()"], "mixup"),
+    "a cache without teacher": (["--cache_views=2", "--teacher=none", "--loss=ce()"], "reads a teacher: leave it out"),
+    "a cache of no tap": (["--cache_views=2", "--cache_taps=stage9"], "stage9"),
+    "a cache too large": (["--cache_views=2", "--cache_limit_gb=1e-6"], "limit_gb"),
+    "a cache's setting without a cache": (["--cache_taps=pooled"], "--cache_taps has no effect without --cache_views"),
+    "a cache that nothing reads": (["--cache_views=2", "--loss=ce()"], "no loss of --loss reads a teacher"),
+    "nobody's teacher": (["--teacher_from=no/such"], "no finished teacher"),
+    "threads too late": (["--threads=7"], "--threads=7"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_line_and_code_2(case, tmp_path, capsys):
+    flags, hint = BAD[case]
+    workdir = tmp_path / "w"
+    assert main(f"--flagfile={DIGITS}", "--epochs=1", f"--workdir={workdir}", *flags) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("kd_keras: ") and captured.err.count("\n") == 1
+    assert hint in captured.err
+    assert not (workdir / "teacher.keras").exists()
+    # What is left lets the mended command use the same folder.
+    assert not (workdir / "config.json").exists() or case == "tracking uri"
+
+
+def test_somebody_elses_folder_is_left_alone(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert main(f"--flagfile={DIGITS}", f"--workdir={tmp_path}") == 2
+    assert "not empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_teacher_of_other_classes_or_inputs_is_refused(tmp_path, capsys):
+    from kd_keras.models import cnn
+
+    for name, args in {"classes": (7, (8, 8, 1)), "input": (10, (16, 16, 1))}.items():
+        path = tmp_path / f"{name}.keras"
+        cnn.build(*args, filters=(4,)).save(path)
+        assert main(f"--flagfile={DIGITS}", f"--teacher=saved(path='{path}')", f"--workdir={tmp_path / 'w'}") == 2
+        assert str(args[0] if name == "classes" else 16) in capsys.readouterr().err
+
+
+def test_a_loss_that_is_no_longer_finite_stops_the_run(tmp_path, capsys):
+    flags = ["--teacher=none", "--loss=ce()", "--optimizer=sgd()", "--learning_rate=1e30", "--nobaseline"]
+    assert main(f"--flagfile={DIGITS}", *flags, f"--workdir={tmp_path}", "--tracking=none") == 2
+    message = capsys.readouterr().err
+    assert "step " in message and "learning rate 1e+30" in message and "ce" in message and message.count("\n") == 1
+
+
+def test_a_server_that_is_down_costs_seconds(tmp_path):
+    start = time.monotonic()
+    flags = ["--epochs=1", "--export=none", "--teacher=none", "--loss=ce()", "--nobaseline"]
+    assert main(f"--flagfile={DIGITS}", *flags, f"--workdir={tmp_path}", "--tracking_uri=http://127.0.0.1:9") == 0
+    assert time.monotonic() - start < 60
+    assert (tmp_path / "results.json").exists()
+
+
+def test_help_is_quick_and_lists_what_there_is(command):
+    start = time.monotonic()
+    done = command("--help")
+    assert time.monotonic() - start < 1.0
+    assert done.returncode == 0
+    for word in (
+        "--flagfile",
+        "--teacher_epochs",
+        "soft_ce",
+        "resnet",
+        "fashion_mnist",
+        "offline",
+        "exponential_decay",
+    ):
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize("stage", [pytest.param("teacher", marks=pytest.mark.slow), "student"])
+def test_killed_and_run_again_gives_the_same_numbers(stage, finished, tmp_path):
+    # No files, which take long to measure.
+    flags = [*FINISHED, "--export=none", f"--workdir={tmp_path}"]
+    line = [sys.executable, "-m", "kd_keras.run", *flags]
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoint = tmp_path / "state" / f"{stage}.npz"
+    while not checkpoint.exists():
+        assert process.poll() is None, "ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / f"{stage}.keras").exists()
+    assert main(*flags) == 0
+    assert figures(tmp_path) == figures(finished)[: len(KERAS_ROLES)]
+    for name in ("teacher", "baseline", "student"):
+        assert state(tmp_path, name)["series"] == state(finished, name)["series"]
