@@ -100,7 +100,7 @@ def test_its_parts_are_built(path):
     ):
         training.optimizer(optimizer, rate, epochs=resolved.epochs, steps_per_epoch=10)
     for one in resolved.augment:
-        spec.build("kd_keras.data._augment", one)
+        spec.build("kd_keras.data.augment", one)
     compressed.check_chains(resolved)
 
 

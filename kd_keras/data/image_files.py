@@ -1,6 +1,6 @@
 """Image files as a source: each checked once, read when asked for, or kept decoded in memory or on disk.
 
-What is kept lies in the user's cache (`kd_keras.data._files.cache_folder`), never among the user's images:
+What is kept lies in the user's cache (`kd_keras.data.downloads.cache_folder`), never among the user's images:
 
 - the verdict of the check, so that an unchanged file is not decoded again at the next start;
 - a PNG of each file that TensorFlow cannot decode, or would decode to wrong colours, and Pillow can;

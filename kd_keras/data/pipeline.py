@@ -56,7 +56,7 @@ def batches(
         seed: of order and augmentation.
         epochs: where training ends.
         initial_epoch: where it starts (again).
-        augment: operations of `kd_keras.data._augment`, applied in their order.
+        augment: operations of `kd_keras.data.augment`, applied in their order.
         num_classes: K; needed where an operation mixes labels.
         cache: a `kd_keras.teacher_cache.TeacherCache` of this source: each epoch shows the next of its views, and the
             batches, dictionaries, bring the teacher's taps for it.
@@ -157,7 +157,7 @@ class Views:
     Args:
         source: what is read.
         count: how many views of each sample. Where the augmentation draws nothing at random all views are one.
-        augment: operations of `kd_keras.data._augment`, in their order.
+        augment: operations of `kd_keras.data.augment`, in their order.
         seed: of the views; the order of training has a seed of its own.
 
     Raises:

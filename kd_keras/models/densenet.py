@@ -111,7 +111,7 @@ def _dense_layer(x, growth, dropout, name):
 def _pretrained(num_classes, input_shape, depth, dropout, pretrained):
     after = {"pool2_relu": "stage1", "pool3_relu": "stage2", "pool4_relu": "stage3", "relu": "stage4"}
     before = {name.replace("relu", "bn"): f"{tap}_pre" for name, tap in after.items()}
-    return _applications.build(
+    return _applications.published(
         num_classes,
         input_shape,
         pretrained,

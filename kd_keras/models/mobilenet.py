@@ -252,7 +252,7 @@ def _block(x, block, filters, stride, name, tap):
 
 def _pretrained(num_classes, input_shape, version, width, dropout, pretrained):
     published = _PUBLISHED[version]
-    return _applications.build(
+    return _applications.published(
         num_classes,
         input_shape,
         pretrained,

@@ -147,7 +147,7 @@ def _pretrained(num_classes, input_shape, depth, pretrained):
     ends = {stage: f"conv{stage + 1}_block{blocks}" for stage, blocks in enumerate(_PLANS[depth].blocks, start=1)}
     after = {f"{end}_out": f"stage{stage}" for stage, end in ends.items()}
     before = {f"{end}_add": f"stage{stage}_pre" for stage, end in ends.items()}
-    return _applications.build(
+    return _applications.published(
         num_classes,
         input_shape,
         pretrained,

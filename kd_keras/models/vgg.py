@@ -98,7 +98,7 @@ def build(
 def _pretrained(num_classes, input_shape, depth, dropout, pretrained):
     # Keras has each ReLU inside its convolution, so that there is nothing to tap before it.
     convs = enumerate(_PLANS[depth], start=1)
-    return _applications.build(
+    return _applications.published(
         num_classes,
         input_shape,
         pretrained,
