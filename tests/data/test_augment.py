@@ -35,9 +35,9 @@ def noise(*rows):
 
 
 def test_names_are_what_the_flag_takes():
-    assert spec.names("kd_keras.data._augment") == sorted(_augment.__all__)
+    assert spec.names("kd_keras.data.augment") == sorted(_augment.__all__)
     text = "pad_crop(pixels=2) + flip() + colour() + cutout(size=3) + mixup(alpha=0.2) + cutmix()"
-    ops = [spec.build("kd_keras.data._augment", one) for one in spec.parse_many(text)]
+    ops = [spec.build("kd_keras.data.augment", one) for one in spec.parse_many(text)]
     assert [op.columns for op in ops] == [2, 1, 3, 2, 0, 0]
     assert [op.mixes_labels for op in ops] == [False] * 4 + [True] * 2
     assert all(op.stateless for op in ops)
@@ -157,7 +157,7 @@ def test_mixing_is_a_function_of_the_seed(run, op):
 )  # fmt: skip
 def test_wrong_values_are_refused(text):
     with pytest.raises(InputError) as caught:
-        spec.build("kd_keras.data._augment", spec.parse(text))
+        spec.build("kd_keras.data.augment", spec.parse(text))
     assert "\n" not in str(caught.value)
 
 
@@ -172,7 +172,7 @@ def test_wrong_values_are_refused(text):
 def test_keras_cv_layers_change_images_within_range(run, layer, monkeypatch):
     said = []
     monkeypatch.setattr(logging, "log_first_n", lambda level, message, n: said.append((level, message)))
-    op = spec.build("kd_keras.data._augment", spec.parse(f"keras_cv(layer={layer})"))
+    op = spec.build("kd_keras.data.augment", spec.parse(f"keras_cv(layer={layer})"))
     assert not op.stateless and not op.mixes_labels and op.columns == 0
     assert said[0][0] == logging.WARNING and "exact resume" in said[0][1]
     images = RNG.integers(1, 256, (16, 32, 32, 3), dtype=np.uint8)
