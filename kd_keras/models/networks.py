@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import keras
 import tensorflow as tf
 
-from kd_keras.errors import InputError
+from kd_keras.errors import InputError, needs
 from kd_keras.models import layers as _layers
 
 
@@ -32,10 +32,8 @@ def keras_hub():
     Raises:
         InputError: it is not installed.
     """
-    try:
+    with needs("KerasHub", "hub", "this model"):
         import keras_hub as package
-    except ImportError as error:
-        raise InputError(f"this model needs KerasHub ({error}): pip install 'kd_keras[hub]'") from error
     return package
 
 
