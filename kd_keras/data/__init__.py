@@ -6,14 +6,14 @@ The names below are imported when first used, so that importing this package doe
 import importlib
 
 _HOME = {
-    "ArraySource": "_sources",
-    "FileSource": "_sources",
-    "Splits": "_sources",
-    "Views": "_pipeline",
-    "augmentations": "_augment",
-    "take": "_sources",
-    "batches": "_pipeline",
-    "steps_per_epoch": "_pipeline",
+    "ArraySource": "sources",
+    "FileSource": "sources",
+    "Splits": "sources",
+    "Views": "pipeline",
+    "augmentations": "augment",
+    "take": "sources",
+    "batches": "pipeline",
+    "steps_per_epoch": "pipeline",
 }
 __all__ = ["ArraySource", "FileSource", "Splits", "Views", "augmentations", "batches", "steps_per_epoch", "take"]
 
