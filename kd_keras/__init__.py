@@ -33,7 +33,12 @@ _WHERE = {
     "InputError": "kd_keras.errors",
 }
 # What Keras saves by a registered name lives here; `keras.models.load_model` finds it once these are imported.
-_REGISTERING = ("kd_keras.distillation.distiller", "kd_keras.distillation.ensemble", "kd_keras.losses")
+_REGISTERING = (
+    "kd_keras.distillation.distiller",
+    "kd_keras.distillation.parts",
+    "kd_keras.distillation.exits",
+    "kd_keras.losses",
+)
 
 
 def __getattr__(name):

@@ -1,11 +1,40 @@
 """Reading a model's layers, and its graph by the history that Keras keeps in its symbolic tensors (not public)."""
 
+import contextlib
+import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import keras
 
 from kd_keras.errors import InputError
+
+_UNINITIALIZED = "uninitialized_variables"
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """A context in which models are built without variables, to ask for their shapes, layers and sizes.
+
+    SE-ResNet101 takes 0.7 s instead of 4.7 s. Such a model can't be called on images. Builders that read weights from
+    a file or the network ask `builds_shapes_only` and leave them out. Python's random stream, from which Keras draws
+    the seeds of new layers, is put back.
+    """
+    # Keras keeps a list of the variables that are still to be made, and makes them where the next scope ends.
+    state = keras.src.backend.common.global_state
+    before, stream = state.get_global_attribute(_UNINITIALIZED) or [], random.getstate()
+    state.set_global_attribute(_UNINITIALIZED, [])
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+    finally:
+        state.set_global_attribute(_UNINITIALIZED, before)
+        random.setstate(stream)
+
+
+def builds_shapes_only() -> bool:
+    """Whether models are being built inside `shapes_only`."""
+    return keras.src.backend.common.stateless_scope.in_stateless_scope()
 
 
 def layers(model: keras.Model) -> list[keras.layers.Layer]:

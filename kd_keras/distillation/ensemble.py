@@ -63,14 +63,6 @@ class Join(keras.layers.Layer):
         return {**super().get_config(), "combine": self.combine, "shares": self.shares}
 
 
-@keras.saving.register_keras_serializable(package="kd_keras", name="Exits")
-class Exits(keras.layers.Layer):
-    """The first of several logits; the others are what a model carries along, to be read as taps."""
-
-    def call(self, logits):
-        return logits[0]
-
-
 def joined(
     models: Sequence[keras.Model], combine: str = "logits", weights: Sequence[float] | None = None, prefix="teacher"
 ) -> keras.Model:
