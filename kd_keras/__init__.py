@@ -33,12 +33,7 @@ _WHERE = {
     "InputError": "kd_keras.errors",
 }
 # What Keras saves by a registered name lives here; `keras.models.load_model` finds it once these are imported.
-_REGISTERING = (
-    "kd_keras.distillation.distiller",
-    "kd_keras.distillation.parts",
-    "kd_keras.distillation.exits",
-    "kd_keras.losses",
-)
+_REGISTERING = ("kd_keras.distillation.distiller", "kd_keras.distillation.parts", "kd_keras.distillation.exits")
 
 
 def __getattr__(name):
@@ -91,7 +86,9 @@ class _RegisterWithKeras(importlib.abc.MetaPathFinder):
 
 
 def _register():
-    for module in _REGISTERING:
+    from kd_keras import spec
+
+    for module in (*_REGISTERING, *(f"kd_keras.losses.{name}" for name in spec.names("kd_keras.losses"))):
         importlib.import_module(module)
 
 

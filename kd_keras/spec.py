@@ -1,7 +1,8 @@
-"""Specs: ``name(key=value)`` on the command line is ``package/name.py``'s ``build(key=value)``.
+"""Specs: ``kd(temperature=4.0)`` on the command line is the class `KD` of ``losses/kd.py``, made with these arguments.
 
-There is no table of names. A spec names a file of a package (``kd_keras.losses``) or a public function of a
-module (``kd_keras.schedules``), and its keywords are that builder's own arguments, so a new file is a new name.
+There is no table of names. A spec names a file of a package (``kd_keras.losses``) or a public function of a module
+(``kd_keras.schedules``), and its keys are the arguments of the class or function that is named as the file: a new file
+is a new name.
 Text is parsed with `ast`, never evaluated.
 """
 
@@ -18,8 +19,10 @@ from typing import Any
 
 from kd_keras.errors import InputError
 
-# What makes a file of a package a part: a builder. The other files are what the parts share.
-_BUILDER = re.compile(r"^(?:def build\(|build = )", re.MULTILINE)
+# What a file defines at top level. A part's class or function has the name of its file: `ResNet` in resnet.py.
+_DEFINED = re.compile(r"^(?:class|def) (\w+)", re.MULTILINE)
+# A scheme's function has one name in every file.
+_SCHEME = re.compile(r"^def (build|plan)\(", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -113,30 +116,42 @@ def _value(node: ast.expr, text: str) -> Any:
 
 
 def names(package: str) -> list[str]:
-    """The names that a package or module offers, sorted; a package's files are listed without importing them.
+    """The names that a package or module offers to specs, sorted; no file of a package is imported.
 
     Args:
         package: dotted name, such as ``"kd_keras.losses"`` or ``"kd_keras.schedules"``.
     """
+    return sorted(parts(package))
+
+
+def parts(package: str) -> dict[str, str]:
+    """The name in a spec → the name in Python of each part of a package or module: ``{"kd": "KD", …}``.
+
+    A file is a part if it defines, at top level, a class or function with the file's name, underscores and case aside.
+    """
     found = importlib.util.find_spec(package)
     if found.submodule_search_locations is None:
-        return sorted(importlib.import_module(package).__all__)
-    (folder,) = found.submodule_search_locations
-    return sorted(path.stem for path in pathlib.Path(folder).glob("*.py") if _BUILDER.search(path.read_text("utf-8")))
+        return {name: name for name in importlib.import_module(package).__all__}
+    defined = _SCHEME if package.endswith("schemes") else _DEFINED  # the one exception: schemes
+    result = {}
+    for path in (file for folder in found.submodule_search_locations for file in pathlib.Path(folder).glob("*.py")):
+        for name in defined.findall(path.read_text("utf-8")):
+            if defined is _SCHEME or name.lower() == path.stem.replace("_", ""):
+                result[path.stem] = name
+    return result
 
 
 def builder(package: str, name: str):
-    """The function that builds ``name``.
+    """The class or function that builds ``name``.
 
     Raises:
-        InputError: the package has no such name; the message lists the known ones and the closest.
+        InputError: the package has no such name; the message lists the known names and the closest.
     """
-    known = names(package)
+    known = parts(package)
     if name not in known:
-        raise InputError(unknown(name, package.rpartition(".")[2], known))
-    if importlib.util.find_spec(package).submodule_search_locations is None:
-        return getattr(importlib.import_module(package), name)
-    return importlib.import_module(f"{package}.{name}").build
+        raise InputError(unknown(name, package.rpartition(".")[2], sorted(known)))
+    is_module = importlib.util.find_spec(package).submodule_search_locations is None
+    return getattr(importlib.import_module(package if is_module else f"{package}.{name}"), known[name])
 
 
 def check(package: str, spec: Spec, given: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -177,7 +192,7 @@ def bind(function: Callable, spec: Spec, given: tuple[str, ...] = ()) -> dict[st
 
 
 def build(package: str, spec: Spec, **given: Any) -> Any:
-    """Builds what a spec names: ``package/name.py``'s ``build(**keys)``.
+    """Builds what a spec names: the class or function of ``package/name.py``, called with its keys.
 
     Args:
         package: where the name is looked up.

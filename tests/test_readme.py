@@ -39,8 +39,8 @@ def test_the_guides_teacher_cache_trains(tmp_path, monkeypatch):
     from kd_keras.data import digits
     from kd_keras.models import cnn
 
-    splits = digits.build()
-    teacher, student = (cnn.build(10, splits.image_shape, filters=filters) for filters in ((16, 32), (4,)))
+    splits = digits.Digits()
+    teacher, student = (cnn.CNN(10, splits.image_shape, filters=filters) for filters in ((16, 32), (4,)))
     distiller = Distiller(student=student, teacher=teacher, losses=[losses.KD()])
     distiller.compile("adam", metrics=["accuracy"])
     (code,) = [block for block in blocks("docs/distiller.md") if "TeacherCache" in block]

@@ -140,7 +140,8 @@ def test_never_evaluates(text, tmp_path):
 
 def test_names_are_the_files_of_a_package_and_the_functions_of_a_module():
     folder = pathlib.Path(spec.__file__).parent / "losses"
-    files = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+    shared = {"__init__", "base", "features", "labels"}
+    files = sorted(path.stem for path in folder.glob("*.py") if path.stem not in shared)
     assert spec.names(PACKAGE) == files
     assert spec.names("kd_keras.schedules") == [
         "complement", "constant", "cosine", "exponential_decay", "linear", "warmup",
@@ -150,14 +151,20 @@ def test_names_are_the_files_of_a_package_and_the_functions_of_a_module():
 def test_names_imports_no_file(tmp_path, monkeypatch):
     package = tmp_path / "kinds"
     package.mkdir()
-    for name, code in {"__init__": "", "good": "def build(a, *, b=2): return a, b", "_own": "", "bad": "1 / 0"}.items():
+    files = {
+        "__init__": "",
+        "good_one": "import math\n\nclass Helper: pass\n\ndef GoodOne(a, *, b=2): return a, b",
+        "shared": "def share(): pass\n\nclass Other:\n    def shared(self): pass",
+        "bad": "1 / 0\nclass BAD: pass",
+    }
+    for name, code in files.items():
         (package / f"{name}.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    assert spec.names("kinds") == ["bad", "good"]
-    assert spec.build("kinds", spec.parse("good(1)")) == (1, 2)
-    assert spec.build("kinds", spec.parse("good(b=4, a=3)")) == (3, 4)
-    (package / "later.py").write_text("def build(): return 'here'")  # a new file is a new name
-    assert spec.names("kinds") == ["bad", "good", "later"]
+    assert spec.parts("kinds") == {"bad": "BAD", "good_one": "GoodOne"}
+    assert spec.build("kinds", spec.parse("good_one(1)")) == (1, 2)
+    assert spec.build("kinds", spec.parse("good_one(b=4, a=3)")) == (3, 4)
+    (package / "later.py").write_text("def Later(): return 'here'")  # a new file is a new name
+    assert spec.names("kinds") == ["bad", "good_one", "later"]
     assert spec.build("kinds", spec.parse("later")) == "here"
 
 
@@ -170,7 +177,7 @@ def test_unknown_name_lists_the_known_and_the_closest():
         spec.builder(PACKAGE, "zzz")
 
 
-@pytest.mark.parametrize("name", ["_base", "__init__", "../spec", "kd.KD", ""])
+@pytest.mark.parametrize("name", ["base", "__init__", "../spec", "kd.KD", ""])
 def test_what_is_no_public_file_is_no_name(name):
     with pytest.raises(InputError, match="unknown name"):
         spec.builder(PACKAGE, name)

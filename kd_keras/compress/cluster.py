@@ -4,11 +4,11 @@ import numpy as np
 from absl import logging
 
 from kd_keras._compat import keras as graph
-from kd_keras.compress import step as _step
+from kd_keras.compress import base as _base
 from kd_keras.errors import InputError, is_count
 
 
-def build(clusters: int = 16, skip: str = ""):
+class Cluster(_base.Step):
     """Clusters the kernels of convolutions and dense layers, and trains the centroids on.
 
     Behind ``prune()`` the zeros stay zeros. Depthwise kernels and biases are left as they are. Kernels of fewer weights
@@ -26,19 +26,14 @@ def build(clusters: int = 16, skip: str = ""):
 
     Source: Han et al., "Deep compression", arXiv:1510.00149, section 3 (k-means; here started by k-means++).
     """
-    if not is_count(clusters, least=3):
-        raise InputError(f"cluster's clusters={clusters!r} is not a whole number of at least 3: give 16, say")
-    return Cluster(clusters, _step.names("cluster's skip", skip))
-
-
-class Cluster(_step.Step):
-    """See `build`."""
 
     rank = 2
     leaves = frozenset({"clusters"})
 
-    def __init__(self, clusters, skip):
-        self.clusters, self.skip = clusters, skip
+    def __init__(self, clusters: int = 16, skip: str = ""):
+        if not is_count(clusters, least=3):
+            raise InputError(f"cluster's clusters={clusters!r} is not a whole number of at least 3: give 16, say")
+        self.clusters, self.skip = clusters, _base.names("cluster's skip", skip)
 
     def wrap(self, model, kept, steps):
         import tensorflow_model_optimization as tfmot
@@ -63,10 +58,10 @@ class Cluster(_step.Step):
                 number_of_clusters=clusters,
                 cluster_centroids_init=clustering.CentroidInitialization.KMEANS_PLUS_PLUS,
                 preserve_sparsity=sparse,
-                cluster_gradient_aggregation=_step.mean_of_gradients(),
+                cluster_gradient_aggregation=_base.mean_of_gradients(),
             )
 
-        return _step.rewrapped(model, wrap)
+        return _base.rewrapped(model, wrap)
 
     def _clusters(self, kernel, sparse):
         """As many as are asked for and can be drawn: k-means++ takes each centroid from another weight.
@@ -86,4 +81,4 @@ class Cluster(_step.Step):
     def strip(self, wrapped):
         import tensorflow_model_optimization as tfmot
 
-        return _step.weights(tfmot.clustering.keras.strip_clustering(wrapped))
+        return _base.weights(tfmot.clustering.keras.strip_clustering(wrapped))

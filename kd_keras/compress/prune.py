@@ -3,11 +3,11 @@
 import numpy as np
 
 from kd_keras._compat import keras as graph
-from kd_keras.compress import step as _step
+from kd_keras.compress import base as _base
 from kd_keras.errors import InputError, is_count, is_number
 
 
-def build(sparsity: float = 0.8, start: float = 0.0, end: float = 0.6, frequency: int = 10, skip: str = ""):
+class Prune(_base.Step):
     """Prunes the kernels of convolutions and dense layers, each to the same sparsity, by a polynomial schedule.
 
     Depthwise kernels and biases stay dense. Zeros make the file smaller once it is compressed (gzip, an app's
@@ -25,23 +25,21 @@ def build(sparsity: float = 0.8, start: float = 0.0, end: float = 0.6, frequency
 
     Source: Zhu and Gupta, "To prune, or not to prune", arXiv:1710.01878, equation 1 (its exponent, 3).
     """
-    if not is_number(sparsity) or not 0 < sparsity < 1:
-        raise InputError(f"prune's sparsity={sparsity!r} is not in 0 < sparsity < 1: give the share of zeros, 0.8")
-    if not (is_number(start) and is_number(end) and 0 <= start < end <= 1):
-        raise InputError(f"prune's start={start!r} and end={end!r} are not 0 <= start < end <= 1: give shares")
-    if not is_count(frequency):
-        raise InputError(f"prune's frequency={frequency!r} is not a positive whole number: give steps")
-    return Prune(sparsity, start, end, frequency, _step.names("prune's skip", skip))
-
-
-class Prune(_step.Step):
-    """See `build`."""
 
     rank = 1
     leaves = frozenset({"zeros"})
 
-    def __init__(self, sparsity, start, end, frequency, skip):
-        self.sparsity, self.start, self.end, self.frequency, self.skip = sparsity, start, end, frequency, skip
+    def __init__(
+        self, sparsity: float = 0.8, start: float = 0.0, end: float = 0.6, frequency: int = 10, skip: str = ""
+    ):
+        if not is_number(sparsity) or not 0 < sparsity < 1:
+            raise InputError(f"prune's sparsity={sparsity!r} is not in 0 < sparsity < 1: give the share of zeros, 0.8")
+        if not (is_number(start) and is_number(end) and 0 <= start < end <= 1):
+            raise InputError(f"prune's start={start!r} and end={end!r} are not 0 <= start < end <= 1: give shares")
+        if not is_count(frequency):
+            raise InputError(f"prune's frequency={frequency!r} is not a positive whole number: give steps")
+        self.sparsity, self.start, self.end, self.frequency = sparsity, start, end, frequency
+        self.skip = _base.names("prune's skip", skip)
 
     def wrap(self, model, kept, steps):
         import tensorflow_model_optimization as tfmot
@@ -60,7 +58,7 @@ class Prune(_step.Step):
             )
             return sparsity.prune_low_magnitude(layer, pruning_schedule=schedule)
 
-        made = _step.rewrapped(model, wrap)
+        made = _base.rewrapped(model, wrap)
         for layer in _pruned(made):
             # From here on the layers count the steps themselves; tfmot leaves the first to a callback of tf_keras'.
             layer.pruning_step.assign(0)
@@ -86,7 +84,7 @@ class Prune(_step.Step):
         for layer in _pruned(wrapped):
             # The last step has moved weights that the mask has at zero.
             layer.pruning_obj.weight_mask_op()
-        return _step.weights(tfmot.sparsity.keras.strip_pruning(wrapped))
+        return _base.weights(tfmot.sparsity.keras.strip_pruning(wrapped))
 
 
 def _pruned(wrapped):

@@ -3,10 +3,10 @@
 import functools
 
 from kd_keras._compat import keras as graph
-from kd_keras.compress import step as _step
+from kd_keras.compress import base as _base
 
 
-def build(keep_float: str = ""):
+class QAT(_base.Step):
     """Trains with fake quantisation: kernels in 8 bits a channel, activations in 8 bits by moving averages.
 
     What is kept in float takes a batch norm and an activation right behind it along, as one operator does in the file.
@@ -23,17 +23,12 @@ def build(keep_float: str = ""):
 
     Source: Jacob et al., arXiv:1712.05877, section 3.
     """
-    return QAT(_step.names("qat's keep_float", keep_float))
-
-
-class QAT(_step.Step):
-    """See `build`."""
 
     rank = 3
     quantises = True
 
-    def __init__(self, keep_float):
-        self.keep_float = keep_float
+    def __init__(self, keep_float: str = ""):
+        self.keep_float = _base.names("qat's keep_float", keep_float)
 
     def wrap(self, model, kept, steps):
         import tensorflow_model_optimization as tfmot
@@ -109,12 +104,12 @@ class QAT(_step.Step):
         else:
             scheme = default_8bit_quantize_scheme.Default8BitQuantizeScheme()
         with quantization.quantize_scope({one.__name__: one for one in (output_only, nothing, apart)}):
-            made = quantization.quantize_apply(_step.rewrapped(model, wrap), scheme)
+            made = quantization.quantize_apply(_base.rewrapped(model, wrap), scheme)
         for layer in made.layers:
             for _, _, variables in getattr(layer, "_weight_vars", ()):
                 if "clst_impl" in variables:
                     # As `cluster` has trained it.
-                    variables["clst_impl"].cluster_gradient_aggregation = _step.mean_of_gradients()
+                    variables["clst_impl"].cluster_gradient_aggregation = _base.mean_of_gradients()
         return made
 
     def left_out(self, wrapped):

@@ -1,28 +1,21 @@
-"""Data sets, one a file: ``build(**keys)`` gives `Splits` of random-access sources, which `batches` turns into tf.data.
+"""Data sets, one per file, and the pipeline that feeds them to training.
 
-The names below are imported when first used, so that importing this package does not import TensorFlow.
+`Digits` of ``digits.py`` is ``digits(seed=1)`` on the command line. Each gives `Splits` of random-access sources, which
+`batches` turns into tf.data.
 """
 
-import importlib
+from kd_keras import _lazy
 
-_HOME = {
-    "ArraySource": "sources",
-    "FileSource": "sources",
-    "Splits": "sources",
-    "Views": "pipeline",
-    "augmentations": "augment",
-    "take": "sources",
-    "batches": "pipeline",
-    "steps_per_epoch": "pipeline",
-}
-__all__ = ["ArraySource", "FileSource", "Splits", "Views", "augmentations", "batches", "steps_per_epoch", "take"]
-
-
-def __getattr__(name: str):
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, __all__ = _lazy.exports(
+    __name__,
+    {
+        "ArraySource": "sources",
+        "FileSource": "sources",
+        "Splits": "sources",
+        "Views": "pipeline",
+        "augmentations": "augment",
+        "batches": "pipeline",
+        "steps_per_epoch": "pipeline",
+        "take": "sources",
+    },
+)

@@ -7,7 +7,7 @@ import re
 import numpy as np
 
 from kd_keras.data.downloads import existing_folder
-from kd_keras.data.image_files import ImageFiles
+from kd_keras.data.image_files import ImageReader
 from kd_keras.data.sources import Splits, carve
 from kd_keras.errors import InputError, check_switch
 
@@ -22,7 +22,7 @@ ADVICE = (
 )
 
 
-def build(
+def ChestXray(
     folder: str,
     image_size: int | tuple[int, int] | None = None,
     channels: int = 3,
@@ -55,7 +55,7 @@ def build(
     Reference: Kermany et al., "Identifying Medical Diagnoses and Treatable Diseases by Image-Based Deep Learning",
     Cell 172 (2018); https://data.mendeley.com/datasets/rscbjbr9sj
     """
-    reader = ImageFiles(image_size, channels, cache, skip_bad_images)
+    reader = ImageReader(image_size, channels, cache, skip_bad_images)
     check_switch("keep_val", keep_val)
     listed = read(existing_folder(folder))
     if keep_val and "val" not in listed:
@@ -83,7 +83,7 @@ def read(folder: str | os.PathLike) -> dict[str, list[tuple[str, int]]]:
     """Lists the radiographs.
 
     Args:
-        folder: see `build`. What the archive holds besides (the same images once more in ``chest_xray/chest_xray``,
+        folder: see `ChestXray`. What the archive holds besides (the same images once more in ``chest_xray/chest_xray``,
             ``__MACOSX``, ``.DS_Store``) is passed over.
 
     Returns:

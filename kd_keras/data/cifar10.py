@@ -24,7 +24,7 @@ FORM = _cifar.Form(
 )
 
 
-def build(folder: str | None = None, val_fraction: float = 0.1, seed: int = 0) -> Splits:
+def CIFAR10(folder: str | None = None, val_fraction: float = 0.1, seed: int = 0) -> Splits:
     """CIFAR-10, 32×32×3.
 
     Args:

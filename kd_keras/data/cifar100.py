@@ -26,7 +26,7 @@ FORM = _cifar.Form(
 )
 
 
-def build(folder: str | None = None, coarse: bool = False, val_fraction: float = 0.1, seed: int = 0) -> Splits:
+def CIFAR100(folder: str | None = None, coarse: bool = False, val_fraction: float = 0.1, seed: int = 0) -> Splits:
     """CIFAR-100, 32×32×3.
 
     Args:

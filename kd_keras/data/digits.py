@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 from kd_keras.data.sources import ArraySource, Splits, carve_three
 
 
-def build(val_fraction: float = 0.15, test_fraction: float = 0.2, seed: int = 0) -> Splits:
+def Digits(val_fraction: float = 0.15, test_fraction: float = 0.2, seed: int = 0) -> Splits:
     """The digits 0 to 9, 8×8×1, their values 0…16 scaled to 0…255.
 
     Args:

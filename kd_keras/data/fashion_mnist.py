@@ -35,7 +35,7 @@ _ADVICE = (
 )
 
 
-def build(folder: str | None = None, val_fraction: float = 0.1, seed: int = 0) -> Splits:
+def FashionMNIST(folder: str | None = None, val_fraction: float = 0.1, seed: int = 0) -> Splits:
     """Fashion-MNIST, 28×28×1.
 
     Args:

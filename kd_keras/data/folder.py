@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from kd_keras.data.downloads import existing_folder
-from kd_keras.data.image_files import ImageFiles
+from kd_keras.data.image_files import ImageReader
 from kd_keras.data.sources import Splits, carve, carve_three
 from kd_keras.errors import InputError
 
@@ -15,7 +15,7 @@ _SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "v
 _NAMED = 5  # classes that a message names
 
 
-def build(
+def Folder(
     path: str,
     image_size: int | tuple[int, int] | None = None,
     channels: int = 3,
@@ -50,7 +50,7 @@ def build(
             for ``cache='disk'``.
     """
     root = existing_folder(path, "path")
-    reader = ImageFiles(image_size, channels, cache, skip_bad_images)
+    reader = ImageReader(image_size, channels, cache, skip_bad_images)
     trees = _trees(root)
     names, listed = _list(trees)
     files = [file for split in listed.values() for file, _ in split]

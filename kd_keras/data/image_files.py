@@ -41,7 +41,7 @@ _VERDICT = np.dtype([("key", "<u8"), ("size", "<i4", 2), ("finding", "u1")])
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageFiles:
+class ImageReader:
     """How image files become a source.
 
     Args:

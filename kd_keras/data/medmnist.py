@@ -60,7 +60,7 @@ _BLOCK_BYTES = 2**24  # that are decompressed at a time
 _ADVICE = "fetch it from https://medmnist.com and give path='….npz'"
 
 
-def build(
+def MedMNIST(
     path: str | None = None,
     name: str | None = None,
     size: int = 28,

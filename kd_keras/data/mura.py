@@ -15,7 +15,7 @@ import re
 import numpy as np
 
 from kd_keras.data.downloads import existing_folder
-from kd_keras.data.image_files import ImageFiles
+from kd_keras.data.image_files import ImageReader
 from kd_keras.data.sources import Splits, carve, check_seed
 from kd_keras.errors import InputError, is_count
 
@@ -53,7 +53,7 @@ class Radiograph:
     study: str
 
 
-def build(
+def MURA(
     folder: str,
     label: str = "body_part",
     balance: str = "none",
@@ -112,7 +112,7 @@ def build(
         if value is not None and not is_count(value):
             raise InputError(f"{name}={value!r}: give a whole number of images, such as 250")
     check_seed(seed)
-    reader = ImageFiles(image_size, channels, cache, skip_bad_images)
+    reader = ImageReader(image_size, channels, cache, skip_bad_images)
     names = _LABELS[label]
     listed = read(existing_folder(folder))
     _refuse_shared_patients(folder, listed)
@@ -139,7 +139,7 @@ def read(folder: str | os.PathLike) -> dict[str, list[Radiograph]]:
     """Lists MURA's radiographs.
 
     Args:
-        folder: see `build`.
+        folder: see `MURA`.
 
     Returns:
         Of each of `SPLITS`, in the order of the paths; the same with the CSV files as without.

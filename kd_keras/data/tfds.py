@@ -34,7 +34,7 @@ _PATIENT = "patient"
 _VAL_NAMES = ("validation", "val", "valid", "dev")
 
 
-def build(
+def TFDS(
     name: str,
     data_dir: str | None = None,
     label: str | None = None,

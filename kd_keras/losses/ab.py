@@ -50,6 +50,3 @@ class AB(_features.PairedLoss):
 
     def get_config(self):
         return {**super().get_config(), "margin": self.margin}
-
-
-build = AB

@@ -27,6 +27,3 @@ class Attention(_features.PairedLoss):
         maps = (ops.mean(ops.square(features), axis=-1, keepdims=True) for features in (student, teacher))
         a_s, a_t = (_base.unit(a, axis=(1, 2)) for a in _features.on_one_grid(*maps))
         return _features.mean_over_features(ops.square(a_s - a_t))
-
-
-build = Attention

@@ -46,6 +46,3 @@ class CC(_features.RelationalLoss):
 
     def get_config(self):
         return {**super().get_config(), "gamma": self.gamma, "order": self.order}
-
-
-build = CC

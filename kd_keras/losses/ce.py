@@ -36,6 +36,3 @@ class CE(_base.DistillationLoss):
 
     def get_config(self):
         return {**super().get_config(), "label_smoothing": self.label_smoothing}
-
-
-build = CE

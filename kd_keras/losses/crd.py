@@ -183,6 +183,3 @@ class Contrast(keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "samples": self.samples, "size": self.size, "seed": self.seed}
-
-
-build = CRD

@@ -51,6 +51,3 @@ class DIST(_base.ResponseLoss):
 def _correlation(a, b, axis):
     a, b = (_base.unit(x - ops.mean(x, axis=axis, keepdims=True), axis) for x in (a, b))
     return ops.sum(a * b, axis=axis)
-
-
-build = DIST

@@ -48,6 +48,3 @@ class DKD(_base.ResponseLoss):
 
     def get_config(self):
         return {**super().get_config(), "alpha": self.alpha, "beta": self.beta}
-
-
-build = DKD

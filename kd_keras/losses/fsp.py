@@ -56,6 +56,3 @@ def _flow(first, second):
     first, second = _features.on_one_grid(first, second)
     area = first.shape[1] * first.shape[2]
     return ops.einsum("bhwi,bhwj->bij", first, second) / area
-
-
-build = FSP

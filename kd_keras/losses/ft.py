@@ -158,6 +158,3 @@ class Convolutions(keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "channels": self.channels}
-
-
-build = FT

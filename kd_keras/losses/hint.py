@@ -59,6 +59,3 @@ class Hint(_features.PairedLoss):
     def get_config(self):
         own = {"direction": self.direction, "batch_norm": self.batch_norm, "relu": self.relu}
         return {**super().get_config(), **own}
-
-
-build = Hint

@@ -29,6 +29,3 @@ class KD(_base.ResponseLoss):
     def call(self, student, teacher, labels):
         factor, log_p_s, log_p_t = self.softened(student, teacher)
         return factor * _base.divergence(log_p_t, log_p_s)
-
-
-build = KD

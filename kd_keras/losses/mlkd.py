@@ -62,6 +62,3 @@ class MLKD(_base.LogitLoss):
     def get_config(self):
         config = {key: value for key, value in super().get_config().items() if not key.startswith("temperature")}
         return {**config, "temperatures": [schedules.to_config(one) for one in self.temperatures]}
-
-
-build = MLKD

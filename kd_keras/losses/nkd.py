@@ -48,6 +48,3 @@ class NKD(_base.ResponseLoss):
 
     def get_config(self):
         return {**super().get_config(), "gamma": self.gamma}
-
-
-build = NKD

@@ -35,6 +35,3 @@ class NST(_features.PairedLoss):
 
 def _kernel(a, b):
     return ops.mean(ops.square(ops.einsum("bpi,bpj->bij", a, b)), axis=(1, 2))
-
-
-build = NST

@@ -70,6 +70,3 @@ class Margin(_features.FeatureProjector):
             self.total.assign(total)
             self.count.assign(count)
         return total / ops.maximum(count, 1.0)
-
-
-build = OFD

@@ -32,6 +32,3 @@ class PKT(_features.RelationalLoss):
 
     def distance(self, student, teacher):
         return ops.mean(teacher * (ops.log(teacher + _EPSILON) - ops.log(student + _EPSILON)))
-
-
-build = PKT

@@ -137,6 +137,3 @@ class Fusion(keras.layers.Layer):
     def get_config(self):
         own = {"width": self.width, "channels": self.channels, "grid": self.grid, "last": self.last}
         return {**super().get_config(), **own}
-
-
-build = ReviewKD

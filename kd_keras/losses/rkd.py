@@ -61,6 +61,3 @@ class RKD(_features.RelationalLoss):
 def _huber(difference):
     size = ops.abs(difference)
     return ops.mean(ops.where(size < 1, 0.5 * ops.square(difference), size - 0.5))
-
-
-build = RKD

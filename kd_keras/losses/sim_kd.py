@@ -129,6 +129,3 @@ def _classifier(name, teacher, target, x):
     copy.set_weights(head.get_weights())
     copy.trainable = False
     return copy(x)
-
-
-build = SimKD

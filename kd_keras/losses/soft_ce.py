@@ -29,6 +29,3 @@ class SoftCE(_base.ResponseLoss):
     def call(self, student, teacher, labels):
         factor, log_p_s, log_p_t = self.softened(student, teacher)
         return -factor * ops.sum(ops.exp(log_p_t) * log_p_s, axis=-1)
-
-
-build = SoftCE

@@ -31,6 +31,3 @@ class SP(_features.RelationalLoss):
 
     def distance(self, student, teacher):
         return ops.mean(ops.square(student - teacher))
-
-
-build = SP

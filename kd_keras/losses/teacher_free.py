@@ -84,6 +84,3 @@ class TeacherFree(_base.ResponseLoss):
 
     def get_config(self):
         return {**super().get_config(), "kind": self.kind, "alpha": self.alpha, "correct": self.correct}
-
-
-build = TeacherFree

@@ -75,6 +75,3 @@ class Gaussian(keras.layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "channels": self.channels, "grid": self.grid}
-
-
-build = VID

@@ -1,1 +1,5 @@
-"""Model families, one a file: ``name(key=value)`` is ``name.py``'s ``build(num_classes, input_shape, key=value)``."""
+"""Model families, one per file: `ResNet` of ``resnet.py`` is ``resnet(depth=20)`` on the command line."""
+
+from kd_keras import _lazy
+
+__getattr__, __dir__, __all__ = _lazy.exports(__name__, {})

@@ -11,7 +11,7 @@ _UNITS = 4096
 _SIDE = 6  # of the maps that enter the fully-connected layers at 224 pixels
 
 
-def build(
+def AlexNet(
     num_classes: int,
     input_shape: tuple[int, int, int],
     stem: str | None = None,

@@ -30,7 +30,7 @@ class Preprocessing:
     CAFFE = ([1.0, 1.0, 1.0], [-123.68, -116.779, -103.939])
 
 
-def published(
+def build_pretrained(
     num_classes: int,
     input_shape: tuple[int, int, int],
     pretrained: str | os.PathLike[str],

@@ -10,7 +10,7 @@ from kd_keras.models import layers as _layers
 _POOLS = ("max", "avg", "global")
 
 
-def build(
+def CNN(
     num_classes: int,
     input_shape: tuple[int, int, int],
     filters: Sequence[int] = (32, 64),

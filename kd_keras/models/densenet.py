@@ -26,7 +26,7 @@ _PUBLISHED = {
 _BOTTLENECK = 4  # a layer's 1x1 convolution has four times the filters of its 3x3 (1608.06993, section 3)
 
 
-def build(
+def DenseNet(
     num_classes: int,
     input_shape: tuple[int, int, int],
     depth: int = 121,
@@ -111,7 +111,7 @@ def _dense_layer(x, growth, dropout, name):
 def _pretrained(num_classes, input_shape, depth, dropout, pretrained):
     after = {"pool2_relu": "stage1", "pool3_relu": "stage2", "pool4_relu": "stage3", "relu": "stage4"}
     before = {name.replace("relu", "bn"): f"{tap}_pre" for name, tap in after.items()}
-    return _applications.published(
+    return _applications.build_pretrained(
         num_classes,
         input_shape,
         pretrained,

@@ -15,7 +15,7 @@ _HEADS = ("fresh", "zero_shot")
 _POOLS = ("token", "mean")
 
 
-def build(
+def Hub(
     num_classes: int,
     input_shape: tuple[int, int, int],
     preset: str,

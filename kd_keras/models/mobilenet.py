@@ -135,7 +135,7 @@ _PUBLISHED = {
 _CIFAR_UNSTRIDED = 2  # of the five strides, those that the CIFAR stem leaves out
 
 
-def build(
+def MobileNet(
     num_classes: int,
     input_shape: tuple[int, int, int],
     version: str = "v2",
@@ -252,7 +252,7 @@ def _block(x, block, filters, stride, name, tap):
 
 def _pretrained(num_classes, input_shape, version, width, dropout, pretrained):
     published = _PUBLISHED[version]
-    return _applications.published(
+    return _applications.build_pretrained(
         num_classes,
         input_shape,
         pretrained,

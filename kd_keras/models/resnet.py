@@ -45,7 +45,7 @@ _PUBLISHED = {
 _EXPANSION = 4  # a bottleneck's last convolution has four times the filters of its others (1512.03385, table 1)
 
 
-def build(
+def ResNet(
     num_classes: int,
     input_shape: tuple[int, int, int],
     depth: int | str = 18,
@@ -147,7 +147,7 @@ def _pretrained(num_classes, input_shape, depth, pretrained):
     ends = {stage: f"conv{stage + 1}_block{blocks}" for stage, blocks in enumerate(_PLANS[depth].blocks, start=1)}
     after = {f"{end}_out": f"stage{stage}" for stage, end in ends.items()}
     before = {f"{end}_add": f"stage{stage}_pre" for stage, end in ends.items()}
-    return _applications.published(
+    return _applications.build_pretrained(
         num_classes,
         input_shape,
         pretrained,

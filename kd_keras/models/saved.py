@@ -14,7 +14,7 @@ from kd_keras.models import networks as _networks
 TRAINED = True
 
 
-def build(num_classes: int, input_shape: tuple[int, int, int], path: str | os.PathLike[str]) -> keras.Model:
+def Saved(num_classes: int, input_shape: tuple[int, int, int], path: str | os.PathLike[str]) -> keras.Model:
     """The model of a ``.keras`` file, its weights as saved.
 
     The file is read in Keras' safe mode, so that it cannot run code of its own; a Lambda layer that holds a Python

@@ -20,7 +20,7 @@ _V2_FILTERS = {
 }
 
 
-def build(
+def ShuffleNet(
     num_classes: int,
     input_shape: tuple[int, int, int],
     version: str = "v2",

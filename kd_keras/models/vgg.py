@@ -21,7 +21,7 @@ _SIDE = 7  # of the maps that enter the fully-connected layers at 224 pixels
 _CIFAR_POOLINGS = 3
 
 
-def build(
+def VGG(
     num_classes: int,
     input_shape: tuple[int, int, int],
     depth: int = 11,
@@ -98,7 +98,7 @@ def build(
 def _pretrained(num_classes, input_shape, depth, dropout, pretrained):
     # Keras has each ReLU inside its convolution, so that there is nothing to tap before it.
     convs = enumerate(_PLANS[depth], start=1)
-    return _applications.published(
+    return _applications.build_pretrained(
         num_classes,
         input_shape,
         pretrained,

@@ -9,7 +9,7 @@ _POOLS = ("token", "mean")
 _TAPS = 4
 
 
-def build(
+def ViT(
     num_classes: int,
     input_shape: tuple[int, int, int],
     patch: int = 4,

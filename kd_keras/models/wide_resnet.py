@@ -8,7 +8,7 @@ from kd_keras.models import layers as _layers
 _FILTERS = (16, 32, 64)
 
 
-def build(
+def WideResNet(
     num_classes: int,
     input_shape: tuple[int, int, int],
     depth: int = 40,

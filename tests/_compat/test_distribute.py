@@ -52,8 +52,8 @@ def train(strategy, count, batch_norm, epochs=2):
     with strategy.scope():
         keras.utils.set_random_seed(1)
         shape = {"num_classes": 4, "input_shape": (8, 8, 1), "dense": ()}
-        teacher = cnn.build(filters=(8,), **shape)
-        student = cnn.build(filters=(4,), batch_norm=batch_norm, **shape)
+        teacher = cnn.CNN(filters=(8,), **shape)
+        student = cnn.CNN(filters=(4,), batch_norm=batch_norm, **shape)
         terms = [losses.CE(weight=0.3), losses.KD(weight=0.7), losses.Hint(weight=0.1, batch_norm=batch_norm)]
         distiller = Distiller(student=student, teacher=teacher, losses=terms)
         distiller.compile(keras.optimizers.SGD(0.05, momentum=0.9), metrics=["accuracy"])

@@ -34,8 +34,8 @@ def train(strategy, text):
     keras.utils.set_random_seed(1)
     # Without batch norm, whose statistics are each replica's own in tf_keras.
     with strategy.scope():
-        student = cnn.build(4, (8, 8, 1), filters=(4, 6), dense=(), batch_norm=False)
-        teacher = cnn.build(4, (8, 8, 1), filters=(4,), dense=())
+        student = cnn.CNN(4, (8, 8, 1), filters=(4, 6), dense=(), batch_norm=False)
+        teacher = cnn.CNN(4, (8, 8, 1), filters=(4,), dense=())
         made = compress.prepare(student, spec.build("kd_keras.compress", spec.parse(text)), steps=6)
         distiller = Distiller(student=made.model, teacher=teacher, losses=[losses.CE(), losses.KD()])
         distiller.compile(keras.optimizers.SGD(1e-2))

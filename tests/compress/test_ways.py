@@ -16,7 +16,7 @@ KERNELS = ("stage1_conv1", "stage2_conv1", "logits")
 
 def student():
     keras.utils.set_random_seed(0)
-    return cnn.build(4, SHAPE, filters=(6, 12), dense=())
+    return cnn.CNN(4, SHAPE, filters=(6, 12), dense=())
 
 
 def data():

@@ -47,7 +47,7 @@ def paths(split):
 
 
 def test_validation_is_carved_from_train_and_val_by_patient(tree):
-    splits = chest_xray.build(str(tree), val_fraction=0.25, **SMALL)
+    splits = chest_xray.ChestXray(str(tree), val_fraction=0.25, **SMALL)
     assert splits.class_names == ("NORMAL", "PNEUMONIA") and splits.image_shape == (8, 8, 1)
     assert {path.parts[-3] for path in paths(splits.test)} == {"test"}
     carved = paths(splits.train) + paths(splits.val)
@@ -58,12 +58,12 @@ def test_validation_is_carved_from_train_and_val_by_patient(tree):
         assert split.labels.tolist() == [chest_xray.CLASS_NAMES.index(path.parts[-2]) for path in paths(split)]
     shares = np.bincount(splits.val.labels) / np.bincount(np.concatenate([splits.val.labels, splits.train.labels]))
     assert np.all(np.abs(shares - 0.25) < 0.1)
-    again = chest_xray.build(str(tree), val_fraction=0.25, **SMALL)
+    again = chest_xray.ChestXray(str(tree), val_fraction=0.25, **SMALL)
     assert paths(again.val) == paths(splits.val)
 
 
 def test_kaggles_validation_can_be_kept(tree):
-    splits = chest_xray.build(str(tree), keep_val=True, **SMALL)
+    splits = chest_xray.ChestXray(str(tree), keep_val=True, **SMALL)
     for split, name in ((splits.train, "train"), (splits.val, "val"), (splits.test, "test")):
         assert sorted(paths(split)) == sorted(tree.glob(f"{name}/*/*"))
 
@@ -106,22 +106,22 @@ def test_the_archives_oddities_are_passed_over(tree, tmp_path, form):
 
 def test_without_val_and_mistakes(own):
     shutil.rmtree(own / "val")
-    assert len(chest_xray.build(str(own), **SMALL).test) == len(list(own.glob("test/*/*")))
+    assert len(chest_xray.ChestXray(str(own), **SMALL).test) == len(list(own.glob("test/*/*")))
     with pytest.raises(InputError, match=r"keep_val=True, but .* has no val"):
-        chest_xray.build(str(own), keep_val=True, **SMALL)
+        chest_xray.ChestXray(str(own), keep_val=True, **SMALL)
     with pytest.raises(InputError, match="set image_size"):
-        chest_xray.build(str(own))
+        chest_xray.ChestXray(str(own))
     with pytest.raises(InputError, match="keep_val='no': write True or False"):
-        chest_xray.build(str(own), keep_val="no", **SMALL)
+        chest_xray.ChestXray(str(own), keep_val="no", **SMALL)
     broken = next((own / "train" / "NORMAL").iterdir())
     broken.write_bytes(broken.read_bytes()[:-30])
     with pytest.raises(InputError, match=rf"1 of \d+ images cannot be decoded: {broken}"):
-        chest_xray.build(str(own), **SMALL)
-    splits = chest_xray.build(str(own), skip_bad_images=True, **SMALL)
+        chest_xray.ChestXray(str(own), **SMALL)
+    splits = chest_xray.ChestXray(str(own), skip_bad_images=True, **SMALL)
     assert broken not in paths(splits.train) + paths(splits.val)
     shutil.rmtree(own / "test" / "NORMAL")
     with pytest.raises(InputError, match="test/NORMAL has no radiograph: unpack https"):
-        chest_xray.build(str(own), **SMALL)
+        chest_xray.ChestXray(str(own), **SMALL)
     shutil.rmtree(own / "test")
     with pytest.raises(InputError, match="does not hold the folders train and test"):
-        chest_xray.build(str(own), **SMALL)
+        chest_xray.ChestXray(str(own), **SMALL)

@@ -39,13 +39,13 @@ def reds(source):
 @pytest.mark.parametrize("cache", ["none", "memory", "disk"])
 def test_one_tree_is_split_stratified_without_overlap(tmp_path, cache):
     write_tree(tmp_path)
-    splits = folder.build(str(tmp_path), val_fraction=0.2, test_fraction=0.3, cache=cache)
+    splits = folder.Folder(str(tmp_path), val_fraction=0.2, test_fraction=0.3, cache=cache)
     parts = [reds(split) for split in (splits.train, splits.val, splits.test)]
     assert [len(part) for part in parts] == [20, 8, 12]
     assert len(set().union(*parts)) == 40
     assert np.bincount(splits.val.labels).tolist() == [4, 4]
     assert splits.class_names == ("cat", "dog") and splits.image_shape == (10, 12, 3)
-    again = folder.build(str(tmp_path), val_fraction=0.2, test_fraction=0.3)
+    again = folder.Folder(str(tmp_path), val_fraction=0.2, test_fraction=0.3)
     assert reds(again.test) == parts[2]
     (batch, _) = next(iter(batches(splits.train, 4)))
     assert batch.shape == (4, 10, 12, 3)
@@ -55,18 +55,18 @@ def test_one_tree_is_split_stratified_without_overlap(tmp_path, cache):
 def test_given_splits_are_kept(tmp_path, alias):
     for n, split in enumerate(("train", alias, "test")):
         write_tree(tmp_path / split, counts=3 + n)
-    splits = folder.build(str(tmp_path))
+    splits = folder.Folder(str(tmp_path))
     assert [len(s) for s in (splits.train, splits.val, splits.test)] == [6, 8, 10]
 
 
 def test_missing_val_or_test_is_carved_from_train(tmp_path):
     write_tree(tmp_path / "train")
     write_tree(tmp_path / "test", counts=5)
-    splits = folder.build(str(tmp_path), val_fraction=0.25)
+    splits = folder.Folder(str(tmp_path), val_fraction=0.25)
     assert [len(s) for s in (splits.train, splits.val, splits.test)] == [30, 10, 10]
     assert not reds(splits.train) & reds(splits.val)
     (tmp_path / "test").rename(tmp_path / "val")
-    splits = folder.build(str(tmp_path), test_fraction=0.25)
+    splits = folder.Folder(str(tmp_path), test_fraction=0.25)
     assert [len(s) for s in (splits.train, splits.val, splits.test)] == [30, 10, 10]
     assert not reds(splits.train) & reds(splits.test)
 
@@ -112,7 +112,7 @@ def test_every_mode_decodes_to_uint8(tmp_path, channels, image_size):
     write_tree(tmp_path, classes=("b",))
     (tmp_path / "a").mkdir()
     wanted, grey = modes(tmp_path / "a")
-    splits = folder.build(str(tmp_path), image_size=image_size, channels=channels, val_fraction=0.3, test_fraction=0.3)
+    splits = folder.Folder(str(tmp_path), image_size=image_size, channels=channels, val_fraction=0.3, test_fraction=0.3)
     height, width = {None: (10, 12), (5, 6): (5, 6), 16: (16, 16)}[image_size]
     assert splits.image_shape == (height, width, channels)
     seen = 0
@@ -136,7 +136,7 @@ def test_resizing_is_antialiased(tmp_path):
         (tmp_path / name).mkdir()
         for n in range(4):
             Image.fromarray(board).save(tmp_path / name / f"{n}.png")
-    splits = folder.build(str(tmp_path), image_size=8, val_fraction=0.25, test_fraction=0.25)
+    splits = folder.Folder(str(tmp_path), image_size=8, val_fraction=0.25, test_fraction=0.25)
     inner = splits.train.read([0])[0].numpy()[0, 2:-2, 2:-2]
     assert np.all(np.abs(inner.astype(int) - 64) < 8)
 
@@ -154,7 +154,7 @@ def test_broken_files_are_named_and_counted(tmp_path):
     write_tree(tmp_path)
     break_files(tmp_path, 7)
     with pytest.raises(InputError) as caught:
-        folder.build(str(tmp_path))
+        folder.Folder(str(tmp_path))
     message = str(caught.value)
     assert "7 of 47 images" in message and "2 more" in message and "skip_bad_images=True" in message
     assert message.count(".jpg") == 5 and "\n" not in message
@@ -176,7 +176,7 @@ def test_broken_files_can_be_left_out(tmp_path, cache, monkeypatch):
     Image.fromarray(np.zeros((10, 12), np.float32)).save(tmp_path / "dog" / "no_range.png", "TIFF")
     said = []
     monkeypatch.setattr(logging, "warning", lambda message, *args: said.append(message % args))
-    splits = folder.build(str(tmp_path), skip_bad_images=True, cache=cache)
+    splits = folder.Folder(str(tmp_path), skip_bad_images=True, cache=cache)
     found = [reds(split) for split in (splits.train, splits.val, splits.test)]
     assert set().union(*found) == {(label, n) for label in (0, 1) for n in range(20)}
     assert "7 of 47 images" in said[0] and "cut.bmp" in said[0] and "empty.png" in said[0]
@@ -186,26 +186,26 @@ def test_a_file_read_by_way_of_pillow_is_converted_once(tmp_path, keras_home, mo
     write_tree(tmp_path, counts=10)
     path = tmp_path / "cat" / "palette.bmp"
     picture((99, 0, 9)).quantize(4).save(path)
-    first = folder.build(str(tmp_path))
+    first = folder.Folder(str(tmp_path))
     (png,) = (keras_home / "datasets" / "kd_keras" / "converted").iterdir()
     before = png.stat()
     assert before.st_mtime_ns == path.stat().st_mtime_ns
-    assert folder.build(str(tmp_path)).train.fingerprint == first.train.fingerprint
+    assert folder.Folder(str(tmp_path)).train.fingerprint == first.train.fingerprint
     assert png.stat().st_ctime_ns == before.st_ctime_ns
     png.unlink()
-    again = folder.build(str(tmp_path))
+    again = folder.Folder(str(tmp_path))
     assert again.train.fingerprint == first.train.fingerprint
     assert (0, 99) in set().union(*(reds(split) for split in (again.train, again.val, again.test)))
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(InputError, match=r"1 of 21 images cannot be decoded: .*palette\.bmp"):
-        folder.build(str(tmp_path))
+        folder.Folder(str(tmp_path))
     # A cache that holds its verdict but can take no file.
     picture((99, 0, 9)).quantize(4).save(path)
-    folder.build(str(tmp_path))
+    folder.Folder(str(tmp_path))
     shutil.rmtree(png.parent)
     png.parent.write_text("in the way")
     with pytest.raises(InputError, match=r"palette\.bmp has to be converted to .* cannot be written .*KERAS_HOME"):
-        folder.build(str(tmp_path))
+        folder.Folder(str(tmp_path))
 
 
 def test_hidden_and_other_files_are_passed_over(tmp_path):
@@ -214,7 +214,7 @@ def test_hidden_and_other_files_are_passed_over(tmp_path):
     (tmp_path / "cat" / ".hidden.png").write_bytes(b"x")
     (tmp_path / "cat" / "notes.txt").write_text("x")
     (tmp_path / "notes.txt").write_text("x")
-    splits = folder.build(str(tmp_path))
+    splits = folder.Folder(str(tmp_path))
     assert sum(len(s) for s in (splits.train, splits.val, splits.test)) == 40
 
 
@@ -222,41 +222,41 @@ def test_another_size_is_named(tmp_path):
     write_tree(tmp_path)
     picture((0, 0, 9), (10, 13)).save(tmp_path / "dog" / "wide.png")
     with pytest.raises(InputError, match=r"wide.png is 10×13 pixels and .*000.png 10×12: set image_size"):
-        folder.build(str(tmp_path))
-    assert len(folder.build(str(tmp_path), image_size=(10, 12)).class_names) == 2
+        folder.Folder(str(tmp_path))
+    assert len(folder.Folder(str(tmp_path), image_size=(10, 12)).class_names) == 2
     # The sizes are known by now, from the check.
     with pytest.raises(InputError, match=r"wide.png is 10×13 pixels and .*000.png 10×12: set image_size"):
-        folder.build(str(tmp_path))
+        folder.Folder(str(tmp_path))
 
 
 def test_mistakes_are_refused(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
-        folder.build(str(tmp_path / "nowhere"))
+        folder.Folder(str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="0 class folders"):
-        folder.build(str(tmp_path))
+        folder.Folder(str(tmp_path))
     write_tree(tmp_path, classes=("cat",))
     with pytest.raises(InputError, match="1 class folder "):
-        folder.build(str(tmp_path))
+        folder.Folder(str(tmp_path))
     (tmp_path / "dog").mkdir()
     with pytest.raises(InputError, match=r"dog has no image"):
-        folder.build(str(tmp_path))
+        folder.Folder(str(tmp_path))
     for wrong in ({"channels": 2}, {"image_size": 0}, {"image_size": (1, 2, 3)}, {"image_size": 1.5}, {"cache": True}):
         with pytest.raises(InputError, match=next(iter(wrong))):
-            folder.build(str(tmp_path), **wrong)
+            folder.Folder(str(tmp_path), **wrong)
 
 
 def test_classes_that_differ_between_splits_are_named(tmp_path):
     write_tree(tmp_path / "train")
     write_tree(tmp_path / "test", classes=("cat", "cow"))
     with pytest.raises(InputError, match="differ in the classes cow, dog"):
-        folder.build(str(tmp_path))
+        folder.Folder(str(tmp_path))
 
 
 def test_two_names_of_one_split_are_refused(tmp_path):
     for name in ("train", "val", "validation"):
         write_tree(tmp_path / name, counts=2)
     with pytest.raises(InputError, match="both val and validation"):
-        folder.build(str(tmp_path))
+        folder.Folder(str(tmp_path))
 
 
 def checks(monkeypatch):
@@ -286,24 +286,24 @@ def kept(keras_home, kind):
 def test_an_unchanged_file_is_checked_once(tmp_path, monkeypatch):
     write_tree(tmp_path, counts=10)
     decoded = checks(monkeypatch)
-    folder.build(str(tmp_path))
+    folder.Folder(str(tmp_path))
     assert len(decoded) == 20
     decoded.clear()
     # Neither another size nor another cache asks for a new check.
-    folder.build(str(tmp_path), image_size=5, channels=1, cache="memory")
+    folder.Folder(str(tmp_path), image_size=5, channels=1, cache="memory")
     assert decoded == []
     picture((3, 0, 9)).save(tmp_path / "cat" / "new.png")
     picture((4, 0, 9)).save(tmp_path / "cat" / "003.png")
     broken = tmp_path / "dog" / "005.png"
     broken.write_bytes(broken.read_bytes()[:-30])
     with pytest.raises(InputError, match=r"1 of 21 images cannot be decoded: .*dog/005.png:"):
-        folder.build(str(tmp_path))
+        folder.Folder(str(tmp_path))
     assert sorted(decoded) == ["003.png", "005.png", "new.png"]
     decoded.clear()
     with pytest.raises(InputError, match="1 of 21 images"):
-        folder.build(str(tmp_path))
+        folder.Folder(str(tmp_path))
     said = warnings(monkeypatch)
-    splits = folder.build(str(tmp_path), skip_bad_images=True)
+    splits = folder.Folder(str(tmp_path), skip_bad_images=True)
     assert "005.png" in said[0] and sum(map(len, (splits.train, splits.val, splits.test))) == 20
     # What could not be read may only have been out of reach.
     assert decoded == ["005.png"] * 2
@@ -311,7 +311,7 @@ def test_an_unchanged_file_is_checked_once(tmp_path, monkeypatch):
 
 def test_a_touched_file_is_checked_again_though_its_size_is_the_same(tmp_path, monkeypatch):
     write_tree(tmp_path, counts=10)
-    folder.build(str(tmp_path))
+    folder.Folder(str(tmp_path))
     decoded = checks(monkeypatch)
     path = tmp_path / "dog" / "004.png"
     content = bytearray(path.read_bytes())
@@ -320,7 +320,7 @@ def test_a_touched_file_is_checked_again_though_its_size_is_the_same(tmp_path, m
     path.write_bytes(content)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     with pytest.raises(InputError, match=r"dog/004\.png"):
-        folder.build(str(tmp_path))
+        folder.Folder(str(tmp_path))
     assert decoded == ["004.png"]
 
 
@@ -328,18 +328,18 @@ def test_a_touched_file_is_checked_again_though_its_size_is_the_same(tmp_path, m
 @pytest.mark.parametrize("kind", ["checked", "images"])
 def test_a_damaged_record_is_made_anew(tmp_path, keras_home, monkeypatch, kind, damage):
     write_tree(tmp_path, counts=10)
-    first = folder.build(str(tmp_path), cache="disk")
+    first = folder.Folder(str(tmp_path), cache="disk")
     wanted = reds(first.train)
     path = kept(keras_home, kind)
     whole = path.read_bytes()
     flipped = bytes([whole[0] ^ 1]) + whole[1:-1] + bytes([whole[-1] ^ 1])
     path.write_bytes({"cut": whole[:-1], "flipped": flipped, "foreign": b"x" * len(whole), "empty": b""}[damage])
     said, decoded = warnings(monkeypatch), checks(monkeypatch)
-    assert reds(folder.build(str(tmp_path), cache="disk").train) == wanted
+    assert reds(folder.Folder(str(tmp_path), cache="disk").train) == wanted
     assert any(str(path) in line and "made anew" in line for line in said)
     assert len(decoded) == (20 if kind == "checked" else 0) and path.read_bytes() == whole
     said.clear()
-    folder.build(str(tmp_path), cache="disk")
+    folder.Folder(str(tmp_path), cache="disk")
     assert said == []
 
 
@@ -347,10 +347,10 @@ def test_a_cache_folder_that_cannot_be_written_is_told(tmp_path, keras_home, mon
     write_tree(tmp_path, counts=10)
     (keras_home / "datasets").write_text("in the way")
     said = warnings(monkeypatch)
-    assert len(folder.build(str(tmp_path)).train) == 16
+    assert len(folder.Folder(str(tmp_path)).train) == 16
     assert "cannot be written" in said[0] and "checked again next time" in said[0]
     with pytest.raises(InputError, match=r"cannot be written .*set KERAS_HOME"):
-        folder.build(str(tmp_path), cache="disk")
+        folder.Folder(str(tmp_path), cache="disk")
 
 
 @pytest.mark.parametrize("cache", ["memory", "disk"])
@@ -359,7 +359,7 @@ def test_a_cache_gives_the_images_of_the_files(tmp_path, cache):
     (tmp_path / "a").mkdir()
     modes(tmp_path / "a")
     for keys in ({}, {"image_size": (7, 5)}, {"image_size": (7, 5), "channels": 1}):
-        plain, cached = (folder.build(str(tmp_path), cache=kind, **keys) for kind in ("none", cache))
+        plain, cached = (folder.Folder(str(tmp_path), cache=kind, **keys) for kind in ("none", cache))
         for one, other in zip(
             (plain.train, plain.val, plain.test), (cached.train, cached.val, cached.test), strict=True
         ):
@@ -371,19 +371,19 @@ def test_a_cache_gives_the_images_of_the_files(tmp_path, cache):
 def test_disk_cache_is_written_once_until_a_file_changes(tmp_path, keras_home, monkeypatch):
     write_tree(tmp_path, counts=10)
     said = warnings(monkeypatch)
-    folder.build(str(tmp_path), cache="disk")
+    folder.Folder(str(tmp_path), cache="disk")
     path = kept(keras_home, "images")
     assert len(said) == 1 and "20 decoded images of 10×12×3 take 0.000 GB" in said[0] and str(path) in said[0]
     assert np.load(path).shape == (20, 10, 12, 3)
     before = path.stat()
     # Nothing is decoded any more: the mapped images serve.
     monkeypatch.setattr(_image_files, "_decoded", lambda source: pytest.fail("decoded again"))
-    assert len(reds(folder.build(str(tmp_path), cache="disk").train)) == 16
+    assert len(reds(folder.Folder(str(tmp_path), cache="disk").train)) == 16
     assert path.stat().st_mtime_ns == before.st_mtime_ns and len(said) == 1
     monkeypatch.undo()
     monkeypatch.setenv("KERAS_HOME", str(keras_home))
     picture((77, 0, 9)).save(tmp_path / "cat" / "003.png")
-    splits = folder.build(str(tmp_path), cache="disk")
+    splits = folder.Folder(str(tmp_path), cache="disk")
     assert (0, 77) in set().union(*(reds(split) for split in (splits.train, splits.val, splits.test)))
     assert kept(keras_home, "images") == path
 
@@ -393,11 +393,11 @@ def test_disk_cache_is_refused_where_there_is_no_room(tmp_path, keras_home, monk
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=7199))
     with pytest.raises(InputError, match=r"take 0.000 GB as .*0.000 GB are free: make room") as caught:
-        folder.build(str(tmp_path), cache="disk")
+        folder.Folder(str(tmp_path), cache="disk")
     assert "\n" not in str(caught.value)
     assert list((keras_home / "datasets" / "kd_keras" / "images").iterdir()) == []
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=7200))
-    folder.build(str(tmp_path), cache="disk")
+    folder.Folder(str(tmp_path), cache="disk")
 
 
 def test_a_file_that_breaks_after_its_check_is_told(tmp_path, monkeypatch):
@@ -411,7 +411,7 @@ def test_a_file_that_breaks_after_its_check_is_told(tmp_path, monkeypatch):
 
     monkeypatch.setattr(_image_files, "_check", check)
     with pytest.raises(InputError, match="changed while it was read"):
-        folder.build(str(tmp_path), cache="memory")
+        folder.Folder(str(tmp_path), cache="memory")
 
 
 @pytest.mark.parametrize("channels", [3, pytest.param(1, marks=pytest.mark.slow)])
@@ -446,8 +446,9 @@ def test_a_run_names_a_broken_file_and_trains_on_the_rest(tmp_path, capsys, monk
 # Prints the most memory of its own, in MB, that a run over a folder takes.
 RUN = """
 import sys
-from kd_keras.data import _augment, batches, folder
-splits = folder.build(sys.argv[1], image_size=128, cache=sys.argv[2], val_fraction=0.01, test_fraction=0.01)
+from kd_keras.data import augment as _augment
+from kd_keras.data import batches, folder
+splits = folder.Folder(sys.argv[1], image_size=128, cache=sys.argv[2], val_fraction=0.01, test_fraction=0.01)
 augment = (_augment.pad_crop(pixels=4), _augment.flip())
 most = 0
 for step, _ in enumerate(batches(splits.train, 64, training=True, epochs=2, augment=augment)):

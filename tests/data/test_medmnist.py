@@ -36,7 +36,7 @@ def test_images_and_labels_are_those_of_the_file(tmp_path, monkeypatch, shape, c
     # Several blocks, the last one smaller.
     monkeypatch.setattr(medmnist, "_BLOCK_BYTES", 7 * int(np.prod(shape)) + 1)
     made = arrays(shape)
-    splits = medmnist.build(write(tmp_path / "pneumoniamnist.npz", made, compressed), cache=cache)
+    splits = medmnist.MedMNIST(write(tmp_path / "pneumoniamnist.npz", made, compressed), cache=cache)
     assert splits.class_names == ("normal", "pneumonia") and splits.image_shape == (*shape, 1)[:3]
     for name in ROWS:
         split = getattr(splits, name)
@@ -48,38 +48,38 @@ def test_images_and_labels_are_those_of_the_file(tmp_path, monkeypatch, shape, c
 def test_channels_and_size(tmp_path):
     made = arrays((8, 8, 3), classes=8)
     path = write(tmp_path / "bloodmnist_64.npz", made)
-    grey = medmnist.build(path, channels=1)
+    grey = medmnist.MedMNIST(path, channels=1)
     weights = np.array([299, 587, 114])
     wanted = (made["val_images"].astype(int) @ weights + 500) // 1000
     np.testing.assert_array_equal(grey.val.read(range(10))[0][..., 0], wanted)
     assert grey.num_classes == 8 and grey.class_names[7] == "platelet"
-    small = medmnist.build(path, image_size=(4, 2))
+    small = medmnist.MedMNIST(path, image_size=(4, 2))
     assert small.image_shape == (4, 2, 3)
     means = made["val_images"].astype(float).mean((1, 2, 3))
     assert np.abs(small.val.read(range(10))[0].numpy().astype(float).mean((1, 2, 3)) - means).max() < 12
     one = write(tmp_path / "breastmnist.npz", arrays())
-    coloured = medmnist.build(one, channels=3).val.read(range(10))[0].numpy()
+    coloured = medmnist.MedMNIST(one, channels=3).val.read(range(10))[0].numpy()
     wanted = np.repeat(arrays()["val_images"][..., None], 3, axis=-1)
     np.testing.assert_array_equal(coloured, wanted, strict=True)
 
 
 def test_unknown_files_count_their_classes(tmp_path):
-    splits = medmnist.build(write(tmp_path / "mine.npz", arrays(classes=5)))
+    splits = medmnist.MedMNIST(write(tmp_path / "mine.npz", arrays(classes=5)))
     assert splits.class_names == ("class 0", "class 1", "class 2", "class 3", "class 4")
 
 
 def test_disk_cache_is_written_once_until_the_file_changes(tmp_path, monkeypatch):
     path = write(tmp_path / "mine.npz", arrays())
-    first = medmnist.build(path, cache="disk")
+    first = medmnist.MedMNIST(path, cache="disk")
     original = medmnist._blocks
     # Nothing is read any more: the mapped images serve.
     monkeypatch.setattr(medmnist, "_blocks", lambda *args: iter(()))
-    again = medmnist.build(path, cache="disk")
+    again = medmnist.MedMNIST(path, cache="disk")
     np.testing.assert_array_equal(again.test.read([3])[0][0, ..., 0], arrays()["test_images"][3])
     assert again.train.fingerprint == first.train.fingerprint
     monkeypatch.setattr(medmnist, "_blocks", original)
     write(tmp_path / "mine.npz", arrays(seed=1))
-    other = medmnist.build(path, cache="disk")
+    other = medmnist.MedMNIST(path, cache="disk")
     np.testing.assert_array_equal(other.test.read([3])[0][0, ..., 0], arrays(seed=1)["test_images"][3])
     assert other.train.fingerprint != first.train.fingerprint
 
@@ -94,7 +94,7 @@ def test_a_large_file_is_held_once(tmp_path, monkeypatch):
     monkeypatch.setattr(medmnist, "_BLOCK_BYTES", 2**20)
     # The source's own memory is a map, of which tracemalloc is not told; so what it counts would be a second copy.
     tracemalloc.start()
-    splits = medmnist.build(path)
+    splits = medmnist.MedMNIST(path)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(splits.train) == 600 and most < 2**23 < size / 3
@@ -121,7 +121,7 @@ def test_a_large_file_is_held_once(tmp_path, monkeypatch):
 )
 def test_other_tasks_and_layouts_are_refused(tmp_path, name, change, message):
     with pytest.raises(InputError, match=message) as caught:
-        medmnist.build(write(tmp_path / f"{name}.npz", {**arrays(), **change}))
+        medmnist.MedMNIST(write(tmp_path / f"{name}.npz", {**arrays(), **change}))
     assert "\n" not in str(caught.value)
 
 
@@ -133,10 +133,10 @@ def test_a_damaged_file_is_named(tmp_path):
     for damaged in (whole[:-50], whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :], b"no archive"):
         path.write_bytes(damaged)
         with pytest.raises(InputError, match=r"mine\.npz is corrupt or truncated"):
-            medmnist.build(str(path))
+            medmnist.MedMNIST(str(path))
     np.savez(path, images=np.zeros(3))
     with pytest.raises(InputError, match="lacks train_labels, so it is no file of MedMNIST"):
-        medmnist.build(str(path))
+        medmnist.MedMNIST(str(path))
 
 
 @pytest.mark.parametrize(
@@ -155,22 +155,22 @@ def test_a_damaged_file_is_named(tmp_path):
 )
 def test_mistakes_are_refused(keys, message):
     with pytest.raises(InputError, match=message):
-        medmnist.build(**keys)
+        medmnist.MedMNIST(**keys)
 
 
 def test_a_name_is_looked_up_in_keras_cache_or_downloaded(keras_home, monkeypatch):
     monkeypatch.setattr(medmnist, "BASE_URL", "http://127.0.0.1:9/")
     with pytest.raises(InputError, match=r"could not download .*pneumoniamnist_64\.npz.*fetch it from https") as caught:
-        medmnist.build(name="pneumoniamnist", size=64)
+        medmnist.MedMNIST(name="pneumoniamnist", size=64)
     assert "\n" not in str(caught.value)
     folder = keras_home / "datasets" / "medmnist"
     write(folder / "pneumoniamnist_64.npz", arrays((64, 64)))
-    assert medmnist.build(name="pneumoniamnist", size=64).image_shape == (64, 64, 1)
+    assert medmnist.MedMNIST(name="pneumoniamnist", size=64).image_shape == (64, 64, 1)
 
 
 @pytest.mark.skipif(not REAL.is_file(), reason=f"{REAL} is not there")
 def test_the_real_pneumoniamnist():
-    splits = medmnist.build(str(REAL))
+    splits = medmnist.MedMNIST(str(REAL))
     assert [len(split) for split in (splits.train, splits.val, splits.test)] == [4708, 524, 624]
     assert splits.class_names == ("normal", "pneumonia") and splits.image_shape == (28, 28, 1)
     assert np.bincount(splits.test.labels).tolist() == [234, 390]

@@ -64,15 +64,15 @@ def test_mistakes_in_drawing_are_one_line(tmp_path):
 
 def test_labels_are_what_the_paths_tell(tree):
     for place, label in enumerate(("body_part", "abnormal")):
-        splits = mura.build(str(tree), label=label, **SMALL)
+        splits = mura.MURA(str(tree), label=label, **SMALL)
         for split in (splits.train, splits.val, splits.test):
             assert split.labels.tolist() == [of_path(path)[place] for path in paths(split)]
     assert splits.class_names == ("normal", "abnormal") and splits.image_shape == (8, 8, 1)
-    assert mura.build(str(tree), **SMALL).class_names == mura.BODY_PARTS
+    assert mura.MURA(str(tree), **SMALL).class_names == mura.BODY_PARTS
 
 
 def test_images_are_those_of_the_files(tree):
-    splits = mura.build(str(tree), image_size=(5, 6))
+    splits = mura.MURA(str(tree), image_size=(5, 6))
     images, _ = splits.val.read([0])
     whole = np.asarray(Image.open(paths(splits.val)[0]))
     assert images.shape == (1, 5, 6, 3) and abs(float(np.mean(images)) - whole.mean()) < 5
@@ -126,7 +126,7 @@ def test_no_patient_is_in_two_splits(tree, label, keys):
         several.setdefault(path.name, []).append(path)
     assert sum(len(places) > 1 for places in several.values()) > 10
     for seed in range(3):
-        splits = mura.build(str(tree), label=label, seed=seed, **keys, **SMALL)
+        splits = mura.MURA(str(tree), label=label, seed=seed, **keys, **SMALL)
         train, val, test = (patients(split) for split in (splits.train, splits.val, splits.test))
         assert not train & val and not train & test and not val & test and val
         assert {path.parts[-5] for path in paths(splits.test)} == {"valid"}
@@ -134,7 +134,7 @@ def test_no_patient_is_in_two_splits(tree, label, keys):
 
 
 def test_splits_repeat_and_validation_is_near_its_share(tree):
-    first, again, other = (mura.build(str(tree), val_fraction=0.3, seed=seed, **SMALL) for seed in (1, 1, 2))
+    first, again, other = (mura.MURA(str(tree), val_fraction=0.3, seed=seed, **SMALL) for seed in (1, 1, 2))
     assert paths(first.val) == paths(again.val) != paths(other.val)
     shares = np.array(counts(first.val)) / (np.array(counts(first.val)) + counts(first.train))
     assert np.all(np.abs(shares - 0.3) < 0.2)
@@ -142,7 +142,7 @@ def test_splits_repeat_and_validation_is_near_its_share(tree):
 
 
 def test_balance(tree):
-    plain = np.array(counts(mura.build(str(tree), **SMALL).train))
+    plain = np.array(counts(mura.MURA(str(tree), **SMALL).train))
     assert len(set(plain)) > 1
     for keys, wanted in (
         ({"balance": "cap"}, np.full(7, plain.min())),
@@ -151,7 +151,7 @@ def test_balance(tree):
         ({"balance": "oversample", "per_class": 24}, np.full(7, 24)),
         ({"balance": "oversample", "per_class": 90}, np.full(7, 90)),
     ):
-        train = mura.build(str(tree), **keys, **SMALL).train
+        train = mura.MURA(str(tree), **keys, **SMALL).train
         assert counts(train) == wanted.tolist()
         seen = np.unique(train._rows.numpy(), return_counts=True)[1]
         if keys["balance"] == "cap":
@@ -163,7 +163,7 @@ def test_balance(tree):
 
 
 def test_the_balanced_set_of_the_study(tree):
-    splits = mura.build(str(tree), balance="oversample", per_class=22, val_per_class=3, **SMALL)
+    splits = mura.MURA(str(tree), balance="oversample", per_class=22, val_per_class=3, **SMALL)
     assert counts(splits.train) == [22] * 7 and counts(splits.val) == [3] * 7
     assert len(set(paths(splits.val))) == 21
     # The rest of the validation patients' images are left out, not trained on.
@@ -189,7 +189,7 @@ def test_the_balanced_set_of_the_study(tree):
 )
 def test_values_out_of_range_are_refused(tree, keys, message):
     with pytest.raises(InputError, match=message) as caught:
-        mura.build(str(tree), **{**SMALL, **keys})
+        mura.MURA(str(tree), **{**SMALL, **keys})
     assert "\n" not in str(caught.value)
 
 
@@ -243,7 +243,7 @@ def foot(root):
 def test_another_layout_is_refused(own, damage, message):
     damage(own)
     with pytest.raises(InputError, match=message) as caught:
-        mura.build(str(own), **SMALL)
+        mura.MURA(str(own), **SMALL)
     assert "\n" not in str(caught.value)
 
 
@@ -251,8 +251,8 @@ def test_a_broken_file_is_named_and_can_be_left_out(own):
     path = next(own.glob("train/XR_HAND/*/*/image1.png"))
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(InputError, match=rf"1 of \d+ images cannot be decoded: {path}"):
-        mura.build(str(own), **SMALL)
-    splits = mura.build(str(own), skip_bad_images=True, **SMALL)
+        mura.MURA(str(own), **SMALL)
+    splits = mura.MURA(str(own), skip_bad_images=True, **SMALL)
     assert path not in paths(splits.train) + paths(splits.val)
     for split in (splits.train, splits.val, splits.test):
         assert split.labels.tolist() == [of_path(one)[0] for one in paths(split)]

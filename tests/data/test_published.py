@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from kd_keras import spec
 from kd_keras.data import cifar10, cifar100, fashion_mnist
 from kd_keras.data import cifar_files as _cifar
 from kd_keras.data.downloads import cache_folder
@@ -145,6 +146,10 @@ def contents(*sources):
     return sorted(rows)
 
 
+def build(module, **kwargs):
+    return spec.builder("kd_keras.data", module.__name__.rpartition(".")[2])(**kwargs)
+
+
 def expected(files, names):
     return sorted(
         (label, row.reshape(3, 32, 32).transpose(1, 2, 0).tobytes())
@@ -158,7 +163,7 @@ def test_each_form_reads_the_same(cifar, kind, tmp_path):
     module, files = cifar
     folder = tmp_path / "given"
     WRITERS[kind](module, files, folder)
-    splits = module.build(folder=str(folder), val_fraction=0.5)
+    splits = build(module, folder=str(folder), val_fraction=0.5)
     assert contents(splits.train, splits.val) == expected(files, module.FORM.train)
     assert contents(splits.test) == expected(files, [module.FORM.test])
     assert splits.class_names == tuple(NAMES[module.FORM.name]) and splits.image_shape == (32, 32, 3)
@@ -171,7 +176,7 @@ def test_coarse_labels(kind, tmp_path, monkeypatch):
     data = np.random.default_rng(0).integers(0, 256, (200, 3072), dtype=np.uint8)
     labels = np.arange(200) % 100
     WRITERS[kind](cifar100, {"train": (data, labels), "test": (data, labels)}, tmp_path / "given")
-    splits = cifar100.build(folder=str(tmp_path / "given"), coarse=True, val_fraction=0.5)
+    splits = cifar100.CIFAR100(folder=str(tmp_path / "given"), coarse=True, val_fraction=0.5)
     assert splits.class_names == tuple(COARSE)
     assert contents(splits.test) == expected({"test": (data, labels % 20)}, ["test"])
 
@@ -182,7 +187,7 @@ def test_keras_cache_is_used_without_network(cifar, tmp_path, monkeypatch):
     monkeypatch.setattr(_cifar, "BASE_URL", CLOSED)
     target = {"cifar10": "cifar-10-batches-py-target", "cifar100": "cifar-100-python-target"}[module.FORM.name]
     write_python(module, files, tmp_path / "datasets" / target / module.FORM.python_folder)
-    assert contents(module.build(val_fraction=0.5).test) == expected(files, [module.FORM.test])
+    assert contents(build(module, val_fraction=0.5).test) == expected(files, [module.FORM.test])
 
 
 @pytest.mark.parametrize("name", ["test", "train"])
@@ -192,7 +197,7 @@ def test_truncated_pickle_is_named(cifar, name, tmp_path):
     path = tmp_path / (module.FORM.test if name == "test" else module.FORM.train[-1])
     path.write_bytes(path.read_bytes()[:-5000])
     with pytest.raises(InputError, match=f"{path.name} is corrupt or truncated"):
-        module.build(folder=str(tmp_path))
+        build(module, folder=str(tmp_path))
 
 
 def test_short_pickle_binary_and_archive_are_named(cifar, tmp_path):
@@ -201,31 +206,31 @@ def test_short_pickle_binary_and_archive_are_named(cifar, tmp_path):
     data, labels = files[test]
     write_python(module, {**files, test: (data[:-1], labels[:-1])}, tmp_path / "a")
     with pytest.raises(InputError, match=rf"/{test} is corrupt or truncated"):
-        module.build(folder=str(tmp_path / "a"))
+        build(module, folder=str(tmp_path / "a"))
     write_binary(module, {**files, test: (data[:-1], labels[:-1])}, tmp_path / "b")
     with pytest.raises(InputError, match=rf"{test}.bin is corrupt or truncated"):
-        module.build(folder=str(tmp_path / "b"))
+        build(module, folder=str(tmp_path / "b"))
     write_archive(module, files, tmp_path / "c")
     archive = tmp_path / "c" / f"{module.FORM.published}-python.tar.gz"
     archive.write_bytes(archive.read_bytes()[:-3000])
     with pytest.raises(InputError, match=r"python.tar.gz is corrupt or truncated"):
-        module.build(folder=str(tmp_path / "c"))
+        build(module, folder=str(tmp_path / "c"))
 
 
 def test_missing_file_wrong_label_and_empty_folder_are_refused(cifar, tmp_path):
     module, files = cifar
     with pytest.raises(InputError, match=rf"holds no form of {module.FORM.name}.*folder="):
-        module.build(folder=str(tmp_path))
+        build(module, folder=str(tmp_path))
     write_python(module, files, tmp_path)
     (tmp_path / module.FORM.test).unlink()
     with pytest.raises(InputError, match=rf"{module.FORM.test} is missing"):
-        module.build(folder=str(tmp_path))
+        build(module, folder=str(tmp_path))
     data, labels = files[module.FORM.test]
     write_python(module, {**files, module.FORM.test: (data, labels + 1)}, tmp_path)
     with pytest.raises(InputError, match="test has labels outside"):
-        module.build(folder=str(tmp_path))
+        build(module, folder=str(tmp_path))
     with pytest.raises(InputError, match="does not exist"):
-        module.build(folder=str(tmp_path / "nowhere"))
+        build(module, folder=str(tmp_path / "nowhere"))
 
 
 class Malice:
@@ -241,7 +246,7 @@ def test_malicious_pickle_is_refused_and_not_run(cifar, tmp_path):
     write_python(module, files, tmp_path)
     (tmp_path / module.FORM.test).write_bytes(pickle.dumps(Malice(tmp_path / "owned")))
     with pytest.raises(InputError, match=r"unsafe to load.*mkdir"):
-        module.build(folder=str(tmp_path))
+        build(module, folder=str(tmp_path))
     assert not (tmp_path / "owned").exists()
 
 
@@ -253,7 +258,7 @@ def test_truncated_tfds_is_refused(tmp_path, monkeypatch):
     record = next((tmp_path / "cifar10" / "3.0.2").glob("*test.tfrecord*"))
     record.write_bytes(record.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"3\.0\.2 cannot be read as a TFDS folder"):
-        cifar10.build(folder=str(tmp_path))
+        cifar10.CIFAR10(folder=str(tmp_path))
 
 
 @pytest.mark.parametrize("module, holder", [(cifar10, _cifar), (cifar100, _cifar), (fashion_mnist, fashion_mnist)])
@@ -263,7 +268,7 @@ def test_failing_download_ends_soon_and_says_what_to_do(module, holder, tmp_path
     name = module.__name__.rpartition(".")[2]
     start = time.monotonic()
     with pytest.raises(InputError, match=rf"could not download .*--data='{name}\(folder=…\)'") as caught:
-        module.build()
+        build(module)
     assert time.monotonic() - start < 8
     wanted = "train-images-idx3-ubyte" if name == "fashion_mnist" else module.FORM.test
     assert wanted in str(caught.value) and "\n" not in str(caught.value)
@@ -276,7 +281,7 @@ def test_foreign_archive_in_the_cache_is_reported_not_deleted(tmp_path, monkeypa
     archive.parent.mkdir(parents=True)
     archive.write_bytes(b"the user's own")
     with pytest.raises(InputError, match="hash differs"):
-        cifar10.build()
+        cifar10.CIFAR10()
     assert archive.read_bytes() == b"the user's own"
 
 
@@ -305,7 +310,7 @@ def test_fashion_mnist_reads_idx(where, tmp_path, monkeypatch):
     monkeypatch.setattr(fashion_mnist, "BASE_URL", CLOSED)
     below = {"torchvision": "FashionMNIST/raw", "cache": "datasets/fashion-mnist"}.get(where, "")
     arrays = write_fashion(tmp_path / below, zipped=where != "plain")
-    splits = fashion_mnist.build(folder=None if where == "cache" else str(tmp_path), val_fraction=0.25)
+    splits = fashion_mnist.FashionMNIST(folder=None if where == "cache" else str(tmp_path), val_fraction=0.25)
     assert splits.image_shape == (28, 28, 1) and (len(splits.train), len(splits.val)) == (30, 10)
     images, labels = splits.test.read(range(20))
     np.testing.assert_array_equal(images[..., 0], arrays["t10k"][0])
@@ -328,7 +333,7 @@ def test_fashion_mnist_names_a_damaged_file(name, change, message, tmp_path):
     write_fashion(tmp_path, zipped=False)
     (tmp_path / name).write_bytes(change((tmp_path / name).read_bytes()))
     with pytest.raises(InputError, match=f"{name}.*{message}"):
-        fashion_mnist.build(folder=str(tmp_path))
+        fashion_mnist.FashionMNIST(folder=str(tmp_path))
 
 
 def test_fashion_mnist_names_a_truncated_gz_and_a_missing_file(tmp_path):
@@ -336,7 +341,7 @@ def test_fashion_mnist_names_a_truncated_gz_and_a_missing_file(tmp_path):
     path = tmp_path / "t10k-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(InputError, match=r"t10k-images-idx3-ubyte.gz is corrupt or truncated"):
-        fashion_mnist.build(folder=str(tmp_path))
+        fashion_mnist.FashionMNIST(folder=str(tmp_path))
     path.unlink()
     with pytest.raises(InputError, match="t10k-images-idx3-ubyte is missing"):
-        fashion_mnist.build(folder=str(tmp_path))
+        fashion_mnist.FashionMNIST(folder=str(tmp_path))

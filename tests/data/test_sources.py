@@ -157,7 +157,7 @@ def test_take_repeats_and_refuses():
 
 
 def test_digits():
-    splits = digits.build(seed=1)
+    splits = digits.Digits(seed=1)
     assert splits.image_shape == (8, 8, 1) and splits.num_classes == 10 and splits.class_names[3] == "3"
     sizes = [len(split) for split in (splits.train, splits.val, splits.test)]
     assert sum(sizes) == 1797 and abs(sizes[1] - 270) <= 1 and sizes[2] == 359

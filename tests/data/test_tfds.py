@@ -84,7 +84,7 @@ def expected(*counts, **keys):
 
 def test_its_own_splits_are_kept(tmp_path):
     keys = prepare(tmp_path, "tiny", {"train": 40, "validation": 9, "test": 12})
-    splits = tfds.build(**keys)
+    splits = tfds.TFDS(**keys)
     assert splits.class_names == tuple(KINDS) and splits.image_shape == (5, 6, 3)
     for split, count in ((splits.train, 40), (splits.val, 9), (splits.test, 12)):
         assert contents(split) == expected(count)
@@ -95,19 +95,19 @@ def test_its_own_splits_are_kept(tmp_path):
 
 def test_missing_splits_are_carved_stratified(tmp_path):
     keys = prepare(tmp_path, "tiny", {"train": 60})
-    splits = tfds.build(**keys, val_fraction=0.2, test_fraction=0.3)
+    splits = tfds.TFDS(**keys, val_fraction=0.2, test_fraction=0.3)
     assert [len(split) for split in (splits.train, splits.val, splits.test)] == [30, 12, 18]
     assert contents(splits.train, splits.val, splits.test) == expected(60)
     assert np.bincount(splits.val.labels).tolist() == [4, 4, 4]
     keys = prepare(tmp_path, "other", {"train": 60, "test": 9})
-    splits = tfds.build(**keys, val_fraction=0.2)
+    splits = tfds.TFDS(**keys, val_fraction=0.2)
     assert [len(split) for split in (splits.train, splits.val, splits.test)] == [48, 12, 9]
     assert contents(splits.train, splits.val) == expected(60)
 
 
 def test_splits_and_label_can_be_named(tmp_path):
     keys = prepare(tmp_path, "tiny", {"learn": 30, "train": 40, "test": 12})
-    splits = tfds.build(
+    splits = tfds.TFDS(
         **keys, label="parity", train_split="learn[:20]", val_split="learn[20:]", test_split="train[:50%]"
     )
     assert [len(split) for split in (splits.train, splits.val, splits.test)] == [20, 10, 20]
@@ -119,7 +119,7 @@ def test_splits_and_label_can_be_named(tmp_path):
 def test_groups_are_kept_together(tmp_path):
     keys = prepare(tmp_path, "tiny", {"train": 90})
     groups = {image.tobytes(): group for image, _, group in pictures(90)}
-    splits = tfds.build(**keys, group="group", val_fraction=0.2, test_fraction=0.2)
+    splits = tfds.TFDS(**keys, group="group", val_fraction=0.2, test_fraction=0.2)
     found = [{groups[image] for _, image in contents(s)} for s in (splits.train, splits.val, splits.test)]
     assert all(found) and not found[0] & found[1] and not found[0] & found[2] and not found[1] & found[2]
     assert sum(map(len, found)) == 15
@@ -129,8 +129,8 @@ def test_groups_are_kept_together(tmp_path):
 def test_sizes_and_channels(tmp_path, given, channels):
     keys = prepare(tmp_path, "tiny", {"train": 30, "test": 9}, (6, 8, given), varying=True)
     with pytest.raises(InputError, match="'tiny' has images of varying sizes: set image_size"):
-        tfds.build(**keys)
-    splits = tfds.build(**keys, image_size=(4, 5), channels=channels)
+        tfds.TFDS(**keys)
+    splits = tfds.TFDS(**keys, image_size=(4, 5), channels=channels)
     wanted = channels or min(given, 3)
     assert splits.image_shape == (4, 5, wanted)
     images, _ = splits.test.read(np.arange(9))
@@ -141,16 +141,16 @@ def test_sizes_and_channels(tmp_path, given, channels):
 
 def test_images_are_written_once_until_the_data_change(tmp_path, monkeypatch):
     keys = prepare(tmp_path / "a", "tiny", {"train": 30, "test": 9})
-    first = tfds.build(**keys)
+    first = tfds.TFDS(**keys)
     original = tfds.fit
     monkeypatch.setattr(tfds, "fit", lambda *args: pytest.fail("decoded again"))
-    again = tfds.build(**keys)
+    again = tfds.TFDS(**keys)
     assert contents(again.test) == expected(9) and again.train.fingerprint == first.train.fingerprint
-    assert tfds.build(**keys, label="parity").test.fingerprint != first.test.fingerprint
+    assert tfds.TFDS(**keys, label="parity").test.fingerprint != first.test.fingerprint
     monkeypatch.setattr(tfds, "fit", original)
     shutil.rmtree(tmp_path / "a" / "tiny")
     prepare(tmp_path / "a", "tiny", {"train": 33, "test": 9})
-    assert contents(*(getattr(tfds.build(**keys), split) for split in ("train", "val"))) == expected(33)
+    assert contents(*(getattr(tfds.TFDS(**keys), split) for split in ("train", "val"))) == expected(33)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_images_are_written_once_until_the_data_change(tmp_path, monkeypatch):
 def test_what_does_not_fit_is_refused(tmp_path, change, keys, message):
     given = prepare(tmp_path, "tiny", {"train": 30}, **change)
     with pytest.raises(InputError, match=message) as caught:
-        tfds.build(**{**given, **keys})
+        tfds.TFDS(**{**given, **keys})
     assert "\n" not in str(caught.value)
 
 
@@ -191,21 +191,21 @@ def test_a_truncated_record_is_told(tmp_path):
     (record,) = tmp_path.glob("tiny/1.0.0/*train.tfrecord*")
     record.write_bytes(record.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"split 'train' of 'tiny' cannot be read .*prepare it anew"):
-        tfds.build(**keys)
+        tfds.TFDS(**keys)
 
 
 @pytest.mark.parametrize("name", ["mnist", "mura"])
 def test_what_is_not_prepared_is_told_at_once(tmp_path, name):
     start = time.monotonic()
     with pytest.raises(InputError, match=rf"'{name}' is not prepared in .*add download=True .*tfds.load") as caught:
-        tfds.build(name, data_dir=str(tmp_path))
+        tfds.TFDS(name, data_dir=str(tmp_path))
     assert time.monotonic() - start < 5 and "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_manual_folder_is_told(tmp_path):
     with pytest.raises(InputError, match="'mura' could not be prepared") as caught:
-        tfds.build("mura", data_dir=str(tmp_path), download=True)
+        tfds.TFDS("mura", data_dir=str(tmp_path), download=True)
     assert "\n" not in str(caught.value)
 
 
@@ -279,7 +279,7 @@ def test_load_gives_the_chest_xrays(prepared):
 
 def test_the_spec_reads_what_the_builders_prepared(prepared):
     folder, folders, _, _ = prepared
-    splits = tfds.build(
+    splits = tfds.TFDS(
         "mura", str(folder / "data"), label="abnormal", image_size=8, channels=1, test_split="validation"
     )
     listed = mura.read(folders["mura"])
@@ -289,6 +289,6 @@ def test_the_spec_reads_what_the_builders_prepared(prepared):
     patients = [one["patient"] for one in tensorflow_datasets.as_numpy(ordered("mura", "train", folder / "data"))]
     train, val = ({patients[row] for row in split._rows.numpy()} for split in (splits.train, splits.val))
     assert train and val and not train & val
-    splits = tfds.build("chest_xray", str(folder / "data"), image_size=8)
+    splits = tfds.TFDS("chest_xray", str(folder / "data"), image_size=8)
     assert len(splits.val) == len(chest_xray.read(folders["chest_xray"])["val"])
     assert splits.class_names == chest_xray.CLASS_NAMES and splits.image_shape == (8, 8, 3)

@@ -24,8 +24,8 @@ def softmax(z):
 @pytest.fixture(scope="module")
 def models():
     keras.utils.set_random_seed(0)
-    small = cnn.build(10, SHAPE, filters=(4,), dense=())
-    return [small, resnet.build(10, SHAPE, depth=8, width=0.25)]
+    small = cnn.CNN(10, SHAPE, filters=(4,), dense=())
+    return [small, resnet.ResNet(10, SHAPE, depth=8, width=0.25)]
 
 
 def outputs(model):
@@ -127,8 +127,8 @@ def test_what_can_not_be_joined_is_refused(models):
         joined.joined(models, "votes")
     with pytest.raises(InputError, match="teacher 2 is a subclassed model"):
         joined.joined([models[0], Subclassed()])
-    other = cnn.build(7, SHAPE, filters=(4,), dense=())
+    other = cnn.CNN(7, SHAPE, filters=(4,), dense=())
     with pytest.raises(InputError, match=r"differ in input or classes.*to 10 classes.*to 7 classes"):
         joined.joined([models[0], other])
     with pytest.raises(InputError, match=r"differ in input or classes.*\(8, 8, 1\).*\(16, 16, 1\)"):
-        joined.joined([models[0], cnn.build(10, (16, 16, 1), filters=(4,), dense=())])
+        joined.joined([models[0], cnn.CNN(10, (16, 16, 1), filters=(4,), dense=())])

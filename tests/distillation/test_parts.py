@@ -27,7 +27,7 @@ def step(distiller):
 
 
 def peers(count=3):
-    models = [cnn.build(5, SHAPE, filters=(n + 2,), dense=()) for n in range(count)]
+    models = [cnn.CNN(5, SHAPE, filters=(n + 2,), dense=()) for n in range(count)]
     return models, joined.joined(models, "probabilities", prefix="peer")
 
 
@@ -90,7 +90,7 @@ def test_peers_leave_as_models_of_their_own(tmp_path):
 
 
 def test_exits_learn_from_the_deepest_which_learns_from_the_labels():
-    student = resnet.build(5, SHAPE, depth=8, stem="cifar")
+    student = resnet.ResNet(5, SHAPE, depth=8, stem="cifar")
     whole = exits.with_exits(student)
     maps = [tuple(whole.get_layer(f"exit{n}.map").output.shape) for n in (1, 2)]
     assert maps == [tuple(student.get_layer("stage3").output.shape)] * 2
@@ -117,7 +117,7 @@ def test_the_student_ships_without_its_exits(tmp_path):
     )
     assert [one.stage for one in rows] == ["baseline", "exit1", "student"] and exported == rows[-1:]
     student, exit1 = (keras.models.load_model(one.path) for one in rows[:0:-1])
-    plain = cnn.build(10, SHAPE, filters=(2, 3), dense=())
+    plain = cnn.CNN(10, SHAPE, filters=(2, 3), dense=())
     assert [layer.name for layer in student.layers] == [layer.name for layer in plain.layers]
     whole = keras.models.load_model(tmp_path / "w" / "exits.keras")
     np.testing.assert_allclose(student(X), whole(X), rtol=1e-5)

@@ -19,7 +19,7 @@ FT = [f"--teacher={A}", "--nobaseline", "--loss=ce() + ft()", "--pretrain_epochs
 
 def distiller(*terms, filters=(6, 8)):
     keras.utils.set_random_seed(0)
-    teacher, student = (cnn.build(CLASSES, SHAPE, filters=each, dense=()) for each in (filters, (3, 4)))
+    teacher, student = (cnn.CNN(CLASSES, SHAPE, filters=each, dense=()) for each in (filters, (3, 4)))
     made = Distiller(student=student, teacher=teacher, losses=terms)
     made.compile(keras.optimizers.Adam(0.01), metrics=["accuracy"])
     return made

@@ -11,7 +11,7 @@ from kd_keras.models import cnn
 def net():
     """One whose second stage has a filter a thousand times as strong as the others: 8 bits can't hold both."""
     keras.utils.set_random_seed(0)
-    model = cnn.build(4, (8, 8, 1), filters=(4, 8), dense=())
+    model = cnn.CNN(4, (8, 8, 1), filters=(4, 8), dense=())
     kernel, *rest = model.get_layer("stage2_conv1").get_weights()
     kernel[..., 0] *= 1000
     model.get_layer("stage2_conv1").set_weights([kernel, *rest])

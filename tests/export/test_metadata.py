@@ -15,7 +15,7 @@ NAMES = ["Käfer", "dog, small", "cat"]
 @pytest.fixture(scope="module")
 def plain():
     keras.utils.set_random_seed(0)
-    return tflite.convert(cnn.build(3, (8, 8, 1), filters=(4,), dense=()), "int8_io", np.full((4, 8, 8, 1), 9.0))
+    return tflite.convert(cnn.CNN(3, (8, 8, 1), filters=(4,), dense=()), "int8_io", np.full((4, 8, 8, 1), 9.0))
 
 
 def test_any_zip_reader_finds_it_and_litert_does_not_mind(plain, tmp_path):
@@ -51,7 +51,7 @@ def test_peak_memory_grows_with_the_model(tmp_path):
     peaks = []
     for units in (8, 4096):
         path = tmp_path / f"{units}.tflite"
-        path.write_bytes(tflite.convert(cnn.build(3, (32, 32, 1), filters=(8,), dense=(units,)), "float32"))
+        path.write_bytes(tflite.convert(cnn.CNN(3, (32, 32, 1), filters=(8,), dense=(units,)), "float32"))
         peaks.append((memory.peak(path), path.stat().st_size))
     # 8 · 16 · 16 · 4096 weights of 4 bytes are 33.6 MB, and they are in memory.
     assert peaks[1][0] - peaks[0][0] > 0.9 * (peaks[1][1] - peaks[0][1])

@@ -40,7 +40,7 @@ def train(strategy, names):
     with strategy.scope():
         keras.utils.set_random_seed(1)
         shape = {"num_classes": CLASSES, "input_shape": (8, 8, 1), "width": 0.25}
-        teacher, student = resnet.build(depth=14, **shape), resnet.build(depth=8, **shape)
+        teacher, student = resnet.ResNet(depth=14, **shape), resnet.ResNet(depth=8, **shape)
         for layer in student._flatten_layers():  # statistics of each replica's own share would differ
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.synchronized = strategy.num_replicas_in_sync > 1

@@ -10,8 +10,8 @@ from tests.losses import reference as ref
 
 def models():
     keras.utils.set_random_seed(0)
-    student = resnet.build(4, (8, 8, 1), depth=8, width=0.25)
-    return student, resnet.build(4, (8, 8, 1), depth=8, width=0.5)
+    student = resnet.ResNet(4, (8, 8, 1), depth=8, width=0.25)
+    return student, resnet.ResNet(4, (8, 8, 1), depth=8, width=0.5)
 
 
 IMAGES = np.random.default_rng(0).integers(0, 255, (12, 8, 8, 1)).astype("float32")
@@ -91,8 +91,8 @@ def test_a_larger_grid_is_pooled_and_the_student_ships():
 
 
 def test_a_grid_that_is_no_multiple_is_refused():
-    student = resnet.build(4, (12, 12, 1), depth=8, width=0.25)
-    teacher = resnet.build(4, (12, 12, 1), depth=8, width=0.5)
+    student = resnet.ResNet(4, (12, 12, 1), depth=8, width=0.25)
+    teacher = resnet.ResNet(4, (12, 12, 1), depth=8, width=0.5)
     odd = keras.Model(
         teacher.input,
         keras.layers.Dense(4)(

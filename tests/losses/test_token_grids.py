@@ -26,8 +26,8 @@ REFUSED = {
 @pytest.fixture(scope="module")
 def models():
     keras.utils.set_random_seed(0)
-    convolutional = resnet.build(CLASSES, SHAPE, depth=8, width=0.5)
-    tokens = vit.build(CLASSES, SHAPE, patch=4, depth=3, heads=2, width=12)
+    convolutional = resnet.ResNet(CLASSES, SHAPE, depth=8, width=0.5)
+    tokens = vit.ViT(CLASSES, SHAPE, patch=4, depth=3, heads=2, width=12)
     return {"resnet": convolutional, "vit": tokens}
 
 

@@ -9,7 +9,7 @@ from kd_keras.models import cnn
 
 @pytest.fixture(scope="module")
 def pair():
-    return [cnn.build(2, (8, 8, 1), filters=(n,), dense=()) for n in (2, 3)]
+    return [cnn.CNN(2, (8, 8, 1), filters=(n,), dense=()) for n in (2, 3)]
 
 
 @pytest.mark.parametrize(

@@ -112,5 +112,5 @@ def test_as_many_poolings_as_fit():
 )
 def test_refuses(keys, message):
     with pytest.raises(InputError, match=message) as error:
-        cnn.build(10, (8, 9, 1), **keys)
+        cnn.CNN(10, (8, 9, 1), **keys)
     assert "\n" not in str(error.value)

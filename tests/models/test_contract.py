@@ -75,7 +75,7 @@ def make(tmp_path_factory):
         if parsed.name == "saved":
             path = folder / f"{input_shape}.keras"
             if not path.exists():
-                cnn.build(CLASSES, input_shape, filters=(8,), dense=(16,)).save(path)
+                cnn.CNN(CLASSES, input_shape, filters=(8,), dense=(16,)).save(path)
             parsed = spec.Spec("saved", {"path": str(path)})
         if parsed.name == "hub":
             if not (folder / "hub").exists():

@@ -49,25 +49,25 @@ def by_hub(kind, backbone, converter, x):
 @pytest.mark.parametrize("kind", KINDS)
 def test_features_are_those_of_keras_hub_before_and_after_a_file(preset, kind, tmp_path):
     folder, backbone, converter = preset(kind)
-    model = hub.build(5, SHAPE, preset=folder)
+    model = hub.Hub(5, SHAPE, preset=folder)
     x = pixels()
     np.testing.assert_allclose(pooled(model, x), by_hub(kind, backbone, converter, x), rtol=1e-4, atol=1e-6)
     assert model(x).shape == (2, 5)
     assert model(x).dtype == "float32"
     assert all(layer.trainable for layer in model.layers)
     model.save(tmp_path / "hub.keras")
-    again = saved.build(5, SHAPE, tmp_path / "hub.keras")
+    again = saved.Saved(5, SHAPE, tmp_path / "hub.keras")
     np.testing.assert_array_equal(again(x), model(x))
 
 
 @pytest.mark.parametrize("kind", ["resnet", "clip"])
 def test_a_frozen_copy_is_the_same(preset, kind):
-    model = hub.build(5, SHAPE, preset=preset(kind)[0])
+    model = hub.Hub(5, SHAPE, preset=preset(kind)[0])
     np.testing.assert_allclose(frozen.frozen(model, "float32")(pixels()), model(pixels()), rtol=1e-4, atol=1e-5)
 
 
 def test_a_backbone_that_cannot_be_rebuilt_is_not_frozen(preset):
-    model = hub.build(5, SHAPE, preset=preset("vit")[0])
+    model = hub.Hub(5, SHAPE, preset=preset("vit")[0])
     assert not frozen.can_be_frozen(model)
     with pytest.raises(InputError, match="whose layers can all be rebuilt"):
         frozen.frozen(model, "float32")
@@ -78,7 +78,7 @@ def test_a_backbone_that_cannot_be_rebuilt_is_not_frozen(preset):
 )
 def test_levels_of_the_pyramid_are_taps(preset, kind, shapes):
     folder, backbone, converter = preset(kind)
-    model = hub.build(5, SHAPE, preset=folder)
+    model = hub.Hub(5, SHAPE, preset=folder)
     x = pixels()
     levels = keras.Model(backbone.input, list(backbone.pyramid_outputs.values()))(converter(x))
     for i, level in enumerate(levels, start=1):
@@ -89,7 +89,7 @@ def test_levels_of_the_pyramid_are_taps(preset, kind, shapes):
 
 
 def test_layers_of_clip_have_the_same_names_every_time(preset):
-    one, two = (hub.build(5, SHAPE, preset=preset("clip")[0]) for _ in range(2))
+    one, two = (hub.Hub(5, SHAPE, preset=preset("clip")[0]) for _ in range(2))
     assert [x.name for x in one.layers] == [x.name for x in two.layers]
     assert one.get_layer("encoder_block_1").output.shape == (None, 5, 8)
 
@@ -98,7 +98,7 @@ def test_grey_images_are_repeated(preset):
     folder, backbone, converter = preset("resnet")
     x = pixels((20, 24, 1))
     expected = by_hub("resnet", backbone, converter, np.repeat(x, 3, axis=-1))
-    np.testing.assert_allclose(pooled(hub.build(5, (20, 24, 1), preset=folder), x), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(pooled(hub.Hub(5, (20, 24, 1), preset=folder), x), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_without_resizing(preset):
@@ -106,17 +106,17 @@ def test_without_resizing(preset):
     x = pixels()
     scaled = x * presets.PREPROCESSING["scale"] + presets.PREPROCESSING["offset"]
     expected = keras.ops.convert_to_numpy(backbone(scaled)).mean((1, 2))
-    model = hub.build(5, SHAPE, preset=folder, resize=False)
+    model = hub.Hub(5, SHAPE, preset=folder, resize=False)
     np.testing.assert_allclose(pooled(model, x), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(
         InputError, match=r"takes images of shape \(16, 16, 3\), these have \(20, 24, 3\): leave resize"
     ):
-        hub.build(5, SHAPE, preset=preset("vit")[0], resize=False)
+        hub.Hub(5, SHAPE, preset=preset("vit")[0], resize=False)
 
 
 @pytest.mark.parametrize("training", [None, False])
 def test_batch_norm_after_resizing_is_at_rest_unless_trained(preset, training):
-    model = hub.build(5, SHAPE, preset=preset("resnet")[0])
+    model = hub.Hub(5, SHAPE, preset=preset("resnet")[0])
     x = pixels()
     at_rest = keras.ops.convert_to_numpy(model(x, training=training))
     np.testing.assert_allclose(at_rest, model.predict(x, verbose=0), rtol=1e-4, atol=1e-5)
@@ -129,7 +129,7 @@ def test_mean_of_the_tokens(preset):
     folder, backbone, converter = preset("vit")
     x = pixels()
     expected = keras.ops.convert_to_numpy(backbone(converter(x))).mean(1)
-    model = hub.build(5, SHAPE, preset=folder, pool="mean", dropout=0.5)
+    model = hub.Hub(5, SHAPE, preset=folder, pool="mean", dropout=0.5)
     np.testing.assert_allclose(pooled(model, x), expected, rtol=1e-4, atol=1e-6)
     assert model.get_layer("dropout").rate == 0.5
 
@@ -139,7 +139,7 @@ def test_zero_shot_gives_the_logits_of_clip(preset):
     import keras_hub
 
     names = ("cat", "zebra", "ship")
-    model = hub.build(3, SHAPE, preset=folder, head="zero_shot", class_names=names, template="this is a {}")
+    model = hub.Hub(3, SHAPE, preset=folder, head="zero_shot", class_names=names, template="this is a {}")
     x = pixels()
     tokens = presets.clip_preprocessor(keras_hub, converter)(
         {"images": None, "prompts": [f"this is a {name}" for name in names]}
@@ -155,7 +155,7 @@ def test_mixed_precision(preset, kind, policy):
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
-        model = hub.build(5, SHAPE, preset=folder)
+        model = hub.Hub(5, SHAPE, preset=folder)
     finally:
         keras.config.set_dtype_policy(before)
     inside = (
@@ -170,7 +170,7 @@ def test_mixed_precision(preset, kind, policy):
 @pytest.mark.slow
 def test_the_backbone_learns_too(preset):
     keras.utils.set_random_seed(0)
-    model = hub.build(2, SHAPE, preset=preset("resnet")[0])
+    model = hub.Hub(2, SHAPE, preset=preset("resnet")[0])
     x, y = pixels(n=32), np.arange(32) % 2
     x[y == 1] = x[y == 1] // 4
     model.compile(keras.optimizers.Adam(1e-3), keras.losses.SparseCategoricalCrossentropy(True), metrics=["accuracy"])
@@ -182,7 +182,7 @@ def test_the_backbone_learns_too(preset):
 
 def refusal(preset, num_classes=3, input_shape=SHAPE, **keys) -> str:
     with pytest.raises(InputError) as error:
-        hub.build(num_classes, input_shape, preset=preset, **keys)
+        hub.Hub(num_classes, input_shape, preset=preset, **keys)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -204,10 +204,10 @@ def test_without_keras_hub(monkeypatch, tmp_path):
 
 
 def test_saved_model_without_keras_hub(preset, monkeypatch, tmp_path):
-    hub.build(5, SHAPE, preset=preset("vit")[0]).save(tmp_path / "vit.keras")
+    hub.Hub(5, SHAPE, preset=preset("vit")[0]).save(tmp_path / "vit.keras")
     monkeypatch.setitem(sys.modules, "keras_hub", None)
     with pytest.raises(InputError, match=r"pip install 'kd_keras\[hub\]'"):
-        saved.build(5, SHAPE, tmp_path / "vit.keras")
+        saved.Saved(5, SHAPE, tmp_path / "vit.keras")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ def by_kind(model, kind):
 
 
 def symbolic(*args, **keys):
-    return counts.symbolic(mobilenet.build, *args, **keys)
+    return counts.symbolic(mobilenet.MobileNet, *args, **keys)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_width_rounds_to_eights_and_spares_the_classifier():
 
 
 def test_depthwise_weights_are_he_normal_by_what_one_output_reads():
-    layer = by_kind(mobilenet.build(10, (32, 32, 3), version="v3_small"), keras.layers.DepthwiseConv2D)[-1]
+    layer = by_kind(mobilenet.MobileNet(10, (32, 32, 3), version="v3_small"), keras.layers.DepthwiseConv2D)[-1]
     kernel = keras.ops.convert_to_numpy(layer.kernel)
     assert kernel.shape == (5, 5, 576, 1)
     assert np.std(kernel) == pytest.approx(np.sqrt(2 / 25), rel=0.03)
@@ -89,7 +89,7 @@ def test_squeeze_excitation_and_activations_are_where_the_paper_has_them():
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1)], ids=str)
 def test_imagenet_stem_takes_small_grey_images(shape):
-    model = mobilenet.build(10, shape, version="v3_small", stem="imagenet", width=0.25)
+    model = mobilenet.MobileNet(10, shape, version="v3_small", stem="imagenet", width=0.25)
     assert model(keras.ops.zeros((2, *shape))).shape == (2, 10)
 
 
@@ -113,5 +113,5 @@ def test_dropout_is_before_the_classifier():
 )
 def test_refuses(keys, message):
     with pytest.raises(InputError, match=message) as error:
-        mobilenet.build(10, (32, 32, 3), **keys)
+        mobilenet.MobileNet(10, (32, 32, 3), **keys)
     assert "\n" not in str(error.value)

@@ -22,20 +22,32 @@ V3 = {"include_preprocessing": False}
 @pytest.mark.parametrize(
     ("build", "keys", "network", "options", "preprocess", "taps"),
     [
-        (mobilenet.build, {"width": 0.35}, apps.MobileNetV2, {"alpha": 0.35}, apps.mobilenet_v2, "1234"),
-        pytest.param(resnet.build, {"depth": 50}, apps.ResNet50, {}, apps.resnet, "1234", marks=slow),
-        pytest.param(vgg.build, {"depth": 16, "batch_norm": False}, apps.VGG16, {}, apps.vgg16, "12345", marks=slow),
-        pytest.param(vgg.build, {"depth": 19, "batch_norm": False}, apps.VGG19, {}, apps.vgg19, "12345", marks=slow),
-        pytest.param(densenet.build, {"depth": 121}, apps.DenseNet121, {}, apps.densenet, "1234", marks=slow),
-        pytest.param(resnet.build, {"depth": 101}, apps.ResNet101, {}, apps.resnet, "1234", marks=slow),
-        pytest.param(resnet.build, {"depth": 152}, apps.ResNet152, {}, apps.resnet, "1234", marks=slow),
-        pytest.param(densenet.build, {"depth": 169}, apps.DenseNet169, {}, apps.densenet, "1234", marks=slow),
-        pytest.param(densenet.build, {"depth": 201}, apps.DenseNet201, {}, apps.densenet, "1234", marks=slow),
+        (mobilenet.MobileNet, {"width": 0.35}, apps.MobileNetV2, {"alpha": 0.35}, apps.mobilenet_v2, "1234"),
+        pytest.param(resnet.ResNet, {"depth": 50}, apps.ResNet50, {}, apps.resnet, "1234", marks=slow),
+        pytest.param(vgg.VGG, {"depth": 16, "batch_norm": False}, apps.VGG16, {}, apps.vgg16, "12345", marks=slow),
+        pytest.param(vgg.VGG, {"depth": 19, "batch_norm": False}, apps.VGG19, {}, apps.vgg19, "12345", marks=slow),
+        pytest.param(densenet.DenseNet, {"depth": 121}, apps.DenseNet121, {}, apps.densenet, "1234", marks=slow),
+        pytest.param(resnet.ResNet, {"depth": 101}, apps.ResNet101, {}, apps.resnet, "1234", marks=slow),
+        pytest.param(resnet.ResNet, {"depth": 152}, apps.ResNet152, {}, apps.resnet, "1234", marks=slow),
+        pytest.param(densenet.DenseNet, {"depth": 169}, apps.DenseNet169, {}, apps.densenet, "1234", marks=slow),
+        pytest.param(densenet.DenseNet, {"depth": 201}, apps.DenseNet201, {}, apps.densenet, "1234", marks=slow),
         pytest.param(
-            mobilenet.build, {"version": "v3_small"}, apps.MobileNetV3Small, V3, apps.mobilenet_v2, "1234", marks=slow
+            mobilenet.MobileNet,
+            {"version": "v3_small"},
+            apps.MobileNetV3Small,
+            V3,
+            apps.mobilenet_v2,
+            "1234",
+            marks=slow,
         ),
         pytest.param(
-            mobilenet.build, {"version": "v3_large"}, apps.MobileNetV3Large, V3, apps.mobilenet_v2, "12345", marks=slow
+            mobilenet.MobileNet,
+            {"version": "v3_large"},
+            apps.MobileNetV3Large,
+            V3,
+            apps.mobilenet_v2,
+            "12345",
+            marks=slow,
         ),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type(keras.applications.VGG16)) else None,
@@ -78,18 +90,18 @@ def weights(tmp_path_factory):
 
 
 def test_grey_images_and_dropout(weights):
-    model = mobilenet.build(5, (40, 48, 1), width=0.35, dropout=0.4, pretrained=weights)
+    model = mobilenet.MobileNet(5, (40, 48, 1), width=0.35, dropout=0.4, pretrained=weights)
     assert model.input_shape == (None, 40, 48, 1)
     assert model.get_layer("dropout").rate == 0.4
     grey = np.random.default_rng(0).integers(0, 256, (2, 40, 48, 1)).astype("float32")
-    colour = mobilenet.build(5, (40, 48, 3), width=0.35, pretrained=weights)
+    colour = mobilenet.MobileNet(5, (40, 48, 3), width=0.35, pretrained=weights)
     colour.get_layer("logits").set_weights(model.get_layer("logits").get_weights())
     np.testing.assert_allclose(model(grey), colour(np.repeat(grey, 3, -1)), rtol=1e-5, atol=1e-7)
 
 
 @slow
 def test_files_frozen_copies_and_tflite(weights, tmp_path):
-    model = mobilenet.build(5, (40, 48, 1), width=0.35, pretrained=weights)
+    model = mobilenet.MobileNet(5, (40, 48, 1), width=0.35, pretrained=weights)
     grey = np.random.default_rng(0).integers(0, 256, (2, 40, 48, 1)).astype("float32")
     model(grey, training=True)
     model.save(tmp_path / "model.keras")
@@ -105,7 +117,7 @@ def test_a_host_that_says_nothing_does_not_hang_the_run(monkeypatch, tmp_path):
         address = f"http://127.0.0.1:{host.getsockname()[1]}/"
         monkeypatch.setattr("keras.src.applications.mobilenet_v2.BASE_WEIGHT_PATH", address)
         monkeypatch.setattr(files, "download_timeout", functools.partial(files.download_timeout, 0.2))
-        assert "timed out" in refusal(mobilenet.build, width=0.35, pretrained="imagenet")
+        assert "timed out" in refusal(mobilenet.MobileNet, width=0.35, pretrained="imagenet")
     assert socket.getdefaulttimeout() is None
 
 
@@ -120,31 +132,39 @@ def refusal(build, input_shape=(SIDE, SIDE, 3), **keys) -> str:
     ("build", "keys", "message"),
     [
         (
-            resnet.build,
+            resnet.ResNet,
             {"depth": 18},
             "depth=18 has no published weights for pretrained=: those are for 50, 101, 152, or",
         ),
-        (resnet.build, {"depth": 50, "stem": "cifar"}, "stem='cifar' has no published weights"),
-        (resnet.build, {"depth": 50, "se_ratio": 16}, "se_ratio=16 has no published weights for pretrained=: leave it"),
-        (resnet.build, {"depth": 50, "width": 0.5}, "width=0.5 has no published weights"),
-        (vgg.build, {"depth": 11}, "depth=11 has no published weights for pretrained=: those are for 16, 19"),
-        (vgg.build, {"depth": 16}, "batch_norm=True has no published weights for pretrained=: those are for False"),
+        (resnet.ResNet, {"depth": 50, "stem": "cifar"}, "stem='cifar' has no published weights"),
         (
-            densenet.build,
+            resnet.ResNet,
+            {"depth": 50, "se_ratio": 16},
+            "se_ratio=16 has no published weights for pretrained=: leave it",
+        ),
+        (resnet.ResNet, {"depth": 50, "width": 0.5}, "width=0.5 has no published weights"),
+        (vgg.VGG, {"depth": 11}, "depth=11 has no published weights for pretrained=: those are for 16, 19"),
+        (vgg.VGG, {"depth": 16}, "batch_norm=True has no published weights for pretrained=: those are for False"),
+        (
+            densenet.DenseNet,
             {"depth": 40},
             "depth=40 has no published weights for pretrained=: those are for 121, 169, 201",
         ),
-        (densenet.build, {"depth": 121, "growth": 12}, "growth=12 has no published weights"),
+        (densenet.DenseNet, {"depth": 121, "growth": 12}, "growth=12 has no published weights"),
         (
-            mobilenet.build,
+            mobilenet.MobileNet,
             {"width": 0.6},
             "width=0.6 has no published weights for pretrained=: those are for 0.35, 0.5",
         ),
-        (mobilenet.build, {"version": "v3_small", "width": 0.5}, "those are for 0.75, 1.0, or train from scratch"),
-        (mobilenet.build, {"pretrained": 5}, "pretrained=5 is unknown"),
-        (mobilenet.build, {"pretrained": "none.h5"}, "pretrained='none.h5': there is no such file"),
-        (mobilenet.build, {"input_shape": (28, 28, 1)}, "at least 32x32 pixels, these have 28x28: .*--image_size=32"),
-        (mobilenet.build, {"input_shape": (32, 32, 4)}, "has 4 channels"),
+        (mobilenet.MobileNet, {"version": "v3_small", "width": 0.5}, "those are for 0.75, 1.0, or train from scratch"),
+        (mobilenet.MobileNet, {"pretrained": 5}, "pretrained=5 is unknown"),
+        (mobilenet.MobileNet, {"pretrained": "none.h5"}, "pretrained='none.h5': there is no such file"),
+        (
+            mobilenet.MobileNet,
+            {"input_shape": (28, 28, 1)},
+            "at least 32x32 pixels, these have 28x28: .*--image_size=32",
+        ),
+        (mobilenet.MobileNet, {"input_shape": (32, 32, 4)}, "has 4 channels"),
     ],
     ids=lambda value: getattr(value, "__module__", None) or str(value),
 )
@@ -154,9 +174,9 @@ def test_refuses(build, keys, message):
 
 def test_files_of_something_else(weights, tmp_path):
     (tmp_path / "text.weights.h5").write_text("hello")
-    said = refusal(mobilenet.build, pretrained=str(tmp_path / "text.weights.h5"))
+    said = refusal(mobilenet.MobileNet, pretrained=str(tmp_path / "text.weights.h5"))
     assert "does not hold the weights of mobilenet_v2 without its top (" in said
-    assert "does not hold the weights" in refusal(mobilenet.build, pretrained=weights)  # of another width
+    assert "does not hold the weights" in refusal(mobilenet.MobileNet, pretrained=weights)  # of another width
 
 
 @pytest.mark.parametrize(
@@ -169,6 +189,6 @@ def test_no_network(monkeypatch, tmp_path, keys, module):
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     monkeypatch.setattr(f"keras.src.applications.{module}.BASE_WEIGHT_PATH", "http://127.0.0.1:9/")
     monkeypatch.setattr("keras.src.utils.file_utils.config.keras_home", lambda: str(tmp_path))
-    said = refusal(mobilenet.build, pretrained="imagenet", **keys)
+    said = refusal(mobilenet.MobileNet, pretrained="imagenet", **keys)
     assert " cannot be had (Exception: URL fetch failure on" in said
     assert "--nopretrained" in said

@@ -13,14 +13,14 @@ def by_kind(model, kind):
 
 @pytest.mark.parametrize("depth", [8, 14, 44])
 def test_depth_counts_convolutions_and_the_classifier(depth):
-    layers = by_kind(resnet.build(10, (32, 32, 3), depth=depth), keras.layers.Conv2D)
+    layers = by_kind(resnet.ResNet(10, (32, 32, 3), depth=depth), keras.layers.Conv2D)
     assert sum("shortcut" not in layer.name for layer in layers) + 1 == depth
 
 
 @pytest.mark.parametrize(("shape", "stem"), [((63, 200, 3), "cifar"), ((64, 64, 3), "imagenet")])
 def test_default_stem_goes_by_the_smaller_side(shape, stem):
-    default = resnet.build(10, shape, depth=8)
-    assert [x.name for x in default.layers] == [x.name for x in resnet.build(10, shape, depth=8, stem=stem).layers]
+    default = resnet.ResNet(10, shape, depth=8)
+    assert [x.name for x in default.layers] == [x.name for x in resnet.ResNet(10, shape, depth=8, stem=stem).layers]
     assert ("stem_pool" in [x.name for x in default.layers]) == (stem == "imagenet")
 
 
@@ -35,7 +35,7 @@ def test_default_stem_goes_by_the_smaller_side(shape, stem):
     ],
 )
 def test_maps_of_the_stages(keys, shapes):
-    model = resnet.build(10, (32, 32, 3), **keys)
+    model = resnet.ResNet(10, (32, 32, 3), **keys)
     for i, (size, channels) in enumerate(shapes, start=1):
         for name in (f"stage{i}", f"stage{i}_pre"):
             assert model.get_layer(name).output.shape == (None, size, size, channels)
@@ -45,7 +45,7 @@ def test_maps_of_the_stages(keys, shapes):
 
 
 def test_bottleneck_stride_is_on_the_3x3_convolution():
-    model = resnet.build(10, (32, 32, 3), depth=50, width=0.125)
+    model = resnet.ResNet(10, (32, 32, 3), depth=50, width=0.125)
     strided = [layer for layer in by_kind(model, keras.layers.Conv2D) if layer.strides != (1, 1)]
     kernels = {layer.name: layer.kernel_size for layer in strided}
     assert kernels == {
@@ -56,14 +56,14 @@ def test_bottleneck_stride_is_on_the_3x3_convolution():
 
 
 def test_width_scales_every_convolution():
-    whole, half = (by_kind(resnet.build(10, (32, 32, 3), depth=8, width=w), keras.layers.Conv2D) for w in (1, 0.5))
+    whole, half = (by_kind(resnet.ResNet(10, (32, 32, 3), depth=8, width=w), keras.layers.Conv2D) for w in (1, 0.5))
     assert [x.filters for x in half] == [x.filters // 2 for x in whole]
-    least = by_kind(resnet.build(10, (32, 32, 3), depth=8, width=0.001), keras.layers.Conv2D)
+    least = by_kind(resnet.ResNet(10, (32, 32, 3), depth=8, width=0.001), keras.layers.Conv2D)
     assert {x.filters for x in least} == {1}
 
 
 def test_convolutions_are_he_normal_without_bias_and_batch_norm_is_quick():
-    model = resnet.build(10, (32, 32, 3), depth=8)
+    model = resnet.ResNet(10, (32, 32, 3), depth=8)
     convs, norms = by_kind(model, keras.layers.Conv2D), by_kind(model, keras.layers.BatchNormalization)
     assert all(isinstance(x.kernel_initializer, keras.initializers.HeNormal) and not x.use_bias for x in convs)
     assert len(norms) == len(convs)
@@ -71,7 +71,7 @@ def test_convolutions_are_he_normal_without_bias_and_batch_norm_is_quick():
 
 
 def test_squeeze_excitation_gates_the_branch_before_the_sum():
-    model = resnet.build(10, (32, 32, 3), depth=8, se_ratio=4)
+    model = resnet.ResNet(10, (32, 32, 3), depth=8, se_ratio=4)
     gates = by_kind(model, keras.layers.Multiply)
     assert [x.name for x in gates] == [f"stage{i}_block1_se_scale" for i in (1, 2, 3)]
     assert model.get_layer("stage3_block1_se_reduce").filters == 16
@@ -85,7 +85,7 @@ def test_squeeze_excitation_gates_the_branch_before_the_sum():
 @pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1)], ids=str)
 @pytest.mark.parametrize("keys", [{"stem": "imagenet"}, {"depth": 50}, {"depth": 20}], ids=str)
 def test_takes_small_grey_images(keys, shape):
-    model = resnet.build(10, shape, **{"depth": 18, "width": 0.25, **keys})
+    model = resnet.ResNet(10, shape, **{"depth": 18, "width": 0.25, **keys})
     assert model(keras.ops.zeros((2, *shape))).shape == (2, 10)
 
 
@@ -109,5 +109,5 @@ def test_takes_small_grey_images(keys, shape):
 )
 def test_refuses(keys, message):
     with pytest.raises(InputError, match=message) as error:
-        resnet.build(10, (32, 32, 3), **keys)
+        resnet.ResNet(10, (32, 32, 3), **keys)
     assert "\n" not in str(error.value)

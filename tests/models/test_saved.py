@@ -33,7 +33,7 @@ def write(tmp_path):
 
 
 def small(num_classes=10, input_shape=SHAPE):
-    return cnn.build(num_classes, input_shape, filters=(4,), dense=())
+    return cnn.CNN(num_classes, input_shape, filters=(4,), dense=())
 
 
 def head(inputs):
@@ -42,7 +42,7 @@ def head(inputs):
 
 def refusal(path, num_classes=10, input_shape=SHAPE) -> str:
     with pytest.raises(InputError) as error:
-        saved.build(num_classes, input_shape, path)
+        saved.Saved(num_classes, input_shape, path)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -50,7 +50,7 @@ def refusal(path, num_classes=10, input_shape=SHAPE) -> str:
 def test_weights_are_as_saved(write):
     model = small()
     model(np.full((2, *SHAPE), 99.0), training=True)  # batch norm statistics must come back too
-    again = saved.build(10, SHAPE, write(model))
+    again = saved.Saved(10, SHAPE, write(model))
     for a, b in zip(model.weights, again.weights, strict=True):
         np.testing.assert_array_equal(a, b)
     assert [x.name for x in again.layers] == [x.name for x in model.layers]
@@ -61,7 +61,7 @@ def test_is_marked_as_trained_and_is_not_compiled(write):
     model.compile("sgd", "mse")
     assert saved.TRAINED is True
     assert not hasattr(cnn, "TRAINED")
-    assert not saved.build(10, SHAPE, write(model)).compiled
+    assert not saved.Saved(10, SHAPE, write(model)).compiled
 
 
 def test_from_a_spec(write):
@@ -73,14 +73,14 @@ def test_from_a_spec(write):
 def test_home_folder(write, tmp_path, monkeypatch):
     write(small(), "teacher.keras")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert saved.build(10, SHAPE, "~/teacher.keras").name == "cnn"
+    assert saved.Saved(10, SHAPE, "~/teacher.keras").name == "cnn"
 
 
 def test_takes_sequential_models_and_open_sides(write):
     sequential = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(10)])
-    assert saved.build(10, SHAPE, write(sequential)).output_shape == (None, 10)
+    assert saved.Saved(10, SHAPE, write(sequential)).output_shape == (None, 10)
     open_sides = keras.Input((None, None, 1))
-    assert saved.build(10, SHAPE, write(keras.Model(open_sides, head(open_sides)))).output_shape == (None, 10)
+    assert saved.Saved(10, SHAPE, write(keras.Model(open_sides, head(open_sides)))).output_shape == (None, 10)
 
 
 def test_missing_file(tmp_path):

@@ -16,7 +16,7 @@ from kd_keras.models import shufflenet
     ],
 )
 def test_maps_of_the_stages(keys, shapes):
-    model = shufflenet.build(10, (32, 32, 3), units=(1, 1, 1), **keys)
+    model = shufflenet.ShuffleNet(10, (32, 32, 3), units=(1, 1, 1), **keys)
     for i, (size, channels) in enumerate(shapes, start=1):
         assert model.get_layer(f"stage{i}").output.shape == (None, size, size, channels)
     end = 1024 if "version" not in keys else shapes[-1][1]
@@ -30,7 +30,7 @@ def between(layer_in, layer_out, model, values):
 
 
 def test_shuffle_deals_the_channels_out():
-    model = shufflenet.build(10, (8, 8, 1), "v1", width=0.25, units=(1, 1, 1))
+    model = shufflenet.ShuffleNet(10, (8, 8, 1), "v1", width=0.25, units=(1, 1, 1))
     relu, shuffle = "stage1_unit1_relu1", "stage1_unit1_shuffle"
     channels = model.get_layer(relu).output.shape[-1]
     assert channels % 3 == 0
@@ -40,7 +40,7 @@ def test_shuffle_deals_the_channels_out():
 
 
 def test_grouped_convolution_equals_one_of_keras():
-    model = shufflenet.build(10, (8, 8, 1), "v1", width=0.25, units=(1, 1, 1))
+    model = shufflenet.ShuffleNet(10, (8, 8, 1), "v1", width=0.25, units=(1, 1, 1))
     layer = model.get_layer("stage2_unit1_conv1")
     source, shape = "stage1", model.get_layer("stage1").output.shape[1:]
     x = np.random.default_rng(0).normal(size=(2, *shape)).astype("float32")
@@ -53,7 +53,7 @@ def test_grouped_convolution_equals_one_of_keras():
 
 
 def test_version_2_keeps_one_half_and_works_on_the_other():
-    model = shufflenet.build(10, (8, 8, 1), width=0.5, units=(2, 1, 1))
+    model = shufflenet.ShuffleNet(10, (8, 8, 1), width=0.5, units=(2, 1, 1))
     shape = model.get_layer("stage1_unit1_shuffle").output.shape[1:]
     half = shape[-1] // 2
     x = np.random.default_rng(0).normal(size=(1, *shape)).astype("float32")
@@ -66,7 +66,7 @@ def test_version_2_keeps_one_half_and_works_on_the_other():
 
 def test_grouped_kernels_are_he_normal():
     keras.utils.set_random_seed(0)
-    model = shufflenet.build(10, (8, 8, 1), "v1", units=(1, 1, 1))
+    model = shufflenet.ShuffleNet(10, (8, 8, 1), "v1", units=(1, 1, 1))
     kernel = keras.ops.convert_to_numpy(model.get_layer("stage3_unit1_conv1").kernel)
     assert kernel.shape == (3, 160, 40)
     np.testing.assert_allclose(kernel.std(), (2 / 160) ** 0.5 * 0.88, rtol=0.02)  # cut off at two deviations
@@ -89,5 +89,5 @@ def test_grouped_kernels_are_he_normal():
 )
 def test_refuses(keys, message):
     with pytest.raises(InputError, match=message) as error:
-        shufflenet.build(10, (32, 32, 3), **keys)
+        shufflenet.ShuffleNet(10, (32, 32, 3), **keys)
     assert "\n" not in str(error.value)

@@ -15,13 +15,13 @@ def by_kind(model, kind):
 
 @pytest.mark.parametrize("depth", [8, 11, 16])
 def test_depth_counts_what_has_weights(depth):
-    model = vgg.build(10, (32, 32, 3), depth=depth, stem="imagenet", width=0.02)
+    model = vgg.VGG(10, (32, 32, 3), depth=depth, stem="imagenet", width=0.02)
     layers = by_kind(model, keras.layers.Conv2D) + by_kind(model, keras.layers.Dense)
     assert len(layers) == depth
 
 
 def test_maps_of_the_published_network():
-    model = vgg.build(10, (224, 224, 3), width=0.02)
+    model = vgg.VGG(10, (224, 224, 3), width=0.02)
     assert shapes(model, *(f"stage{i}" for i in range(1, 6))) == [
         (224, 224, 1),
         (112, 112, 3),
@@ -33,7 +33,7 @@ def test_maps_of_the_published_network():
 
 
 def test_maps_of_the_cifar_stem():
-    model = vgg.build(10, (32, 32, 3), width=0.125)
+    model = vgg.VGG(10, (32, 32, 3), width=0.125)
     assert [shape[0] for shape in shapes(model, *(f"stage{i}" for i in range(1, 6)))] == [32, 16, 8, 4, 4]
     assert shapes(model, "pooled") == [(64,)]
     assert not any(layer.name.startswith(("dense", "dropout")) for layer in model.layers)
@@ -41,17 +41,17 @@ def test_maps_of_the_cifar_stem():
 
 @pytest.mark.parametrize(("shape", "units"), [((63, 200, 3), 1), ((64, 64, 3), 3)])
 def test_default_stem_goes_by_the_smaller_side(shape, units):
-    assert len(by_kind(vgg.build(10, shape, width=0.02), keras.layers.Dense)) == units
+    assert len(by_kind(vgg.VGG(10, shape, width=0.02), keras.layers.Dense)) == units
 
 
 def test_large_images_are_averaged_to_what_224_pixels_give():
-    model = vgg.build(10, (288, 224, 3), width=0.02)
+    model = vgg.VGG(10, (288, 224, 3), width=0.02)
     assert shapes(model, "stage5_pool", "adaptive_pool", "pooled") == [(9, 7, 10), (7, 7, 10), (490,)]
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1), (32, 32, 3)], ids=str)
 def test_imagenet_stem_takes_small_images(shape):
-    model = vgg.build(10, shape, stem="imagenet", width=0.02)
+    model = vgg.VGG(10, shape, stem="imagenet", width=0.02)
     assert model(keras.ops.zeros((2, *shape))).shape == (2, 10)
 
 
@@ -67,15 +67,15 @@ def test_imagenet_stem_takes_small_images(shape):
     ids=str,
 )
 def test_dropout_is_as_published_unless_given(keys, rates):
-    model = vgg.build(10, (32, 32, 3), width=0.02, **keys)
+    model = vgg.VGG(10, (32, 32, 3), width=0.02, **keys)
     assert [layer.rate for layer in by_kind(model, keras.layers.Dropout)] == rates
 
 
 def test_without_batch_norm_the_convolution_is_the_map_before_the_activation():
-    plain = vgg.build(10, (32, 32, 3), width=0.02, batch_norm=False)
+    plain = vgg.VGG(10, (32, 32, 3), width=0.02, batch_norm=False)
     assert not by_kind(plain, keras.layers.BatchNormalization)
     assert isinstance(plain.get_layer("stage5_pre"), keras.layers.Conv2D)
-    normed = vgg.build(10, (32, 32, 3), width=0.02)
+    normed = vgg.VGG(10, (32, 32, 3), width=0.02)
     assert isinstance(normed.get_layer("stage5_pre"), keras.layers.BatchNormalization)
     assert all(layer.use_bias for layer in by_kind(normed, keras.layers.Conv2D))
 
@@ -95,5 +95,5 @@ def test_without_batch_norm_the_convolution_is_the_map_before_the_activation():
 )
 def test_refuses(keys, message):
     with pytest.raises(InputError, match=message) as error:
-        vgg.build(10, (32, 32, 3), **keys)
+        vgg.VGG(10, (32, 32, 3), **keys)
     assert "\n" not in str(error.value)

@@ -19,7 +19,7 @@ def pixels(shape, n=2):
 @pytest.mark.parametrize("pool", ["token", "mean"])
 @pytest.mark.parametrize(("depth", "after"), [(1, [1]), (3, [1, 2, 3]), (6, [2, 3, 4, 6])], ids=str)
 def test_stages_are_equal_parts_of_the_depth(pool, depth, after):
-    model = vit.build(10, (8, 12, 1), patch=4, depth=depth, heads=1, width=4, pool=pool)
+    model = vit.ViT(10, (8, 12, 1), patch=4, depth=depth, heads=1, width=4, pool=pool)
     x = pixels((8, 12, 1))
     stages = [layer.name for layer in model.layers if layer.name in {f"stage{i}" for i in range(1, 13)}]
     assert stages == [f"stage{i}" for i in range(1, len(after) + 1)]
@@ -31,7 +31,7 @@ def test_stages_are_equal_parts_of_the_depth(pool, depth, after):
 
 @pytest.mark.parametrize("pool", ["token", "mean"])
 def test_taps_leave_the_tokens_as_they_are(pool):
-    model = vit.build(10, (8, 8, 1), **{**SMALL, "depth": 4}, pool=pool)
+    model = vit.ViT(10, (8, 8, 1), **{**SMALL, "depth": 4}, pool=pool)
     x = pixels((8, 8, 1))
     for block in (1, 2, 3):
         before, after = f"block{block}_add2", model.get_layer(f"block{block + 1}_norm1")
@@ -41,7 +41,7 @@ def test_taps_leave_the_tokens_as_they_are(pool):
 
 @pytest.mark.parametrize("pool", ["token", "mean"])
 def test_embedding_is_a_projection_of_each_patch_and_a_weight_of_its_place(pool):
-    model = vit.build(10, (8, 12, 3), **SMALL, pool=pool)
+    model = vit.ViT(10, (8, 12, 3), **SMALL, pool=pool)
     x = pixels((8, 12, 3))
     kernel, places = (keras.ops.convert_to_numpy(w) for w in model.get_layer("embedding").weights)
     patches = [x[:, i : i + 4, j : j + 4] / 127.5 - 1 for i in (0, 4) for j in (0, 4, 8)]
@@ -54,15 +54,15 @@ def test_embedding_is_a_projection_of_each_patch_and_a_weight_of_its_place(pool)
 
 def test_pooled_is_the_class_token_or_the_mean():
     x = pixels((8, 8, 1))
-    token, mean = (vit.build(10, (8, 8, 1), **SMALL, pool=pool) for pool in ("token", "mean"))
+    token, mean = (vit.ViT(10, (8, 8, 1), **SMALL, pool=pool) for pool in ("token", "mean"))
     np.testing.assert_allclose(values(token, "pooled", x), values(token, "norm", x)[:, 0], rtol=1e-6)
     np.testing.assert_allclose(values(mean, "pooled", x), values(mean, "norm", x).mean(1), rtol=1e-4, atol=1e-6)
 
 
 def test_dropout_is_everywhere_or_nowhere():
-    names = [x.name for x in vit.build(10, (8, 8, 1), **SMALL).layers if isinstance(x, keras.layers.Dropout)]
+    names = [x.name for x in vit.ViT(10, (8, 8, 1), **SMALL).layers if isinstance(x, keras.layers.Dropout)]
     assert names == []
-    model = vit.build(10, (8, 8, 1), **SMALL, dropout=0.2)
+    model = vit.ViT(10, (8, 8, 1), **SMALL, dropout=0.2)
     dropped = [x.name for x in model.layers if isinstance(x, keras.layers.Dropout)]
     parts = [f"block{i}_{part}_dropout" for i in (1, 2) for part in ("attention", "dense1", "dense2")]
     assert dropped == ["embedding_dropout", *parts]
@@ -85,7 +85,7 @@ def test_dropout_is_everywhere_or_nowhere():
 )
 def test_refuses_images_that_the_patches_do_not_cover(shape, patch, message):
     with pytest.raises(InputError, match=message) as error:
-        vit.build(10, shape, patch=patch)
+        vit.ViT(10, shape, patch=patch)
     assert "\n" not in str(error.value)
 
 
@@ -105,5 +105,5 @@ def test_refuses_images_that_the_patches_do_not_cover(shape, patch, message):
 )
 def test_refuses(keys, message):
     with pytest.raises(InputError, match=message) as error:
-        vit.build(10, (32, 32, 3), **keys)
+        vit.ViT(10, (32, 32, 3), **keys)
     assert "\n" not in str(error.value)

@@ -6,22 +6,22 @@ from kd_keras.models import wide_resnet
 
 
 def test_depth_counts_convolutions_with_those_of_the_shortcuts():
-    layers = wide_resnet.build(10, (32, 32, 3), depth=16, width=2).layers
+    layers = wide_resnet.WideResNet(10, (32, 32, 3), depth=16, width=2).layers
     assert sum(isinstance(x, keras.layers.Conv2D) for x in layers) == 16
 
 
 def test_blocks_normalise_first_and_sum_last():
-    model = wide_resnet.build(10, (32, 32, 3), depth=10, width=2)
+    model = wide_resnet.WideResNet(10, (32, 32, 3), depth=10, width=2)
     assert isinstance(model.get_layer("stage1_block1_add"), keras.layers.Add)
     assert model.get_layer("stage1_pre").input is model.get_layer("stage1_block1_add").output
     # The shortcut that changes the shape starts from the activated map, the others from the sum.
     assert model.get_layer("stage2_block1_shortcut_conv").input is model.get_layer("stage1").output
-    same = wide_resnet.build(10, (32, 32, 3), depth=16, width=1)
+    same = wide_resnet.WideResNet(10, (32, 32, 3), depth=16, width=1)
     assert same.get_layer("stage1_block1_add").input[0] is same.get_layer("stem_conv").output
 
 
 def test_maps_of_the_stages():
-    model = wide_resnet.build(10, (32, 32, 3), depth=10, width=2)
+    model = wide_resnet.WideResNet(10, (32, 32, 3), depth=10, width=2)
     for i, (size, channels) in enumerate([(32, 32), (16, 64), (8, 128)], start=1):
         for name in (f"stage{i}", f"stage{i}_pre"):
             assert model.get_layer(name).output.shape == (None, size, size, channels)
@@ -29,7 +29,7 @@ def test_maps_of_the_stages():
 
 
 def test_dropout_stands_between_the_convolutions_of_every_block():
-    model = wide_resnet.build(10, (32, 32, 3), depth=10, width=1, dropout=0.3)
+    model = wide_resnet.WideResNet(10, (32, 32, 3), depth=10, width=1, dropout=0.3)
     dropped = [x for x in model.layers if isinstance(x, keras.layers.Dropout)]
     assert [x.name for x in dropped] == [f"stage{i}_block1_dropout" for i in (1, 2, 3)]
     assert {x.rate for x in dropped} == {0.3}
@@ -49,5 +49,5 @@ def test_dropout_stands_between_the_convolutions_of_every_block():
 )
 def test_refuses(keys, message):
     with pytest.raises(InputError, match=message) as error:
-        wide_resnet.build(10, (32, 32, 3), **keys)
+        wide_resnet.WideResNet(10, (32, 32, 3), **keys)
     assert "\n" not in str(error.value)

@@ -71,7 +71,7 @@ def test_the_table_has_every_row_and_key(finished):
 def test_the_table_says_what_the_saved_student_does(finished):
     from kd_keras.data import digits
 
-    test = digits.build().test
+    test = digits.Digits().test
     images, labels = test.read(np.arange(len(test)))
     student = keras.models.load_model(finished / "student.keras")
     logits = student.predict(np.asarray(images, "float32"), verbose=0)
@@ -267,7 +267,7 @@ def test_a_teacher_of_other_classes_or_inputs_is_refused(tmp_path, capsys):
 
     for name, args in {"classes": (7, (8, 8, 1)), "input": (10, (16, 16, 1))}.items():
         path = tmp_path / f"{name}.keras"
-        cnn.build(*args, filters=(4,)).save(path)
+        cnn.CNN(*args, filters=(4,)).save(path)
         assert main(f"--flagfile={DIGITS}", f"--teacher=saved(path='{path}')", f"--workdir={tmp_path / 'w'}") == 2
         assert str(args[0] if name == "classes" else 16) in capsys.readouterr().err
 

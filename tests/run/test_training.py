@@ -22,13 +22,13 @@ EPOCHS = 4
 def splits():
     from kd_keras.data import digits
 
-    splits = digits.build()
+    splits = digits.Digits()
     return data.take(splits.train, 200, 0), splits.val
 
 
 def make(optimizer="adam", **kwargs):
     keras.utils.set_random_seed(1)
-    student = cnn.build(10, (8, 8, 1), **{"filters": (4,), "dense": (16,), "dropout": 0.3, **kwargs})
+    student = cnn.CNN(10, (8, 8, 1), **{"filters": (4,), "dense": (16,), "dropout": 0.3, **kwargs})
     distiller = Distiller(student=student, losses=[losses.CE()])
     distiller.compile(optimizer=optimizer, metrics=["accuracy"])
     return distiller

@@ -90,8 +90,8 @@ def test_standardised_logits_have_no_mean_of_probabilities():
 @pytest.fixture(scope="module")
 def models():
     keras.utils.set_random_seed(0)
-    made = [cnn.build(CLASSES, SHAPE, filters=(4,), dense=()) for _ in range(2)]
-    return made, cnn.build(CLASSES, SHAPE, filters=(2,), dense=())
+    made = [cnn.CNN(CLASSES, SHAPE, filters=(4,), dense=()) for _ in range(2)]
+    return made, cnn.CNN(CLASSES, SHAPE, filters=(2,), dense=())
 
 
 @pytest.mark.parametrize("combine", ["logits", "probabilities", "terms"])
@@ -162,6 +162,6 @@ def test_what_can_not_be_is_refused_before_training(case, tmp_path):
 
 def test_the_same_finished_model_twice_is_no_ensemble(tmp_path):
     path = tmp_path / "t.keras"
-    cnn.build(10, SHAPE, filters=(2,)).save(path)
+    cnn.CNN(10, SHAPE, filters=(2,)).save(path)
     with pytest.raises(InputError, match="an ensemble of equals is one"):
         checked(tmp_path, "--scheme=ensemble()", f"--teacher=saved(path='{path}') + saved(path='{path}')")

@@ -223,16 +223,16 @@ def test_a_new_loss_is_measured_or_named_without_a_table(tmp_path):
 
     import kd_keras.losses
 
-    head = "from kd_keras.losses import _base\n\n\nclass New(_base.DistillationLoss):\n    "
+    head = "from kd_keras.losses import base\n\n\nclass {name}(base.DistillationLoss):\n    "
     (tmp_path / "new_plain.py").write_text(
-        f"{head}def call(self, student, teacher, labels):\n        return 0 * labels\n\n\nbuild = New\n"
+        head.format(name="NewPlain") + "def call(self, student, teacher, labels):\n        return 0 * labels\n"
     )
     (tmp_path / "new_memory.py").write_text(
-        f"{head}needs = frozenset({{'index', 'samples'}})\n\n"
+        head.format(name="NewMemory") + "needs = frozenset({'index', 'samples'})\n\n"
         "    def __init__(self, samples, **kwargs):\n        super().__init__(**kwargs)\n\n"
-        "    def call(self, student, teacher, labels, index):\n        return 0 * index\n\n\nbuild = New\n"
+        "    def call(self, student, teacher, labels, index):\n        return 0 * index\n"
     )
-    (tmp_path / "new_argument.py").write_text("def build(size):\n    raise AssertionError\n")
+    (tmp_path / "new_argument.py").write_text("def NewArgument(size):\n    raise AssertionError\n")
     kd_keras.losses.__path__.append(str(tmp_path))
     try:
         found, skipped = nets.each_loss(benchmark.read(SMALL))
