@@ -53,6 +53,11 @@ def named_layers(model: keras.Model, prefix: str = "") -> list[tuple[str, keras.
     return found
 
 
+def all_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    """Every layer of a model, those inside its layers too."""
+    return list(model._flatten_layers())
+
+
 def check_layers(names: Iterable[str], known: list[str], key: str) -> None:
     """Raises InputError where a name that a flag or argument ``key`` gives is none of the student's layers."""
     if missing := [name for name in names if name not in known]:

@@ -9,7 +9,6 @@ What is kept lies in the user's cache (`kd_keras.data.downloads.cache_folder`), 
 A file counts as unchanged while its path, size and time of change (``mtime_ns``) are the same.
 """
 
-import concurrent.futures
 import dataclasses
 import hashlib
 import io
@@ -25,6 +24,7 @@ import tensorflow as tf
 from absl import logging
 
 from kd_keras import files as whole_files
+from kd_keras.data import fingerprints
 from kd_keras.data.arrays import aligned, mapped
 from kd_keras.data.downloads import cache_folder
 from kd_keras.data.sources import FileSource, NumpySource, Source, decode_rgb
@@ -85,7 +85,7 @@ class ImageReader:
         if not len(files):
             raise InputError("there are no image files: check the folder")
         files = [os.path.abspath(file) for file in files]
-        keys = _keys(files)
+        keys = fingerprints.keys(files, salt=_DECODER)
         sizes, findings = _check(files, keys, one_size=self.image_size is None)
         usable = np.flatnonzero(findings != _BROKEN)
         _report(files, findings, self.skip_bad_images)
@@ -189,21 +189,6 @@ def checked_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | 
     if not isinstance(sides, (tuple, list)) or len(sides) != 2 or not all(map(is_count, sides)):
         raise InputError(f"image_size={image_size!r}: give pixels, as 64 or (height, width)")
     return tuple(sides)
-
-
-def _keys(files: list[str]) -> np.ndarray:
-    """A number (N,) for each file that changes when the file does."""
-
-    def key(file):
-        stat = os.stat(file)
-        text = f"{_DECODER}\0{file}\0{stat.st_size}\0{stat.st_mtime_ns}"
-        return int.from_bytes(hashlib.blake2b(os.fsencode(text), digest_size=8).digest())
-
-    blocks = [files[at : at + 1000] for at in range(0, len(files), 1000)]
-    # Many at a time for the sake of disks behind a network.
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        keys = list(pool.map(lambda block: [key(file) for file in block], blocks))
-    return np.array([number for block in keys for number in block], np.uint64)
 
 
 def _root_name(files: list[str]) -> str:
@@ -322,8 +307,6 @@ def _as_png(file: str, key: int, pixels: np.ndarray | None = None) -> str:
     except OSError as error:
         what = f"{file} has to be converted to {path}, which cannot be written ({error.strerror})"
         raise InputError(f"{what}: make room, or set KERAS_HOME to a folder on another disk") from error
-    # Part of a source's fingerprint, which is not to change when the cache is emptied.
-    os.utime(path, ns=(os.stat(file).st_mtime_ns,) * 2)
     return str(path)
 
 

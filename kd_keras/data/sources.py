@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from sklearn.model_selection import GroupShuffleSplit, train_test_split
 
-from kd_keras.data import arrays
+from kd_keras.data import arrays, fingerprints
 from kd_keras.errors import InputError, is_count, is_number
 
 # Enough draws to find one in which every class keeps its share; a draw costs milliseconds.
@@ -158,10 +158,7 @@ class FileSource(Source):
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        # By size and time of change: reading every file would take as long as training on it.
-        stats = [os.stat(path) for path in self.paths]
-        known = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in zip(self.paths, stats, strict=True)]
-        return _hash(repr((known, self.image_shape)).encode(), self.labels)
+        return _hash(fingerprints.of_files(self.paths), repr(self.image_shape).encode(), self.labels)
 
 
 class _Subset(Source):

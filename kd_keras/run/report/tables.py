@@ -12,6 +12,7 @@ import numpy as np
 from kd_keras import files
 
 COLUMNS = (
+    "stage",
     "role",
     "architecture",
     "train_accuracy",
@@ -47,9 +48,9 @@ def row(role, architecture, **figures):
     """One line of the table.
 
     Args:
-        role: teacher, student without KD, student distilled, a TFLite variant.
+        role: what the table calls it, such as "student distilled" or "TFLite int8".
         architecture: the model's spec.
-        **figures: others of `COLUMNS`: accuracies, precision, recall, f1, ece and agreements in [0, 1], counts,
+        **figures: others of `COLUMNS`: ``stage``, the name that programs read (``teacher``, ``student``); accuracies, precision, recall, f1, ece and agreements in [0, 1], counts,
             bytes, milliseconds; ``marked`` is true of a row that lost too much.
 
     Returns:
