@@ -45,6 +45,9 @@ class Spec:
         values = [*map(_text, self.args), *(f"{key}={_text(value)}" for key, value in self.kwargs.items())]
         return f"{self.name}({', '.join(values)})"
 
+    def __hash__(self) -> int:
+        return hash(str(self))
+
     # A message that quotes a value, such as stem=cifar() of who forgot the quotes, shows what was written.
     __repr__ = __str__
 
@@ -144,6 +147,15 @@ def parts(package: str) -> dict[str, str]:
             if defined is _SCHEME or name.lower() == path.stem.replace("_", ""):
                 result[path.stem] = name
     return result
+
+
+def constant(package: str, name: str, constant: str) -> bool:
+    """Whether a part's file says ``CONSTANT = True``; nothing is imported."""
+    if ":" in name:
+        return bool(getattr(importlib.import_module(name.partition(":")[0]), constant, False))
+    check_name(package, name)
+    folders = importlib.util.find_spec(package).submodule_search_locations
+    return f"\n{constant} = True\n" in pathlib.Path(folders[0], f"{name}.py").read_text("utf-8")
 
 
 def builder(package: str, name: str):

@@ -115,8 +115,7 @@ class Facts:
 
     def comes_trained(self, given: Spec) -> bool:
         """Whether a family's models come with weights that need no training."""
-        function = spec.builder("kd_keras.models", given.name)
-        return getattr(sys.modules[function.__module__], "TRAINED", False)
+        return spec.constant("kd_keras.models", given.name, "TRAINED")
 
     def weights(self, given: Spec) -> str | None:
         """The content hash of the weights that a model's spec comes with, or None for new ones."""

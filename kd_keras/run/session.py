@@ -36,6 +36,7 @@ class Session:
         config: the settings.
         console: where progress is printed.
         precision: what ``auto`` was resolved to when the run was begun, or None.
+        splits: the data, where they are not what ``--data`` names.
 
     Attributes:
         splits: the data set, before ``--train_examples``.
@@ -46,7 +47,7 @@ class Session:
         InputError: the data or the machine can't be used as asked.
     """
 
-    def __init__(self, config: Config, console: Console | None = None, precision: str | None = None):
+    def __init__(self, config: Config, console: Console | None = None, precision: str | None = None, splits=None):
         self.config = config
         hardware = config.hardware
         if hardware.threads is not None:
@@ -68,7 +69,7 @@ class Session:
             tf.config.experimental.enable_op_determinism()
         datasets.augmentations(config.data.augment)
         _check_keys(config)
-        self.splits = spec.build("kd_keras.data", config.data.source)
+        self.splits = splits or spec.build("kd_keras.data", config.data.source)
         #: Seconds of this process by what they went into.
         self.seconds = collections.Counter()
 

@@ -16,7 +16,7 @@ from kd_keras.distillation.parts import OfTeachers, Within
 from kd_keras.distillation.teacher_cache import TeacherCache
 from kd_keras.errors import InputError
 from kd_keras.export import tflite
-from kd_keras.run import training
+from kd_keras.run import timings, training
 from kd_keras.run.callbacks import Laps, Track
 from kd_keras.run.facts import prepared
 from kd_keras.schemes.plan import Cache, Measure, Train
@@ -166,7 +166,7 @@ class Trainer:
         count, seed = views
         return datasets.Views(self.facts.source(images), count, datasets.augmentations(augment), seed)
 
-    def _stream(self, stage, distiller, cache, initial_epoch=0):
+    def stream(self, stage, distiller, cache, initial_epoch=0):
         samples = stage.samples
         source = self.facts.source(samples.train)
         # A student without a teacher sees the views that a taught one sees.
@@ -216,7 +216,7 @@ class Trainer:
         recipe, name = stage.recipe, stage.name.removesuffix("-training")
         history = training.fit(
             distiller,
-            lambda epoch: self._stream(stage, distiller, cache, epoch),
+            lambda epoch: self.stream(stage, distiller, cache, epoch),
             datasets.batches(self.facts.source(stage.samples.val), stage.samples.batch_size, shard=self.session.worker),
             epochs=recipe.epochs,
             steps_per_epoch=self.steps_per_epoch(stage),
@@ -232,6 +232,9 @@ class Trainer:
         elif folder is not None:
             trained.save(folder / "model.keras")
         record = {"series": history.series, "best_epoch": history.best_epoch, "seconds": round(history.seconds, 1)}
+        if folder is not None and history.stop is None:
+            steps = recipe.epochs * self.steps_per_epoch(stage)
+            timings.keep_timing(self.session, stage, history.seconds / steps)
         if recipe.stop is not None:
             record["stop"] = self._stop_record(stage, history)
         return {**record, "content": content_of(trained)}
@@ -240,7 +243,7 @@ class Trainer:
         """Trains the parts of the losses that need it; a pretraining that was interrupted starts again."""
         with self.session.timed("training"):
             history = distiller.pretrain(
-                self._stream(stage, distiller, cache),
+                self.stream(stage, distiller, cache),
                 epochs=stage.recipe.epochs,
                 steps_per_epoch=self.steps_per_epoch(stage),
                 callbacks=[training.StopAtNaN()],

@@ -7,7 +7,7 @@ import time
 from kd_keras import files
 from kd_keras.errors import InputError
 from kd_keras.run.config import EXPERIMENT, Config
-from kd_keras.run.lease import Lease
+from kd_keras.run.lease import Lease, Owner
 from kd_keras.run.store import Store
 from kd_keras.schemes.plan import Export, Plan
 
@@ -88,6 +88,10 @@ class Workdir:
         except OSError as error:
             raise InputError(f"--workdir={self.path} can't be written: {error.strerror}") from error
 
+    def owner(self) -> Owner | None:
+        """The process that uses the folder, or None."""
+        return self._lease.owner()
+
     def release(self) -> None:
         """Lets others use the folder."""
         self._lease.release()
@@ -115,7 +119,7 @@ class Workdir:
             text, was = str(self.config.data.source), self._read(SETTINGS).get("data")
             if was is not None and was != text:
                 note = f"the same images and labels as before, now read by {text} (before {was})"
-        files.write(self.path / SETTINGS, json.dumps(self.config.texts(), indent=2, ensure_ascii=False) + "\n")
+        files.update(self.path / SETTINGS, json.dumps(self.config.texts(), indent=2, ensure_ascii=False) + "\n")
         self.update(data=data)
         return note
 
@@ -127,7 +131,7 @@ class Workdir:
     def update(self, **values) -> None:
         """Keeps further values in `state`."""
         state = {"format": _FORMAT, **self.state, **values}
-        files.write(self.path / _STATE, json.dumps(state, indent=2, ensure_ascii=False) + "\n")
+        files.update(self.path / _STATE, json.dumps(state, indent=2, ensure_ascii=False) + "\n")
 
     def publish(self, plan: Plan, store: Store) -> None:
         """Copies the finished models and files from the store, where they are not there yet or damaged."""

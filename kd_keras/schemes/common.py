@@ -54,8 +54,7 @@ def teachers(config, facts, scheme: str, least: int = 0, most: int | None = 1) -
         raise InputError(f"--scheme={scheme}() takes no teacher, and --teacher names {count}: give --teacher=none")
     if most is not None and count > most:
         raise InputError(
-            f"--teacher names {count} models and --scheme={scheme}() takes {most}: name {most}, or give "
-            "--scheme='ensemble()'"
+            f"--teacher names {count} models and --scheme={scheme}() takes one: name one, or give --scheme='ensemble()'"
         )
     if count < least:
         raise InputError(

@@ -5,7 +5,10 @@ from kd_keras.schemes.plan import Plan, Train
 
 
 def plan(config, facts) -> Plan:
-    """Teacher, baseline, student."""
+    """Teacher, baseline, student.
+
+    Reference: Hinton et al., arXiv:1503.02531.
+    """
     teachers = common.teachers(config, facts, "offline")
     teacher = teachers[0] if teachers else None
     student = common.student(config, facts, teacher)

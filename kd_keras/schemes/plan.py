@@ -38,6 +38,8 @@ class Part(Spec):
     version: int | str = 1
     places: tuple[str, ...] = ()
 
+    __hash__ = Spec.__hash__
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stage:
