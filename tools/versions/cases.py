@@ -54,8 +54,8 @@ CASES = (
     _tiny(
         "offline",
         "offline, kd with schedules, files of the teacher and the baseline",
-        "--loss=ce(weight=complement(linear(start=0.9, end=0.5))) "
-        "+ kd(weight=linear(start=0.9, end=0.5), temperature=exponential_decay(start=4.0, rate=0.9, floor=1.0))",
+        "--loss=ce(weight=complement(linear(start=0.9, end=0.5, over=2))) "
+        "+ kd(weight=linear(start=0.9, end=0.5, over=2), temperature=exponential_decay(start=4.0, rate=0.9))",
         *("--augment=pad_crop(pixels=1)", "--export=int8,float16", "--export_beside=teacher,baseline"),
     ),
     _tiny("hint", "offline, hint", "--loss=ce() + kd() + hint(weight=0.1)"),
