@@ -137,6 +137,12 @@ def test_a_run_that_failed_in_both_versions_is_a_difference(tmp_path):
     ended = runs.Ended(tmp_path, [2], log)
     result = compare_versions.compare_ended(ended, ended)
     assert result.differences == [f"{which} run: exit code 2 (kd_keras: bad flag)" for which in ("old", "new")]
+    assert compare_versions.compare_ended(ended, ended, code=2).differences == []
+    other = runs.Ended(tmp_path, [1], log)
+    assert compare_versions.compare_ended(ended, other, code=2).differences == [
+        "old run: exit code 2",
+        "new run: exit code 1 (kd_keras: bad flag)",
+    ]
 
 
 def test_cases_have_names_of_their_own_and_are_listed(capsys):
