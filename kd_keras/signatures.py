@@ -13,7 +13,6 @@ import functools
 import importlib.util
 import inspect
 import pathlib
-import re
 import sys
 from typing import Any
 
@@ -30,7 +29,6 @@ KINDS = {
     "augmentations": "kd_keras.data.augment",
     "schedules": "kd_keras.schedules",
 }
-_OLD = re.compile(r"^(?:def build\(|build = )", re.MULTILINE)
 #: Arguments that a run adds; a spec can't name them.
 ADDED_BY_A_RUN = frozenset({"num_classes", "input_shape", "samples"})
 
@@ -123,11 +121,9 @@ def _definition_in(path: pathlib.Path, package: str) -> ast.ClassDef | ast.Funct
     """The class or function that makes a file a part."""
     module = _parse(path, f"{package}.{path.stem}")
     definitions = module.definitions()
-    # Version 0.1's form, `def build` or `build = KD`. These lines, `_OLD` and `_Source.aliases` go with its last part.
-    if any(_OLD.search(file.read_text(encoding="utf-8")) for file in path.parent.glob("*.py")):
-        return definitions.get("build") or definitions.get(module.aliases().get("build"))
     if package.endswith(".schemes"):
-        return definitions.get("plan")
+        # Until all schemes are plans, `build` is one too.
+        return definitions.get("plan") or definitions.get("build")
     wanted = path.stem.replace("_", "")
     return next((node for name, node in definitions.items() if name.lower() == wanted), None)
 
@@ -149,14 +145,6 @@ class _Source:
     def definitions(self) -> dict[str, ast.ClassDef | ast.FunctionDef]:
         """Public and private classes and functions at top level, by name."""
         return {node.name: node for node in self.tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
-
-    def aliases(self) -> dict[str, str]:
-        """Names that are assigned another name: ``build = KD``."""
-        assigned = [node for node in self.tree.body if isinstance(node, ast.Assign)]
-        pairs = [(node.targets[0], node.value) for node in assigned]
-        return {
-            name.id: value.id for name, value in pairs if isinstance(name, ast.Name) and isinstance(value, ast.Name)
-        }
 
     def constants(self) -> dict[str, Any]:
         """Names that are assigned a literal at top level."""

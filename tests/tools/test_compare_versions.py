@@ -17,7 +17,14 @@ sys.path.insert(0, str(ROOT / "tools"))
 import compare_versions  # noqa: E402
 from versions import cases, differences, runs  # noqa: E402
 
-ROW = {"role": "student without KD", "test_accuracy": 0.75, "bytes": 1000, "zip_bytes": None, "latency_ms_median": 1.0}
+ROW = {
+    "role": "student without KD",
+    "test_accuracy": 0.75,
+    "bytes": 1000,
+    "zip_bytes": None,
+    "parameters": 10,
+    "latency_ms_median": 1.0,
+}
 NEW_ROW = {"stage": "baseline", **ROW, "role": "baseline (no teacher)", "latency_ms_median": 2.0}
 
 
@@ -81,7 +88,7 @@ def test_optimizers_are_not_compared(workdirs):
     ("change", "message"),
     [
         ({"test_accuracy": 0.7500000001}, "test_accuracy: 0.75 and 0.7500000001"),
-        ({"bytes": None}, "bytes: 1000 and None"),
+        ({"parameters": None}, "parameters: 10 and None"),
         ({"f1": 0.5}, "f1: no such column and 0.5"),
     ],
 )
@@ -90,6 +97,17 @@ def test_a_number_of_the_table_counts(workdirs, change, message):
     (new / "results.json").write_text(json.dumps([{**NEW_ROW, **change}]))
     (text,) = differences.compare(old, new).differences
     assert text == f"results.json, row 1 (student without KD), {message}"
+
+
+def test_the_size_of_a_keras_file_is_a_note_while_its_weights_are_equal(workdirs):
+    old, new, arrays = workdirs
+    (new / "results.json").write_text(json.dumps([{**NEW_ROW, "bytes": 1015}]))
+    result = differences.compare(old, new)
+    assert result.differences == [] and result.notes == [
+        "results.json, row 1 (student without KD), bytes: 1000 and 1015"
+    ]
+    save(new / "student.keras", {name: array + 1 for name, array in arrays.items()})
+    assert len(differences.compare(old, new).differences) == 2
 
 
 def test_what_is_missing_counts(workdirs):
