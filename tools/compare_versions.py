@@ -79,8 +79,11 @@ def run_case(case: Case, trees: tuple[runs.Tree, runs.Tree]) -> list[tuple[str, 
     Returns:
         (what was compared, the comparison), of a case that is killed several.
     """
-    with concurrent.futures.ThreadPoolExecutor(len(trees)) as pool:
-        old, new = pool.map(lambda tree: tree.run(case), trees)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(len(trees)) as pool:
+            old, new = pool.map(lambda tree: tree.run(case), trees)
+    except RuntimeError as error:
+        return [(case.name, differences.Comparison(differences=[str(error)]))]
     pairs = [(case.name, old["undisturbed"], new["undisturbed"])]
     if case.killed:
         pairs += [

@@ -2,10 +2,12 @@
 
 import io
 import json
+import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 
 import numpy as np
@@ -157,6 +159,48 @@ def test_a_run_that_failed_in_both_versions_is_a_difference(tmp_path):
         "old run: exit code 2",
         "new run: exit code 1 (kd_keras: bad flag)",
     ]
+
+
+class Scripted(runs.Tree):
+    """A tree whose runs end as a script says: (exit code, names of finished models) for each run."""
+
+    def __init__(self, root, script):
+        super().__init__("old", root, root, root, fresh=True)
+        self.script, self.seconds = list(script), []
+
+    def _run(self, name, flags, seconds=None):
+        self.seconds.append(seconds)
+        code, models = self.script.pop(0)
+        workdir = self.root / name
+        workdir.mkdir(exist_ok=True)
+        for at, model in enumerate(models):
+            path = workdir / f"{model}.keras"
+            path.touch()
+            # The longest time without a finished model is that of the student: 20 to 60 s after the start.
+            moment = time.time() + (10, 20, 60)[at]
+            os.utime(path, (moment, moment))
+        return runs.Ended(workdir, [code], self.root / "log")
+
+
+KILLED = cases.Case("k", "", (), killed=True)
+ALL = ("teacher", "baseline", "student")
+
+
+def test_a_run_is_killed_within_its_longest_training(tmp_path):
+    tree = Scripted(tmp_path, [(0, ALL), (-9, ALL[:2]), (0, ALL)])
+    ended = tree.run(KILLED)
+    assert ended["resumed"].workdir.name == "k-old-resumed1" and ended["resumed"].codes == [0]
+    assert tree.seconds[0] is tree.seconds[2] is None and 39 < tree.seconds[1] < 41
+
+
+def test_a_run_that_ended_before_it_was_killed_is_killed_earlier(tmp_path):
+    tree = Scripted(tmp_path, [(0, ALL), (0, ALL), (-9, ALL), (-9, ALL[:1]), (0, ALL)])
+    assert tree.run(KILLED)["resumed"].workdir.name == "k-old-resumed3"
+    assert tree.seconds[1] > tree.seconds[2] > tree.seconds[3] > 15
+    tree = Scripted(tmp_path, [(0, ALL), *[(0, ALL)] * 3])
+    (tmp_path / "other").mkdir()
+    ((what, result),) = compare_versions.run_case(KILLED, (tree, Scripted(tmp_path / "other", [(1, ())])))
+    assert what == "k" and result.differences == ["old: could not kill k-old-resumed during training in three attempts"]
 
 
 def test_cases_have_names_of_their_own_and_are_listed(capsys):
