@@ -30,7 +30,7 @@ KINDS = {
     "schedules": "kd_keras.schedules",
 }
 #: Arguments that a run adds; a spec can't name them.
-ADDED_BY_A_RUN = frozenset({"num_classes", "input_shape", "samples"})
+ADDED_BY_A_RUN = frozenset({"num_classes", "input_shape", "samples", "config", "facts"})
 
 
 class _Missing:
@@ -122,8 +122,7 @@ def _definition_in(path: pathlib.Path, package: str) -> ast.ClassDef | ast.Funct
     module = _parse(path, f"{package}.{path.stem}")
     definitions = module.definitions()
     if package.endswith(".schemes"):
-        # Until all schemes are plans, `build` is one too.
-        return definitions.get("plan") or definitions.get("build")
+        return definitions.get("plan")
     wanted = path.stem.replace("_", "")
     return next((node for name, node in definitions.items() if name.lower() == wanted), None)
 

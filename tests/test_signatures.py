@@ -50,6 +50,7 @@ def test_a_loss_shows_what_its_bases_take_and_nothing_that_a_run_adds():
     }
     assert "samples" not in signatures.signature("losses", "crd")
     assert not {"num_classes", "input_shape"} & signatures.signature("models", "cnn").keys()
+    assert signatures.signature("schemes", "born_again") == {"generations": 3, "ensemble": False}
     assert signatures.signature("kd_keras.schedules", "linear") == {
         **{"start": signatures.MISSING, "end": signatures.MISSING},
         **{"over": None, "per": "epoch"},
