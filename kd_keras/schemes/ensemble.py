@@ -2,7 +2,7 @@
 
 from kd_keras.distillation import ensemble as joined
 from kd_keras.distillation import parts as _terms
-from kd_keras.distillation.distiller import Taps
+from kd_keras.distillation.taps import Taps
 from kd_keras.errors import InputError
 from kd_keras.schemes import _base
 
@@ -54,7 +54,7 @@ class Ensemble:
         shares = joined.shares(self.weights, len(teachers))
         student = experiment.model(config.student)
         _base.check_baseline(experiment, student)
-        teacher = joined.joined(teachers, self._joins, shares)
+        teacher = joined.join(teachers, self._joins, shares)
         _base.check_taught(experiment, student, teacher, adapt=self._adapt(len(teachers)), must="ensemble()")
 
     def run(self, experiment):

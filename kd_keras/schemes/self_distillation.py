@@ -5,7 +5,7 @@ import re
 
 from kd_keras.distillation import exits
 from kd_keras.distillation import parts as _terms
-from kd_keras.distillation.distiller import Taps
+from kd_keras.distillation.taps import Taps
 from kd_keras.errors import InputError, check_switch
 from kd_keras.schemes import _base
 

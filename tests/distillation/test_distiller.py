@@ -17,7 +17,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 from kd_keras import Distiller, losses, unpack_batch
-from kd_keras.distillation.distiller import Accuracy
+from kd_keras.distillation.metrics import Accuracy
 from kd_keras.errors import InputError
 from kd_keras.losses import base as _base
 
@@ -466,8 +466,8 @@ def test_a_teacher_in_another_precision():
     ("arguments", "message"),
     [
         ({"losses": []}, "at least one loss"),
-        ({"losses": ["kd"]}, "no loss term"),
-        ({"teacher": lambda: net((4,), classes=5)}, "5 classes apart, the student 4"),
+        ({"losses": ["kd"]}, "is no loss"),
+        ({"teacher": lambda: net((4,), classes=5)}, "has 5 classes and the student 4"),
         ({"teacher": lambda: net((4,), size=16)}, r"\(16, 16, 3\)"),
         ({"losses": [losses.Hint(pairs="stage1:stage7")]}, "stage7"),
         ({"losses": [losses.Hint(pairs="stage7:stage1")]}, "stage7"),
@@ -968,7 +968,7 @@ def test_all_that_training_needs_but_the_teacher_is_saved(tmp_path):
     assert all(np.array_equal(a, b) for a, b in zip(state(d), state(loaded), strict=True))
     assert int(loaded.step) == int(loaded.optimizer.iterations) == 6
     for wrong, message in (
-        (teacher(classes=3), "3 classes apart, the student 4"),
+        (teacher(classes=3), "has 3 classes and the student 4"),
         (teacher(size=16), r"\(16, 16, 3\), the student of \(8, 8, 3\)"),
         (net((8, 5)), "hint's adapters were made for"),
         (net((8,)), "the teacher has no tap 'stage2'"),
@@ -1014,7 +1014,7 @@ def test_terms_of_one_name_keep_their_own_figures():
 
 @pytest.mark.parametrize("wrong", ["kd", keras.losses.KLDivergence(), losses.KD])
 def test_what_is_no_loss_is_refused(wrong):
-    with pytest.raises(InputError, match="is no loss term"):
+    with pytest.raises(InputError, match="is no loss:"):
         Distiller(student=student(), losses=[losses.CE(), wrong])
 
 

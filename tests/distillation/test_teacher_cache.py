@@ -167,7 +167,7 @@ def test_a_teacher_that_has_changed_since_is_refused(tmp_path):
 
 
 def test_a_limit(tmp_path, teacher):
-    with pytest.raises(InputError, match=r"would take 8.4e-07 GB, more than limit_gb \(8e-07 GB\): keep fewer views"):
+    with pytest.raises(InputError, match=r"would take 8.4e-07 GB, more than limit_gb \(8e-07 GB\): store fewer views"):
         TeacherCache(tmp_path, views(), teacher, limit_gb=8e-7)
     TeacherCache(tmp_path, views(), teacher, limit_gb=9e-7)
 
@@ -283,7 +283,7 @@ def test_a_damaged_file_is_refused(tmp_path, teacher, damage):
 
 def test_bad_values(tmp_path, teacher):
     for kwargs, message in (
-        ({"dtype": "int8"}, "dtype='int8': a teacher cache keeps float16 or float32"),
+        ({"dtype": "int8"}, "dtype='int8': a teacher cache stores float16 or float32"),
         ({"top_k": 0}, "top_k=0: give a whole number"),
         ({"taps": ("stage9",)}, "the teacher has no tap 'stage9'"),
     ):
@@ -305,7 +305,7 @@ def test_a_teacher_that_cannot_be_kept_is_refused(tmp_path, value, message):
 def test_losses_that_read_more_than_the_cache_has_are_refused(tmp_path, teacher):
     d = Distiller(student=model(2), teacher=teacher, losses=terms())
     d.compile("sgd")
-    with pytest.raises(InputError, match="bring the teacher's logits, and the losses read pooled too"):
+    with pytest.raises(InputError, match="contain the teacher's logits, and the losses also read pooled"):
         d.fit(batches(SOURCE, 8, training=True, augment=AUGMENT, cache=filled(tmp_path, teacher)), verbose=0)
 
 

@@ -98,7 +98,7 @@ def models():
 def test_the_first_step_has_the_formulas_loss(models, combine):
     teachers, student = models
     scheme = ensemble.build(combine, (1.0, 3.0))
-    teacher = joined.joined(teachers, scheme._joins, (1.0, 3.0))
+    teacher = joined.join(teachers, scheme._joins, (1.0, 3.0))
     terms = [losses.CE(weight=0.1), losses.KD(weight=0.9, temperature=2.0)]
     adapt = scheme._adapt(2)
     distiller = Distiller(
