@@ -5,13 +5,11 @@ A `node` is one use of an operation in a model: `input_tensors`, `output_tensors
 
 import contextlib
 import random
-import re
 from collections.abc import Iterable, Iterator
 
 import keras
 
 from kd_keras._compat import tensorflow
-from kd_keras.errors import InputError
 
 _UNINITIALIZED = "uninitialized_variables"
 
@@ -155,27 +153,3 @@ def _without_policies(config):
     if isinstance(config, (list, tuple)):
         return type(config)(_without_policies(value) for value in config)
     return config
-
-
-def named_layers(model: keras.Model, prefix: str = "") -> list[tuple[str, keras.layers.Layer]]:
-    """Every layer but the inputs, with its name; before it comes that of the model inside the model that it is in."""
-    found = []
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            found += named_layers(layer, f"{prefix}{layer.name}_")
-        elif not isinstance(layer, keras.layers.InputLayer):
-            found.append((prefix + layer.name, layer))
-    return found
-
-
-def check_layers(names: Iterable[str], known: list[str], key: str) -> None:
-    """Raises InputError where a name that a flag or argument ``key`` gives is none of the student's layers."""
-    if missing := [name for name in names if name not in known]:
-        told = ", ".join(map(repr, missing))
-        raise InputError(f"{key} names {told}, which the student has not: its layers are {', '.join(known)}")
-
-
-def stages(names: Iterable[str], ending: str = "") -> list[str]:
-    """Those of some names that are stages' (``stage1``, or with an ending ``stage1_pre``), in the order of depth."""
-    found = (re.fullmatch(rf"stage(\d+){ending}", name) for name in names)
-    return [match[0] for match in sorted(filter(None, found), key=lambda match: int(match[1]))]

@@ -13,7 +13,13 @@ from kd_keras.errors import InputError
 if keras.backend.backend() == "tensorflow":
     from kd_keras.distillation.tensorflow_step import Step
 else:
-    from kd_keras._compat.keras import Trainer as Step
+    from kd_keras._compat.keras import Trainer
+
+    class Step(Trainer):
+        """Predicts, and refuses to train."""
+
+        def fit(self, *args, **kwargs):
+            raise InputError("a Distiller trains under Keras' TensorFlow backend: set KERAS_BACKEND=tensorflow")
 
 
 @keras.saving.register_keras_serializable(package="kd_keras")

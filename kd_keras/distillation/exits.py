@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import keras
 
-from kd_keras._compat import keras as graph
 from kd_keras.distillation.taps import Taps
 from kd_keras.errors import InputError
+from kd_keras.losses.features import stages_in
 from kd_keras.models import layers
 
 
@@ -48,7 +48,7 @@ def with_exits(student: keras.Model) -> keras.Model:
 
 def stages_of(model: keras.Model) -> list[str]:
     """Names of a model's stages (``stage1`` …), from the first to the last."""
-    return graph.stages(layer.name for layer in model.layers)
+    return stages_in(layer.name for layer in model.layers)
 
 
 def cut_at(tap: str) -> Callable[[keras.Model], keras.Model]:

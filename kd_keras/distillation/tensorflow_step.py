@@ -1,6 +1,6 @@
 """A Distiller's steps under TensorFlow, on one device or on several replicas; the one file here that imports it.
 
-Another backend is a file ``<backend>_step.py`` beside this one, with a `Step` of its own.
+A `Step` for another backend is another such file, which distiller.py imports under that backend.
 """
 
 import dataclasses

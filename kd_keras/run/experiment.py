@@ -24,6 +24,7 @@ from kd_keras import data as datasets
 from kd_keras import losses as loss_terms
 from kd_keras import schedules, spec
 from kd_keras._compat import distribute
+from kd_keras._compat import keras as compat
 from kd_keras.distillation import ensemble as joined
 from kd_keras.distillation.distiller import Distiller
 from kd_keras.errors import InputError
@@ -315,7 +316,7 @@ class Experiment:
         if size < replicas:
             raise InputError(f"--batch_size={size} is less than the {replicas} replicas: it is the global batch size")
         left = count % size
-        counts = any(isinstance(layer, keras.layers.BatchNormalization) for layer in distiller._flatten_layers())
+        counts = any(isinstance(layer, keras.layers.BatchNormalization) for layer in compat.all_layers(distiller))
         if 0 < left < replicas and counts:
             fitting = (n for n in range(size - 1, replicas - 1, -1) if count % n == 0 or count % n >= replicas)
             advice = next((f"give another --batch_size, such as {n}" for n in fitting), "train on fewer replicas")

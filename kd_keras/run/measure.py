@@ -8,7 +8,7 @@ import tensorflow as tf
 from absl import logging
 
 from kd_keras import files
-from kd_keras._compat import keras as graph
+from kd_keras.compress.base import check_layers
 from kd_keras.distillation.taps import Taps
 from kd_keras.errors import InputError
 from kd_keras.evaluate import cost as costs
@@ -29,7 +29,7 @@ def check(experiment: Experiment) -> None:
     if config.keep_float:
         student = experiment.model(config.student) if lesson is None else lesson.student
         known = [layer.name for layer in student.layers]
-        graph.check_layers(config.keep_float, known, "--keep_float")
+        check_layers(config.keep_float, known, "--keep_float")
 
 
 def measure(

@@ -41,10 +41,10 @@ def test_the_mean_of_logits_is_the_formulas():
 def test_the_mean_of_probabilities_is_softened_by_each_for_itself(temperature):
     z = ref.logits(1), ref.logits(2), 50 * ref.logits(3)
     shares = (0.2, 0.3, 0.5)
-    mean = sum(w * softmax(np.float64(one) / temperature) for w, one in zip(shares, z, strict=True))
-    found = np.asarray(joined.mean_probabilities(z, shares, temperature))
-    np.testing.assert_allclose(found, temperature * np.log(mean), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(softmax(found / temperature), mean, rtol=1e-4, atol=1e-6)
+    mean = sum(w * softmax(np.float64(logits) / temperature) for w, logits in zip(shares, z, strict=True))
+    logits = np.asarray(joined.mean_probabilities(z, shares, temperature))
+    np.testing.assert_allclose(logits, temperature * np.log(mean), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(softmax(logits / temperature), mean, rtol=1e-4, atol=1e-6)
     # Softening what was joined at 1 is something else.
     once = np.asarray(joined.mean_probabilities(z, shares))
     assert (np.abs(softmax(once / temperature) - mean).max() < 1e-6) == (temperature == 1)
@@ -52,16 +52,16 @@ def test_the_mean_of_probabilities_is_softened_by_each_for_itself(temperature):
 
 @pytest.mark.parametrize("combine", joined.COMBINE)
 def test_a_joined_model_gives_what_its_members_give_together(models, combine, tmp_path):
-    made = joined.join(models, combine, WEIGHTS)
+    ensemble = joined.join(models, combine, WEIGHTS)
     z = [outputs(model) for model in models]
     expected = 0.25 * z[0] + 0.75 * z[1]
     if combine == "probabilities":
         expected = np.log(0.25 * softmax(z[0]) + 0.75 * softmax(z[1]))
-    np.testing.assert_allclose(outputs(made), expected, rtol=1e-4, atol=1e-5)
-    made.save(tmp_path / "m.keras")
-    np.testing.assert_array_equal(outputs(keras.models.load_model(tmp_path / "m.keras")), outputs(made))
-    assert cost.macs(made) == sum(map(cost.macs, models))
-    assert cost.parameters(made) == sum(map(cost.parameters, models))
+    np.testing.assert_allclose(outputs(ensemble), expected, rtol=1e-4, atol=1e-5)
+    ensemble.save(tmp_path / "m.keras")
+    np.testing.assert_array_equal(outputs(keras.models.load_model(tmp_path / "m.keras")), outputs(ensemble))
+    assert cost.macs(ensemble) == sum(map(cost.macs, models))
+    assert cost.parameters(ensemble) == sum(map(cost.parameters, models))
 
 
 def test_every_tap_of_a_member_can_be_read(models):
@@ -69,8 +69,8 @@ def test_every_tap_of_a_member_can_be_read(models):
     names = ("teacher1.stage1", "teacher2.stage3", "teacher2.pooled", "teacher1.logits", "teacher2.logits")
     read = taps(IMAGES, names, training=False)
     for number, model in enumerate(models, start=1):
-        own = Taps(model)(IMAGES, tuple(n.partition(".")[2] for n in names if n[7] == str(number)), training=False)
-        for name, value in own.items():
+        expected = Taps(model)(IMAGES, tuple(n.partition(".")[2] for n in names if n[7] == str(number)), training=False)
+        for name, value in expected.items():
             np.testing.assert_allclose(read[f"teacher{number}.{name}"], value, rtol=1e-5, atol=1e-5)
 
 
@@ -92,20 +92,20 @@ def test_members_that_end_in_a_softmax_bring_their_logits():
 
 
 def test_a_frozen_copy_gives_every_members_logits_in_float32(models):
-    made = joined.join(models)
-    copy = frozen.fast_copy(made, "bfloat16")
+    ensemble = joined.join(models)
+    copy = frozen.fast_copy(ensemble, "bfloat16")
     assert {name: copy.get_layer(name).compute_dtype for name in ("teacher1.logits", "teacher2.logits")} == {
         "teacher1.logits": "float32",
         "teacher2.logits": "float32",
     }
     assert copy.get_layer("teacher2.stage1").compute_dtype == "bfloat16"
-    np.testing.assert_allclose(outputs(copy), outputs(made), atol=0.1)
+    np.testing.assert_allclose(outputs(copy), outputs(ensemble), atol=0.1)
 
 
 def test_it_is_a_copy(models):
     before = [weight.copy() for model in models for weight in model.get_weights()]
-    made = joined.join(models)
-    made.set_weights([np.zeros_like(weight) for weight in made.get_weights()])
+    ensemble = joined.join(models)
+    ensemble.set_weights([np.zeros_like(weight) for weight in ensemble.get_weights()])
     after = [weight for model in models for weight in model.get_weights()]
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
     assert [model.layers[1].name for model in models] == ["rescale", "rescale"]
