@@ -5,7 +5,6 @@ from collections.abc import Iterable
 
 import keras
 
-from kd_keras._compat import keras as graph
 from kd_keras.compress import bridge as _bridge
 from kd_keras.compress.base import Step
 from kd_keras.errors import needs
@@ -39,7 +38,7 @@ class Prepared:
 
 def imitate(student: keras.Model, ways: Iterable[Step]) -> None:
     """Gives an untrained student the zeros and clusters that ways would leave, so that what follows can be tried."""
-    for name, layer in graph.named_layers(student):
+    for name, layer in _bridge.named_layers(student):
         if type(layer) in (keras.layers.Conv2D, keras.layers.Dense):
             kernel, *others = layer.get_weights()
             for way in ways:

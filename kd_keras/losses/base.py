@@ -1,10 +1,10 @@
 """What every loss term shares. How a term is weighted and averaged is the Distiller's business, not a loss's."""
 
 import keras
-import tensorflow as tf
 from keras import ops
 
 from kd_keras import schedules
+from kd_keras._compat import replicas
 from kd_keras.errors import InputError, check_switch, is_count, is_number
 from kd_keras.losses import labels as label_forms
 
@@ -246,15 +246,9 @@ def kept(layer, name, shape, initializer="zeros"):
 
 def summed(x):
     """The sum of a tensor over the replicas, for what is not differentiated."""
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return x
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, x)
+    return replicas.total(x)
 
 
 def gathered(x):
     """A tensor (B, …) of this replica with those of all others behind it, in one order on each; differentiable."""
-    context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return x
-    return context.all_gather(x, axis=0)
+    return replicas.gather(x)

@@ -1,13 +1,14 @@
 """What losses on feature maps share: which stage of the student meets which of the teacher, and the projector."""
 
 import math
+import re
+from collections.abc import Iterable
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import ops
 
-from kd_keras._compat import keras as graph
+from kd_keras._compat import replicas
 from kd_keras.errors import InputError
 from kd_keras.losses import base as _base
 
@@ -24,6 +25,12 @@ def parse_pairs(text: str) -> tuple[tuple[str, str], ...]:
     return pairs
 
 
+def stages_in(names: Iterable[str], ending: str = "") -> list[str]:
+    """Those of some taps that are stages (``stage1``, or with an ending ``stage1_pre``), from the first to the last."""
+    matches = (re.fullmatch(rf"stage(\d+){ending}", name) for name in names)
+    return [match[0] for match in sorted(filter(None, matches), key=lambda match: int(match[1]))]
+
+
 def match_from_end(student: list[str], teacher: list[str], ending: str = "") -> tuple[tuple[str, str], ...]:
     """Pairs the stages of both from the last one backwards, in the order of depth.
 
@@ -37,7 +44,7 @@ def match_from_end(student: list[str], teacher: list[str], ending: str = "") -> 
     """
     stages = []
     for whose, names in (("student", student), ("teacher", teacher)):
-        found = graph.stages(names, ending)
+        found = stages_in(names, ending)
         if not found:
             raise InputError(
                 f"the {whose} offers no stages (stage1{ending}, stage2{ending} …): name its taps by pairs='…:…'"
@@ -240,7 +247,7 @@ class FeatureProjector(keras.layers.Layer):
 
 def batch_norm_layer(name: str, dtype: str | None = "float32") -> keras.layers.Layer:
     """Batch norm over the global batch, so that a loss does not depend on the number of replicas."""
-    several = tf.distribute.get_strategy().num_replicas_in_sync > 1
+    several = replicas.count() > 1
     return keras.layers.BatchNormalization(momentum=0.9, synchronized=several, name=name, dtype=dtype)
 
 

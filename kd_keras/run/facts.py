@@ -16,11 +16,11 @@ import keras
 from kd_keras import data as datasets
 from kd_keras import files, schedules, spec
 from kd_keras import losses as loss_terms
-from kd_keras._compat import keras as graph
 from kd_keras.compress import imitate, prepare
+from kd_keras.compress.base import check_layers
 from kd_keras.distillation import ensemble, exits
-from kd_keras.distillation.distiller import Taps
-from kd_keras.distillation.fast_teacher import can_be_frozen
+from kd_keras.distillation.fast_teacher import can_be_copied
+from kd_keras.distillation.taps import Taps
 from kd_keras.errors import InputError
 from kd_keras.losses.base import DistillationLoss
 from kd_keras.schemes.plan import Build, Model, Part, Train
@@ -163,7 +163,7 @@ class Facts:
 
     def check_dtype(self, teacher: Model, dtype: str | None) -> None:
         """Raises InputError where a teacher can't be copied to compute in a dtype."""
-        if dtype not in (None, "auto") and not can_be_frozen(self.model(teacher)):
+        if dtype not in (None, "auto") and not can_be_copied(self.model(teacher)):
             raise InputError(f"--teacher_dtype={dtype} takes a functional teacher: give auto or none")
 
     def check_tap(self, teacher: Model, tap: str) -> None:
@@ -177,7 +177,7 @@ class Facts:
 
     def check_kept_float(self, model: Model, names) -> None:
         """Raises InputError where a name of ``--keep_float`` is none of a model's layers."""
-        graph.check_layers(names, [layer.name for layer in self.model(model).layers], "--keep_float")
+        check_layers(names, [layer.name for layer in self.model(model).layers], "--keep_float")
 
     # ---- losses and compression steps ----
 
@@ -259,9 +259,9 @@ def make(build: Build, models: list[keras.Model], splits, trial: bool = False) -
     """
     name, given = build.what.name, build.what.kwargs
     if name == "join":
-        return ensemble.joined(models, given["combine"], given.get("shares"), given["prefix"])
+        return ensemble.join(models, given["combine"], given.get("shares"), given["prefix"])
     if name == "member":
-        return ensemble.part(models[0], given["prefix"])
+        return ensemble.member(models[0], given["prefix"])
     if name == "add_exits":
         return exits.with_exits(models[0])
     if name == "cut":

@@ -1,4 +1,4 @@
-"""Runs the `Measure` stages of a plan: quality, size and latency of models and files, and what may be decided by them."""
+"""Runs the `Measure` stages of a plan: quality, size and latency of models and files, and what they decide."""
 
 import functools
 import hashlib
@@ -13,11 +13,11 @@ from absl import logging
 from kd_keras import data as datasets
 from kd_keras import files
 from kd_keras.distillation import device
-from kd_keras.distillation.distiller import Taps
-from kd_keras.distillation.fast_teacher import LEAST_AGREEMENT, can_be_frozen, frozen
+from kd_keras.distillation.fast_teacher import LEAST_AGREEMENT, can_be_copied, fast_copy
+from kd_keras.distillation.taps import Taps
 from kd_keras.errors import InputError
 from kd_keras.evaluate import cost, quality
-from kd_keras.export import memory, tflite
+from kd_keras.export import tflite
 from kd_keras.run.report import tables
 from kd_keras.schemes.plan import Export, Measure
 
@@ -103,7 +103,7 @@ class Measurer:
         image = self.session.splits.test.read(tf.constant([0]))[0][0].numpy()
         single, every = (tflite.load(path, threads=n).latency(image, cost.latency) for n in (1, cores))
         figures = {
-            "memory_bytes": memory.peak(path),
+            "memory_bytes": cost.peak_memory(path),
             "latency_ms_median": single.median_ms,
             "latency_ms_iqr": single.iqr_ms,
             "latency_all_threads_ms_median": every.median_ms,
@@ -172,15 +172,15 @@ class Measurer:
     def _choose_dtype(self, teacher: keras.Model) -> dict:
         chosen = device.teacher_dtype()
         exact = {"dtype": "float32", "agreement": None, "images": 0}
-        if not can_be_frozen(teacher):
+        if not can_be_copied(teacher):
             return {**exact, "dtype": None}
         if chosen == "float32":
             return exact
         agreement, images = self._agreement_of(teacher, chosen)
         if agreement < LEAST_AGREEMENT:
             logging.warning(
-                "in %s the teacher gives the class that it gives in float32 for only %.2f %% of %d validation images: it "
-                "computes in float32",
+                "in %s the teacher gives the class that it gives in float32 for only %.2f %% of %d validation images: "
+                "it computes in float32",
                 *(chosen, 100 * agreement, images),
             )
             return exact
@@ -205,5 +205,5 @@ class Measurer:
         if len(source) > _AGREEMENT_IMAGES:
             source = datasets.take(source, _AGREEMENT_IMAGES, self.session.config.training.seed)
         predict = functools.partial(quality.predict, dataset=self.session.batches(source))
-        full, fast = (predict(quality.logits(frozen(teacher, name)))[0] for name in ("float32", dtype))
+        full, fast = (predict(quality.logits(fast_copy(teacher, name)))[0] for name in ("float32", dtype))
         return (quality.agreement(fast, full) if np.isfinite(fast).all() else 0.0), len(full)

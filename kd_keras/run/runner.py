@@ -10,7 +10,7 @@ from absl import logging
 from kd_keras import spec
 from kd_keras._compat import distribute
 from kd_keras.compress import prepare
-from kd_keras.distillation.distiller import Taps
+from kd_keras.distillation.taps import Taps
 from kd_keras.errors import InputError
 from kd_keras.export import metadata, tflite
 from kd_keras.models.saved import load as load_model

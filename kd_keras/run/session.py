@@ -18,7 +18,6 @@ from kd_keras import data as datasets
 from kd_keras import losses as loss_terms
 from kd_keras import spec
 from kd_keras._compat import distribute
-from kd_keras.distillation import device
 from kd_keras.errors import InputError
 from kd_keras.evaluate import cost
 from kd_keras.run import facts as planning
@@ -49,11 +48,11 @@ class Session:
 
     def __init__(self, config: Config, console: Console | None = None, precision: str | None = None, splits=None):
         self.config = config
-        hardware = config.hardware
-        if hardware.threads is not None:
-            device.limit_threads(hardware.threads)
+        settings = config.hardware
+        if settings.threads is not None:
+            hardware.limit_threads(settings.threads)
         # Early, since machines can only be joined before TensorFlow has computed anything.
-        self.strategy = distribute.strategy(hardware.strategy, timeout=hardware.worker_timeout)
+        self.strategy = distribute.strategy(settings.strategy, timeout=settings.worker_timeout)
         self.worker = distribute.worker(self.strategy)
         self.is_chief = self.worker[0] == 0
         if not self.is_chief:
@@ -61,10 +60,10 @@ class Session:
         # A pipe or a log has no width of its own; Rich would take 80 columns, which is narrow for the table.
         width = None if sys.stdout.isatty() else 120
         self.console = console or Console(soft_wrap=True, width=width, quiet=not self.is_chief)
-        self.precision = precision or device.precision()
-        keras.config.set_dtype_policy(self.policy(hardware.precision))
+        self.precision = precision or hardware.precision()
+        keras.config.set_dtype_policy(self.policy(settings.precision))
         keras.config.disable_interactive_logging()
-        if hardware.deterministic:
+        if settings.deterministic:
             keras.utils.set_random_seed(config.training.seed)
             tf.config.experimental.enable_op_determinism()
         datasets.augmentations(config.data.augment)

@@ -10,13 +10,14 @@ from absl import logging
 
 from kd_keras import data as datasets
 from kd_keras._compat import keras as graph
-from kd_keras.distillation import device
-from kd_keras.distillation.distiller import Distiller, Taps
+from kd_keras.distillation.distiller import Distiller
 from kd_keras.distillation.parts import OfTeachers, Within
+from kd_keras.distillation.taps import Taps
 from kd_keras.distillation.teacher_cache import TeacherCache
 from kd_keras.errors import InputError
 from kd_keras.export import tflite
-from kd_keras.run import timings, training
+from kd_keras.losses.features import stages_in
+from kd_keras.run import hardware, timings, training
 from kd_keras.run.callbacks import Laps, Track
 from kd_keras.run.facts import prepared
 from kd_keras.schemes.plan import Cache, Measure, Train
@@ -66,8 +67,8 @@ class Trainer:
 
     def distiller(self, stage: Train, model, teacher, dtype: str | None) -> Distiller:
         """A compiled `Distiller` of a training."""
-        hardware, strategy = self.config.hardware, self.session.strategy
-        jit = device.jit_compile(strategy) if hardware.jit_compile == "auto" else hardware.jit_compile == "true"
+        asked, strategy = self.config.hardware.jit_compile, self.session.strategy
+        jit = hardware.jit_compile(strategy) if asked == "auto" else asked == "true"
         steps, recipe = self.steps_per_epoch(stage), stage.recipe
         with strategy.scope():
             losses = self._losses(stage, model)
@@ -111,7 +112,7 @@ class Trainer:
     def _steps_per_execution(self, steps: int) -> int:
         asked = self.config.hardware.steps_per_execution
         if asked is None:
-            return device.steps_per_execution(self.session.strategy, steps)
+            return hardware.steps_per_execution(self.session.strategy, steps)
         if steps % asked:
             fits = ", ".join(str(n) for n in range(1, min(steps, 64) + 1) if steps % n == 0)
             raise InputError(
@@ -331,6 +332,6 @@ def _taps_of(part: str, names) -> dict[str, str]:
     if not prefix:
         return {name: name for name in names if not name.startswith("exit")}
     if prefix.startswith("exit"):
-        last = graph.stages(names)[-1]
+        last = stages_in(names)[-1]
         return {"logits": f"{prefix}.logits", last: f"{prefix}.map", "pooled": f"{prefix}.pooled"}
     return {name.partition(".")[2]: name for name in names if name.startswith(f"{prefix}.")}

@@ -77,8 +77,8 @@ class Workdir:
             while (owner := self._lease.take()) is not None:
                 if not self.config.run.wait:
                     raise InputError(
-                        f"--workdir={self.path} is used by {owner}: wait until it has ended, give --wait, or name another "
-                        "folder"
+                        f"--workdir={self.path} is used by {owner}: wait until it has ended, give --wait, or name "
+                        "another folder"
                     )
                 if not told:
                     print(f"waiting for {owner}, which uses {self.path}", flush=True)
@@ -113,8 +113,8 @@ class Workdir:
         if before is not None:
             if changed := [name for name, value in data.items() if before.get(name) != value]:
                 raise InputError(
-                    f"--workdir={self.path} was begun with other data (another {', another '.join(changed)}): the images "
-                    "or labels have changed; name another --workdir, or bring the data back"
+                    f"--workdir={self.path} was begun with other data (another {', another '.join(changed)}): the "
+                    "images or labels have changed; name another --workdir, or bring the data back"
                 )
             text, was = str(self.config.data.source), self._read(SETTINGS).get("data")
             if was is not None and was != text:
@@ -158,7 +158,8 @@ def read_state(folder: pathlib.Path, flag: str) -> dict:
     path = folder / _STATE
     if not path.exists() and (folder / "state").is_dir():
         raise InputError(
-            f"{flag}={folder} is a run of version 0.1: use its model by --teacher=\"saved(path='{folder}/teacher.keras')\""
+            f"{flag}={folder} is a run of version 0.1: use its model, "
+            f"--teacher=\"saved(path='{folder}/teacher.keras')\""
         )
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))

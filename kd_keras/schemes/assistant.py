@@ -9,9 +9,9 @@ from kd_keras.spec import Spec
 def plan(config, facts, *, chain, direct: bool = False) -> Plan:
     """Teacher, baseline, the assistants, the student taught by the last of them.
 
-    ``assistant(chain=resnet(depth=32) + resnet(depth=20))``: the teacher teaches the first assistant, each assistant the
-    next, and the last the student, all by ``--loss`` with the student's optimizer and epochs. Agreement in the table is
-    with the teacher.
+    ``assistant(chain=resnet(depth=32) + resnet(depth=20))``: the teacher teaches the first assistant, each assistant
+    the next, and the last the student, all by ``--loss`` with the student's optimizer and epochs. Agreement in the
+    table is with the teacher.
 
     Args:
         chain: the assistants' specs, joined by ``+``, from the teacher's end.

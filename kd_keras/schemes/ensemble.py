@@ -14,8 +14,8 @@ def plan(config, facts, *, combine: str = "logits", weights=None) -> Plan:
     Args:
         combine: what a loss on logits reads. ``'logits'``: the weighted mean of the teachers' logits.
             ``'probabilities'``: that of their class probabilities, each softened by the loss's own temperature before
-            the mean is taken. ``'terms'``: the loss is computed once for each teacher, times that teacher's share; for kd
-            and soft_ce that has the same gradient as ``'probabilities'``.
+            the mean is taken. ``'terms'``: the loss is computed once for each teacher, times that teacher's share; for
+            kd and soft_ce that has the same gradient as ``'probabilities'``.
         weights: one positive number for each teacher, made to sum to 1; None weighs them equally.
 
     The table's row "teacher ensemble" is the joined model: the mean of logits for ``'logits'``, else the mean of

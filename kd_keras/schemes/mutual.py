@@ -11,9 +11,10 @@ def plan(config, facts, *, peers) -> Plan:
 
     ``mutual(peers=resnet(depth=20) + cnn())`` trains ``--student`` and these. Each peer has every loss of ``--loss``
     that reads no teacher once (the paper's is ``ce() + kd(temperature=1.0)``), and every loss that reads a teacher once
-    for each other peer, divided by their number; the teaching peer gets no gradient. All see a batch once and are updated
-    at once, where the paper lets them take turns within a step. The epoch kept is the best by the joint validation
-    accuracy (mean of their probabilities). Each peer is exported; the table has a row for each, and for all together.
+    for each other peer, divided by their number; the teaching peer gets no gradient. All see a batch once and are
+    updated at once, where the paper lets them take turns within a step. The epoch kept is the best by the joint
+    validation accuracy (mean of their probabilities). Each peer is exported; the table has a row for each, and for all
+    together.
 
     Args:
         peers: the other students' specs, joined by ``+``.

@@ -6,13 +6,13 @@ from kd_keras.schemes.plan import Build, Part, Plan
 
 
 def plan(config, facts, *, export_exits: bool = False) -> Plan:
-    """The baseline, then the student with a classifier on each of its stages, trained together and cut apart; no teacher.
+    """The baseline, then the student with a classifier on each stage, trained together and cut apart; no teacher.
 
-    An exit brings its stage to the channels and the grid of the last stage by depthwise separable convolutions, and has a
-    pooled classifier of its own. It learns by ``--loss``, from the labels and from the deepest classifier, which gets no
-    gradient; the deepest learns by ``--baseline_loss``. A loss on features compares the exit's map with the last stage's:
-    ``--loss='ce(weight=0.7) + kd(weight=0.3, temperature=3.0) + hint(weight=0.03)'`` has all three sources of the
-    paper. The student is exported without the exits. Each exit is a smaller and faster model, with a row of its own.
+    An exit brings its stage to the channels and the grid of the last stage by depthwise separable convolutions, and has
+    a pooled classifier of its own. It learns by ``--loss``, from the labels and from the deepest classifier, which gets
+    no gradient; the deepest learns by ``--baseline_loss``. A loss on features compares the exit's map with the last
+    stage's: ``--loss='ce(weight=0.7) + kd(weight=0.3, temperature=3.0) + hint(weight=0.03)'`` has all three sources of
+    the paper. The student is exported without the exits. Each exit is a smaller and faster model, with its own row.
 
     Args:
         export_exits: also exports the model that ends at each exit.

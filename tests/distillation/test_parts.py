@@ -28,7 +28,7 @@ def step(distiller):
 
 def peers(count=3):
     models = [cnn.CNN(5, SHAPE, filters=(n + 2,), dense=()) for n in range(count)]
-    return models, joined.joined(models, "probabilities", prefix="peer")
+    return models, joined.join(models, "probabilities", prefix="peer")
 
 
 def test_peers_learn_from_labels_and_from_each_other():

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from kd_keras import spec
-from kd_keras.distillation.fast_teacher import frozen
+from kd_keras.distillation.fast_teacher import fast_copy
 from kd_keras.errors import InputError
 from kd_keras.export import tflite
 from kd_keras.models import cnn
@@ -232,7 +232,7 @@ def test_every_weight_gets_a_gradient(make, case):
 @pytest.mark.parametrize("case", CASES)
 def test_frozen_copy_gives_the_same(moved, case):
     model = moved(case)
-    assert_same_logits(frozen(model, "float32")(pixels()), model(pixels()))
+    assert_same_logits(fast_copy(model, "float32")(pixels()), model(pixels()))
 
 
 @pytest.mark.parametrize("case", first_of_each(CASES))

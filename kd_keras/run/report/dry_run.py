@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from kd_keras.distillation.distiller import Taps
+from kd_keras.distillation.taps import Taps
 from kd_keras.evaluate import cost
 from kd_keras.run.facts import architecture
 from kd_keras.run.report.tables import count_text, size_text

@@ -174,8 +174,8 @@ class Results:
 def _stop_note(role: str, stop: dict) -> str:
     if stop["step"] is None:
         return (
-            f"{role} not defective: it never reached validation accuracy {stop['at_val_accuracy']:.2%}, and was trained "
-            "to the end"
+            f"{role} not defective: it never reached validation accuracy {stop['at_val_accuracy']:.2%}, and was "
+            "trained to the end"
         )
     return (
         f"defective {role}: training ended on purpose in step {stop['step']}, at validation accuracy "

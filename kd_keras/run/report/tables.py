@@ -50,8 +50,9 @@ def row(role, architecture, **figures):
     Args:
         role: what the table calls it, such as "student distilled" or "TFLite int8".
         architecture: the model's spec.
-        **figures: others of `COLUMNS`: ``stage``, the name that programs read (``teacher``, ``student``); accuracies, precision, recall, f1, ece and agreements in [0, 1], counts,
-            bytes, milliseconds; ``marked`` is true of a row that lost too much.
+        **figures: others of `COLUMNS`: ``stage``, the name that programs read (``teacher``, ``student``); accuracies,
+            precision, recall, f1, ece and agreements in [0, 1], counts, bytes, milliseconds; ``marked`` is true of a
+            row that lost too much.
 
     Returns:
         dict with every one of `COLUMNS`; None where no figure was given.
