@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from kd_keras._compat import tensorflow
+from kd_keras.distillation import device
 from kd_keras.errors import InputError
 
 

@@ -21,6 +21,7 @@ from kd_keras._compat import distribute
 from kd_keras.errors import InputError
 from kd_keras.evaluate import cost
 from kd_keras.run import facts as planning
+from kd_keras.run import hardware
 from kd_keras.run.config import Config
 from kd_keras.run.workdir import read_state
 from kd_keras.schemes.plan import Build

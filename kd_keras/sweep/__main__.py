@@ -1,9 +1,9 @@
 """Many runs of one experiment: ``python -m kd_keras.sweep --flagfile=… --vary='loss: kd() | soft_ce()' --seeds=0,1,2``.
 
-Every combination of the varied flags is one run of `kd_keras.run`, in a process and a folder of its own. The runs share a
-store, so that each teacher and baseline is trained once. The settings of the teacher are those of the first run, unless a
-``teacher_`` flag is varied: a sweep over seeds or learning rates has one teacher. The same command goes on where it
-stopped; started twice, two processes share the work.
+Every combination of the varied flags is one run of `kd_keras.run`, in a process and a folder of its own. The runs share
+a store, so that each teacher and baseline is trained once. The settings of the teacher are those of the first run,
+unless a ``teacher_`` flag is varied: a sweep over seeds or learning rates has one teacher. The same command goes on
+where it stopped; started twice, two processes share the work.
 """
 
 import dataclasses
