@@ -4,16 +4,16 @@ import keras
 from keras import ops
 
 from kd_keras.errors import InputError
-from kd_keras.losses.base import DistillationLoss
+from kd_keras.losses.base import Loss
 
 
-class Wrapped(DistillationLoss):
+class Wrapped(Loss):
     """A term that reads its taps for another, whose value it gives.
 
     Args:
         term: the other; its weight and schedules are this one's.
         share: factor of the value.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Raises:
         InputError: the term changes the student, which is not one model here, or has to be trained ahead.
@@ -21,7 +21,7 @@ class Wrapped(DistillationLoss):
 
     def __init__(self, *, term, share=1.0, **kwargs):
         super().__init__(**{"name": term.name, **kwargs})
-        if type(term).adapted is not DistillationLoss.adapted:
+        if type(term).adapted is not Loss.adapted:
             raise InputError(f"{term.name} changes the student, which only one teacher can do: give --scheme=offline()")
         if term.needs_pretraining:
             raise InputError(
@@ -55,7 +55,7 @@ class Within(Wrapped):
         student: the term's name for a tap → the model's, of the part that learns by it.
         teacher: likewise of the part that teaches, which gets no gradient; None where the term reads no teacher.
         share: factor of the value.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
     """
 
     def __init__(self, *, term, student, teacher=None, share=1.0, **kwargs):
@@ -90,11 +90,11 @@ class Within(Wrapped):
         return {**super().get_config(), "student": dict(self.student), "teacher": dict(self.teacher)}
 
 
-def copy(term: DistillationLoss) -> DistillationLoss:
+def copy(term: Loss) -> Loss:
     """A term like it, with trainable parts of its own."""
     return type(term).from_config(term.get_config())
 
 
-def reads_teacher(term: DistillationLoss, student, teacher) -> bool:
+def reads_teacher(term: Loss, student, teacher) -> bool:
     """Whether a term reads the teacher, where these are the taps on offer."""
     return bool(copy(term).taps(list(student), list(teacher))[1])

@@ -112,7 +112,7 @@ class OfTeachers(_terms.Wrapped):
         term: a loss that reads the teacher's logits and nothing else of it. Its weight is this one's.
         teachers: tap → w_m: the teachers' logits, and their shares of the mean, which sum to 1.
         share: factor of the value: these teachers' part, where others have a term of their own.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
         As the term.
