@@ -129,3 +129,33 @@ def test_a_forbidden_import_is_found(module, line):
 )
 def test_an_allowed_import_passes(module, line):
     assert offences(line, module) == []
+
+
+def tensorflow_in(source: str, module: str) -> list[str]:
+    """The imports of TensorFlow in a module's source, late ones too."""
+    return [f"{module}:{item.line}" for item in imports(source, module) if item.name.split(".")[0] == "tensorflow"]
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "losses").glob("*.py")), ids=module_of)
+def test_losses_use_keras_ops_and_no_tensorflow(path):
+    assert tensorflow_in(path.read_text("utf-8"), module_of(path)) == []
+
+
+def test_importing_a_loss_imports_no_tensorflow_by_itself():
+    """Follows the imports of a loss within the package, as another backend than TensorFlow would."""
+    left, seen = {"kd_keras.losses.crd", "kd_keras.losses.ft", "kd_keras.losses.__init__"}, set()
+    while left - seen:
+        module = (left - seen).pop()
+        seen.add(module)
+        path = PACKAGE.parent / (module.replace(".", "/") + ".py")
+        for item in imports(path.read_text("utf-8"), module):
+            assert item.late or item.name.split(".")[0] != "tensorflow", f"{module}:{item.line}"
+            for name in (item.name, item.name.rpartition(".")[0]):
+                if not item.late and (PACKAGE.parent / (name.replace(".", "/") + ".py")).exists():
+                    left.add(name)
+    assert {"kd_keras.losses.base", "kd_keras._compat.replicas", "kd_keras._compat.ops"} <= seen
+
+
+@pytest.mark.parametrize("line", ["import tensorflow as tf", "def f():\n    from tensorflow import cast"])
+def test_tensorflow_is_found(line):
+    assert len(tensorflow_in(line, "kd_keras.losses.kd")) == 1

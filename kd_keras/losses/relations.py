@@ -1,33 +1,34 @@
 """The base of losses that compare how samples relate to each other."""
 
+from kd_keras._compat import replicas
 from kd_keras.errors import InputError
-from kd_keras.losses import base as _base
-from kd_keras.losses import features as _features
+from kd_keras.losses.features import FeatureLoss, Pairs, flatten, match_from_end
 
 
-class RelationalLoss(_features.FeatureLoss):
-    """A `FeatureLoss` that compares how samples stand to each other, not what their features are.
+class RelationalLoss(FeatureLoss):
+    """A loss on the relations among the samples of a batch, rather than on their features.
 
-    A subclass says what is taken of a batch's features (`relation`), and how two of those differ (`distance`). Sizes of
-    student and teacher may differ; a map counts as the vector of its values.
+    A subclass defines what is computed of a batch's features (`relation`), and how two of these differ (`distance`).
+    Student and teacher may have features of any size; a map counts as the vector of its values. With several replicas
+    the features of all of them are compared.
     """
 
     compares_samples = True
 
-    def default_pairs(self, student, teacher):
+    def default_pairs(self, student: list[str], teacher: list[str]) -> Pairs:
         """The pooled features of both."""
         return (("pooled", "pooled"),)
 
-    def stages(self, student, teacher):
+    def stages(self, student: list[str], teacher: list[str]) -> Pairs:
         """All stages, matched from the last."""
-        return _features.match_from_end(student, teacher, self.ending)
+        return match_from_end(student, teacher, self.ending)
 
     def relation(self, features):
-        """What is compared, of features (B, D)."""
+        """What is compared, computed of features (B, D)."""
         raise NotImplementedError
 
     def distance(self, student, teacher):
-        """How two relations differ: a scalar."""
+        """How two relations differ, a scalar."""
         raise NotImplementedError
 
     def _check(self, s, source, t, target):
@@ -36,5 +37,5 @@ class RelationalLoss(_features.FeatureLoss):
                 raise InputError(f"{self.name} cannot compare by {name} {shape}: a map (B, H, W, C) or a vector (B, D)")
 
     def compare(self, student, teacher, adapter, training):
-        relations = (self.relation(_base.gathered(_features.flat(features))) for features in (student, teacher))
+        relations = (self.relation(replicas.gather(flatten(features))) for features in (student, teacher))
         return self.distance(*relations)
