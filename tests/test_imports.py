@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "schemes": BEFORE | LEAVES | OBJECTS | {"run"},
     "run": BEFORE | LEAVES | OBJECTS | {"schemes"},
     "sweep": BEFORE | LEAVES | OBJECTS | {"schemes", "run"},
-    "__init__": BEFORE | LEAVES | OBJECTS,
+    "testing": BEFORE | {"losses", "models", "data"},
+    "__init__": BEFORE | LEAVES | OBJECTS | {"testing"},
 }
 # Modules that answer at once: no TensorFlow is imported before a function needs it.
 QUICK = {*BASE, "__init__", "run.__main__", "run.config", "export.variants", "sweep.__main__"}

@@ -7,7 +7,7 @@ from kd_keras.losses import features as _features
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="AB")
-class AB(_features.PairedLoss):
+class AB(_features.FeatureLoss):
     """Σ over pairs of mean [t > 0]·max(0, m − r(s))² + [t ≤ 0]·max(0, m + r(s))² on pre-activations s and t.
 
     r is a connector: 1×1 convolution and batch norm.
@@ -18,7 +18,7 @@ class AB(_features.PairedLoss):
         margin: m.
         pairs: ``'stage1_pre:stage1_pre'``, student:teacher; by default all stages before their activation, matched from
             the last.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
         (B,) values, 0 where every r(s) is beyond the margin on the teacher's side. Where the grids differ, the

@@ -8,13 +8,13 @@ from kd_keras.losses import features as _features
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="Attention")
-class Attention(_features.PairedLoss):
+class Attention(_features.FeatureLoss):
     """Σ over pairs of mean (a_s − a_t)², a the map of mean_c F², as a vector of L2 norm 1.
 
     Args:
         weight: factor in the total, applied by the Distiller; 1000 in the CIFAR-100 benchmarks.
         pairs: ``'stage1:stage1,stage2:stage3'``, student:teacher; by default all stages, matched from the last.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
         (B,) values, 0 where the attention maps are equal. Where the grids differ, both maps go on the smaller one.

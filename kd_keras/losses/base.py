@@ -12,7 +12,7 @@ from kd_keras.losses import labels as label_forms
 schedules.learning_rate_class()
 
 
-class DistillationLoss(keras.layers.Layer):
+class Loss(keras.layers.Layer):
     """One term of a distillation loss.
 
     A term reads named intermediates (taps) of student and teacher and gives one value a sample. Called by itself it
@@ -116,11 +116,13 @@ class DistillationLoss(keras.layers.Layer):
 
     def get_build_config(self):
         shapes = getattr(self, "_shapes", None)
-        return None if shapes is None else {"student_shape": shapes[0], "teacher_shape": shapes[1]}
+        return (
+            super().get_build_config() if shapes is None else {"student_shape": shapes[0], "teacher_shape": shapes[1]}
+        )
 
     def build_from_config(self, config):
         if config and not self.built:
-            self.build(**config)
+            self.build(**config.get("shapes_dict", config))
 
     def get_config(self):
         return {**super().get_config(), **{k: schedules.to_config(v) for k, v in self._schedules.items()}}
@@ -144,7 +146,7 @@ def standardize(logits):
     return ops.where(scale > 1e-7, unit / (ops.sqrt(ops.maximum(variance, 1e-14)) + 1e-7 / scale), centred)
 
 
-class LogitLoss(DistillationLoss):
+class LogitLoss(Loss):
     """A term on logits; the base of all that read them.
 
     Args:
@@ -152,7 +154,7 @@ class LogitLoss(DistillationLoss):
             standardised logit is then ±0.71 whatever the teacher says, so it is refused there.
         squared: multiply by T², which keeps the size of the gradient, that falls as 1/T², next to that of the hard
             labels (arXiv:1503.02531, section 2). False is for work that prints its loss without it.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
     """
 
     def __init__(self, *, standardize=False, squared=True, **kwargs):

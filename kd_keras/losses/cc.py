@@ -6,11 +6,11 @@ import keras
 from keras import ops
 
 from kd_keras.losses import base as _base
-from kd_keras.losses import features as _features
+from kd_keras.losses import relations as _relations
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="CC")
-class CC(_features.RelationalLoss):
+class CC(_relations.RelationalLoss):
     """Σ over pairs of ‖C_t − C_s‖²_F / B², C_ij = e^(−2γ) Σ_{p ≤ order} (2γ)^p / p! · (f_iᵀf_j)^p, f of L2 norm 1.
 
     Args:
@@ -18,7 +18,7 @@ class CC(_features.RelationalLoss):
         gamma: γ of the kernel exp(−γ‖f_i − f_j‖²), which the series stands for.
         order: of the series.
         pairs: ``'pooled:pooled'``, student:teacher; by default the pooled features.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
         A scalar, a statistic of the batch (of the global one where there are several replicas); 0 where the

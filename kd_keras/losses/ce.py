@@ -8,12 +8,12 @@ from kd_keras.losses.labels import cross_entropy
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="CE")
-class CE(_base.DistillationLoss):
+class CE(_base.Loss):
     """−Σ_k y_k log softmax(z)_k, at temperature 1.
 
     Args:
         label_smoothing: ε in [0, 1): y becomes (1 − ε)·y + ε / K (arXiv:1512.00567, section 7).
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
         (B,) values, at least 0.

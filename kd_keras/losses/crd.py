@@ -15,7 +15,7 @@ _MOMENTUM = 0.5
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="CRD")
-class CRD(_features.PairedLoss):
+class CRD(_features.FeatureLoss):
     """−log(P⁺ / (P⁺ + k·Pₙ)) − Σ log(k·Pₙ / (P⁻ + k·Pₙ)), of the student's embeddings and of the teacher's.
 
     An embedding v is a dense layer's output on the features, of L2 norm 1. P = exp(v·m / temperature) / Z with m the
@@ -33,7 +33,7 @@ class CRD(_features.PairedLoss):
         temperature: of the similarities, a number or a schedule; with a schedule Z is each step's own.
         seed: of the bank's start and of the negatives.
         pairs: ``'pooled:pooled'``, student:teacher, one pair; by default the pooled features.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Call arguments:
         index: number of each sample in its split (B,); batches have to bring it.

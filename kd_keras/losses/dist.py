@@ -17,7 +17,7 @@ class DIST(_base.ResponseLoss):
         temperature: τ > 0, a number or a schedule; 4 on CIFAR-100, 1 on ImageNet.
         standardize: standardise the logits first (arXiv:2403.01427).
         squared: whether to multiply by τ².
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
         (B,) values, each with the mean over classes in it, which is a statistic of the batch: of the global one where

@@ -21,7 +21,7 @@ class DKD(_base.ResponseLoss):
         temperature: T > 0, a number or a schedule.
         standardize: standardise the logits first (arXiv:2403.01427).
         squared: whether to multiply by T².
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
         (B,) values, 0 where both softened distributions are equal. Of labels that are class weights, y is the largest.

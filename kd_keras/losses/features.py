@@ -61,14 +61,14 @@ def require(whose: str, name: str, offered: list[str]) -> None:
         raise InputError(f"the {whose} has no tap {name!r}: it offers {', '.join(shown)} and every other layer's name")
 
 
-class PairedLoss(_base.DistillationLoss):
+class FeatureLoss(_base.Loss):
     """A term that is a sum over pairs of taps, one of the student's and one of the teacher's.
 
     A subclass says what a pair's value is (`compare`), and what is trained for it (`adapter`).
 
     Args:
         pairs: ``'stage1:stage1,stage2:stage3'``, student:teacher; by default `default_pairs`.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Raises:
         InputError: a tap that does not exist, or two that cannot be compared.
@@ -149,41 +149,6 @@ class PairedLoss(_base.DistillationLoss):
     def get_config(self):
         pairs = None if self.pairs is None else ",".join(f"{s}:{t}" for s, t in self.pairs)
         return {**super().get_config(), "pairs": pairs}
-
-
-class RelationalLoss(PairedLoss):
-    """A `PairedLoss` that compares how samples stand to each other, not what their features are.
-
-    A subclass says what is taken of a batch's features (`relation`), and how two of those differ (`distance`). Sizes of
-    student and teacher may differ; a map counts as the vector of its values.
-    """
-
-    compares_samples = True
-
-    def default_pairs(self, student, teacher):
-        """The pooled features of both."""
-        return (("pooled", "pooled"),)
-
-    def stages(self, student, teacher):
-        """All stages, matched from the last."""
-        return match_from_end(student, teacher, self.ending)
-
-    def relation(self, features):
-        """What is compared, of features (B, D)."""
-        raise NotImplementedError
-
-    def distance(self, student, teacher):
-        """How two relations differ: a scalar."""
-        raise NotImplementedError
-
-    def _check(self, s, source, t, target):
-        for name, shape in ((s, source), (t, target)):
-            if len(shape) not in (2, 4):
-                raise InputError(f"{self.name} cannot compare by {name} {shape}: a map (B, H, W, C) or a vector (B, D)")
-
-    def compare(self, student, teacher, adapter, training):
-        relations = (self.relation(_base.gathered(flat(features))) for features in (student, teacher))
-        return self.distance(*relations)
 
 
 def flat(features):

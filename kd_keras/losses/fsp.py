@@ -10,7 +10,7 @@ from kd_keras.losses import features as _features
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="FSP")
-class FSP(_features.PairedLoss):
+class FSP(_features.FeatureLoss):
     """Σ over consecutive pairs of mean (G_s − G_t)², G = F₁ᵀF₂ / (H·W) between two stages' maps.
 
     Args:
@@ -18,7 +18,7 @@ class FSP(_features.PairedLoss):
             this term alone: `Distiller.pretrain`.
         pairs: ``'stage1:stage1,stage2:stage3'``, student:teacher, in the order of depth; by default all stages, matched
             from the last. Each G is between a pair's maps and the next pair's: n pairs give n − 1.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
         (B,) values, 0 where the matrices are equal. A stage's larger map goes on the smaller one's grid.

@@ -9,7 +9,7 @@ from kd_keras.losses import features as _features
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="FT")
-class FT(_features.PairedLoss):
+class FT(_features.FeatureLoss):
     """mean |f_t / ‖f_t‖ − f_s / ‖f_s‖|^p, f_t a paraphraser's factors of the teacher's map, f_s a translator's.
 
     The paraphraser is an autoencoder that is trained first, on the teacher's maps alone (`Distiller.pretrain`, or
@@ -20,7 +20,7 @@ class FT(_features.PairedLoss):
         rate: the factors' channels over the teacher's.
         power: p, 1 or 2.
         pairs: ``'stage3:stage3'``, student:teacher; by default the last stage of each.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
         (B,) values, 0 where the factors have one direction. Where the grids differ, the student's map goes on the

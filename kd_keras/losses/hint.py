@@ -10,7 +10,7 @@ DIRECTIONS = ("student_to_teacher", "teacher_to_student")
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="Hint")
-class Hint(_features.PairedLoss):
+class Hint(_features.FeatureLoss):
     """Σ over pairs of mean (r(F_s) − F_t)², r a trained 1×1 projector a pair.
 
     Args:
@@ -21,7 +21,7 @@ class Hint(_features.PairedLoss):
             the teacher's: a target that is itself trained, and so can collapse to a constant.
         batch_norm: batch norm after the projection.
         relu: ReLU after the projection.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
         (B,) values, 0 where the projected maps are equal. Where the grids differ, the projected map is resized to

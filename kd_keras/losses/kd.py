@@ -15,7 +15,7 @@ class KD(_base.ResponseLoss):
         standardize: standardise the logits first (arXiv:2403.01427; there T is 2 and the weight 9).
         squared: whether to multiply by T², which keeps the size of the gradient, that falls as 1/T², next to that of
             the hard labels; False for work that prints its loss without it.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
         (B,) values, 0 where both softened distributions are equal.

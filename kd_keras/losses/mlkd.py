@@ -17,7 +17,7 @@ class MLKD(_base.LogitLoss):
         temperatures: the T that are summed over, numbers or schedules.
         standardize: standardise the logits first (arXiv:2403.01427).
         squared: whether to multiply the KL by T².
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
         (B,) values: a sample's own KL, and the other two terms, statistics of the batch (of the global one where there

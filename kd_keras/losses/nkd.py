@@ -18,7 +18,7 @@ class NKD(_base.ResponseLoss):
         gamma: γ; 3.5 on CIFAR-100. 0 leaves the second term out.
         standardize: standardise the logits first (arXiv:2403.01427).
         squared: whether to multiply the second term by λ².
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
         (B,) values. At p_s = p_t the second term is at its least, γλ² times the teacher's entropy over the other

@@ -8,7 +8,7 @@ from kd_keras.losses import features as _features
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="NST")
-class NST(_features.PairedLoss):
+class NST(_features.FeatureLoss):
     """Σ over pairs of the squared MMD between the sets of channels: mean k(t, t) + mean k(s, s) − 2 mean k(s, t).
 
     A channel is its map over the grid, with L2 norm 1; k(a, b) = (aᵀb)². Student and teacher may have any number of
@@ -17,7 +17,7 @@ class NST(_features.PairedLoss):
     Args:
         weight: factor in the total, applied by the Distiller; 50 in the CIFAR-100 benchmarks.
         pairs: ``'stage1:stage1,stage2:stage3'``, student:teacher; by default all stages, matched from the last.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
         (B,) values, 0 where the sets are equal. Where the grids differ, both maps go on the smaller one.

@@ -8,7 +8,7 @@ from kd_keras.losses import features as _features
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="OFD")
-class OFD(_features.PairedLoss):
+class OFD(_features.FeatureLoss):
     """Σ over pairs of mean d(max(F_t, m), r(F_s)) on pre-activations; d is 0 where r(F_s) ≤ the other ≤ 0.
 
     Elsewhere d is the squared difference. r is a 1×1 convolution and batch norm; m is, a channel, the mean of the
@@ -18,7 +18,7 @@ class OFD(_features.PairedLoss):
         weight: factor in the total, applied by the Distiller.
         pairs: ``'stage1_pre:stage1_pre'``, student:teacher; by default all stages before their activation, matched from
             the last.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
         (B,) values, 0 where the student's agree, or are as negative as the teacher's or more. Where the grids differ,

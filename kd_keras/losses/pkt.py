@@ -4,19 +4,19 @@ import keras
 from keras import ops
 
 from kd_keras.losses import base as _base
-from kd_keras.losses import features as _features
+from kd_keras.losses import relations as _relations
 
 _EPSILON = 1e-7
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="PKT")
-class PKT(_features.RelationalLoss):
+class PKT(_relations.RelationalLoss):
     """Σ over pairs of mean over B² of K_t·log((K_t + ε) / (K_s + ε)), K = (cosine + 1) / 2 with rows of sum 1.
 
     Args:
         weight: factor in the total, applied by the Distiller; 30000 in the CIFAR-100 benchmarks.
         pairs: ``'pooled:pooled'``, student:teacher; by default the pooled features.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
         A scalar, a statistic of the batch (of the global one where there are several replicas); 0 where the

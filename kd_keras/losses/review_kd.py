@@ -9,7 +9,7 @@ _POOLS = (4, 2, 1)
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="ReviewKD")
-class ReviewKD(_features.PairedLoss):
+class ReviewKD(_features.FeatureLoss):
     """Σ over stages of HCL(fused student stage, teacher's stage).
 
     From the last stage backwards, the student's map (1×1 convolution, batch norm, to at most 512 channels) is fused
@@ -24,7 +24,7 @@ class ReviewKD(_features.PairedLoss):
         pairs: ``'stage1:stage1,stage2:stage2'``, student:teacher, in the order of depth; by default all stages, matched
             from the last, before their activation where both have such taps, and the pooled features, which count as a
             map of one pixel, where both have them.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
         (B,) values, 0 where the fused maps are equal to the teacher's. Where the grids differ, the fused map goes on

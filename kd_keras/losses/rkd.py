@@ -5,11 +5,11 @@ from keras import ops
 
 from kd_keras.errors import InputError
 from kd_keras.losses import base as _base
-from kd_keras.losses import features as _features
+from kd_keras.losses import relations as _relations
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="RKD")
-class RKD(_features.RelationalLoss):
+class RKD(_relations.RelationalLoss):
     """Σ over pairs of distance·L(d_t, d_s) + angle·L(a_t, a_s), L the Huber loss (δ = 1), averaged.
 
     d_ij is ‖f_i − f_j‖ divided by the mean of those above 0; a_ijk the cosine of the angle at j between f_i and f_k.
@@ -19,7 +19,7 @@ class RKD(_features.RelationalLoss):
         distance: factor of the distances.
         angle: factor of the angles, whose cost grows with B³; 0 leaves them out.
         pairs: ``'pooled:pooled'``, student:teacher; by default the pooled features.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
         A scalar, a statistic of the batch (of the global one where there are several replicas): the mean over B² pairs

@@ -11,7 +11,7 @@ _TAP = "sim_kd"
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="SimKD")
-class SimKD(_features.PairedLoss):
+class SimKD(_features.FeatureLoss):
     """mean (projector(F_s) − F_t)² of the last stages' maps; no cross-entropy and no soft targets beside it.
 
     The student *changes*: its backbone, the projector (1×1, 3×3, 1×1 convolutions with batch norm and ReLU) and the
@@ -22,7 +22,7 @@ class SimKD(_features.PairedLoss):
         weight: factor in the total, applied by the Distiller; 1, alone.
         factor: the teacher's channels over those inside the projector.
         pairs: ``'stage3:stage3'``, student:teacher, one pair; by default the last stage of each.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
         (B,) values, 0 where the projected map is the teacher's. Where the grids differ, both go on the smaller one: the

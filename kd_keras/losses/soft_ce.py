@@ -15,7 +15,7 @@ class SoftCE(_base.ResponseLoss):
         temperature: T > 0, a number or a schedule.
         standardize: standardise the logits first (arXiv:2403.01427).
         squared: whether to multiply by T², as in `KD`.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
         (B,) values; the least is T² times the entropy of the teacher's softened distribution.

@@ -4,17 +4,17 @@ import keras
 from keras import ops
 
 from kd_keras.losses import base as _base
-from kd_keras.losses import features as _features
+from kd_keras.losses import relations as _relations
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="SP")
-class SP(_features.RelationalLoss):
+class SP(_relations.RelationalLoss):
     """Σ over pairs of ‖G_t − G_s‖²_F / B², G = F·Fᵀ with rows of L2 norm 1, F a sample's features in one row.
 
     Args:
         weight: factor in the total, applied by the Distiller; 3000 in the CIFAR-100 benchmarks.
         pairs: ``'stage3:stage3'``, student:teacher; by default the last stage of each.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
         A scalar, a statistic of the batch (of the global one where there are several replicas); 0 where the

@@ -26,7 +26,7 @@ class TeacherFree(_base.ResponseLoss):
         correct: the virtual teacher's probability of the label.
         standardize: standardise the logits first (arXiv:2403.01427); for ``self`` only.
         squared: whether to multiply by T².
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
         (B,) values, at least 0.

@@ -12,7 +12,7 @@ _START = 5.0
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="VID")
-class VID(_features.PairedLoss):
+class VID(_features.FeatureLoss):
     """Σ over pairs of mean ½[(μ(F_s) − F_t)² / σ² + log σ²].
 
     μ is three 1×1 convolutions with ReLUs between them, σ² = softplus(v) + 1e-5 one number a channel of the teacher's,
@@ -21,7 +21,7 @@ class VID(_features.PairedLoss):
     Args:
         weight: factor in the total, applied by the Distiller; 1 in the CIFAR-100 benchmarks.
         pairs: ``'stage1:stage1,stage2:stage3'``, student:teacher; by default all stages, matched from the last.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
         (B,) values, of any sign: where μ(F_s) = F_t, the mean of ½ log σ². Where the grids differ, the student's map
