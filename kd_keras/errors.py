@@ -1,8 +1,9 @@
 """Errors whose message is all that the user needs, the exit codes of the command line, and checks of values."""
 
+import contextlib
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -41,6 +42,30 @@ def exit_code(work: Callable[[], int], interrupted: str) -> int:
         message, code = interrupted, 130
     print(f"kd_keras: {message}", file=sys.stderr)
     return code
+
+
+@contextlib.contextmanager
+def needs(package: str, extra: str, what: str) -> Iterator[None]:
+    """Imports an optional package: what can't be imported in this block becomes one line that says how to install it.
+
+    Example::
+
+        with needs("KerasHub", "hub", "hub(…)"):
+            import keras_hub
+
+    Args:
+        package: the package's name for readers.
+        extra: the extra of kd_keras that installs it.
+        what: what the user asked for that needs it.
+
+    Raises:
+        InputError: the package, or what it imports, is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        message = f"{what} needs {package} ({error}): pip install 'kd_keras[{extra}]'"
+        raise InputError(message) from error
 
 
 def is_count(value: Any, least: int = 1) -> bool:

@@ -90,6 +90,35 @@ def test_imports_go_one_way(path):
     assert offences(path.read_text("utf-8"), module) == []
 
 
+# Of distillation/ these alone need TensorFlow: a step for another backend is a file more.
+WITH_TENSORFLOW = {"tensorflow_step.py", "teacher_cache.py"}
+
+
+def uses_tensorflow(source: str, module: str) -> list[str]:
+    """Imports of TensorFlow, and of the module for its strategies, and uses of it as ``tf``."""
+    names = [found.name for found in imports(source, module)]
+    used = [n for n in names if n.split(".")[0] == "tensorflow" or n.startswith("kd_keras._compat.distribute")]
+    return used + [n.id for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Name) and n.id == "tf"]
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "distillation").glob("*.py")), ids=module_of)
+def test_tensorflow_stands_in_the_step_and_the_teacher_cache_alone(path):
+    assert bool(uses_tensorflow(path.read_text("utf-8"), module_of(path))) == (path.name in WITH_TENSORFLOW)
+
+
+@pytest.mark.parametrize(
+    "line", ["def f():\n    import tensorflow as tf", "from kd_keras._compat import distribute", "tf.cast(x, 'int32')"]
+)
+def test_a_use_of_tensorflow_is_noticed(line):
+    assert uses_tensorflow(line, "kd_keras.distillation.taps")
+
+
+def test_nothing_imports_the_teacher_cache_as_it_is_read():
+    for path in sorted((PACKAGE / "distillation").glob("*.py")):
+        found = imports(path.read_text("utf-8"), module_of(path))
+        assert [i for i in found if "teacher_cache" in i.name and not i.late] == []
+
+
 def test_all_files_are_read():
     wanted = {"kd_keras.distillation.distiller", "kd_keras.losses.kd", "kd_keras.__init__", "kd_keras.run.__main__"}
     assert wanted <= set(map(module_of, FILES))

@@ -1,7 +1,6 @@
-"""Where training runs: one device, a replica on each of several local ones, or several machines in step.
+"""Training on one device, on several local ones with a replica each, or on several machines.
 
-Machines are called workers; worker 0 is the chief, the only one that writes. docs/machines.md says how they are
-started.
+Machines are called workers; worker 0 is the chief, the only one that writes. docs/machines.md shows how to start them.
 """
 
 import contextlib
@@ -13,12 +12,13 @@ import time
 
 import tensorflow as tf
 
+from kd_keras._compat import tensorflow
 from kd_keras.errors import InputError, WorkerError
 
 _EXAMPLE = '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}'
-# What TensorFlow raises in the workers that are left, or that start again while the others still wait.
+# What TensorFlow raises in the other workers when one stops, and in one that restarts while the others still wait.
 _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.DeadlineExceededError)
-# A shared file system may show a new file to other machines only after its cache has aged (NFS: up to a minute).
+# A shared file system may show a new file to other machines only when its cache expires (NFS: up to a minute).
 _FILE_SECONDS = 120
 
 
@@ -27,8 +27,8 @@ def strategy(name: str, timeout: float = 600) -> tf.distribute.Strategy:
 
     Args:
         name: ``'one'``; ``'mirrored'``, a replica on every local GPU, or on every logical CPU where there is no GPU;
-            ``'auto'``, mirrored where there are several GPUs; or ``'multi_worker'``, the machines of ``TF_CONFIG``, to
-            be asked for before TensorFlow has computed anything.
+            ``'auto'``, mirrored where there are several GPUs; or ``'multi_worker'``, the machines of ``TF_CONFIG``, for
+            which this has to be called before TensorFlow has computed anything.
         timeout: seconds to wait for the other machines.
 
     Raises:
@@ -52,7 +52,7 @@ def _multi_worker(timeout):
 
 
 def _cluster(text: str | None) -> tuple[list[str], int]:
-    """Every worker's address, the chief's first, and which of them this one is."""
+    """The workers' addresses, the chief's first, and the number of this worker."""
     if not text:
         raise InputError(
             f"--strategy=multi_worker reads the environment's TF_CONFIG, which is not set: give {_EXAMPLE}"
@@ -62,12 +62,12 @@ def _cluster(text: str | None) -> tuple[list[str], int]:
         cluster, task = config["cluster"], config["task"]
         addresses = [*cluster.get("chief", []), *cluster["worker"]]
         index = int(task["index"]) + (len(cluster.get("chief", [])) if task["type"] == "worker" else 0)
-        known = task["type"] in ("chief", "worker") and 0 <= index < len(addresses)
+        is_valid = task["type"] in ("chief", "worker") and 0 <= index < len(addresses)
         parts = [address.rpartition(":") for address in addresses]
-        known = known and all(host and port.isdigit() for host, _, port in parts)
+        is_valid = is_valid and all(host and port.isdigit() for host, _, port in parts)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"TF_CONFIG={text!r} can't be read: give {_EXAMPLE}") from error
-    if not known or len(set(addresses)) < len(addresses):
+    if not is_valid or len(set(addresses)) < len(addresses):
         raise InputError(
             f"TF_CONFIG={text!r}: the task is none of the cluster's, or an address is wrong: see {_EXAMPLE}"
         )
@@ -75,10 +75,10 @@ def _cluster(text: str | None) -> tuple[list[str], int]:
 
 
 def _meet(addresses, index, timeout):
-    """Waits until every machine has started, as TensorFlow itself would wait for an hour and then abort.
+    """Waits until every machine has started; TensorFlow would wait for an hour and then abort.
 
-    All but the chief listen where TensorFlow will. The chief goes on when it has reached each of them, which opens its
-    own address, and by that the others go on.
+    All but the chief listen at the address that TensorFlow will use. The chief continues once it has reached each of
+    them. TensorFlow then opens the chief's address, and by that the others continue.
     """
     if len(addresses) == 1:
         return
@@ -96,7 +96,7 @@ def _meet(addresses, index, timeout):
         while missing := [number for number in missing if not _answers(addresses[number])]:
             if time.monotonic() > deadline:
                 names = ", ".join(f"{number} ({addresses[number]})" for number in missing)
-                # The chief opens its address last, so only it knows which of several others is missing.
+                # The chief opens its address last, so only the chief knows which of several others is missing.
                 waits = ", or still waits for another" if index and len(addresses) > 2 else ""
                 raise WorkerError(
                     f"worker {names} did not start within {timeout:g} s{waits}: see its log, then start all again"
@@ -114,7 +114,7 @@ def _answers(address) -> bool:
 
 
 def worker(strategy: tf.distribute.Strategy) -> tuple[int, int]:
-    """(number of this worker, 0 being the chief; number of workers); (0, 1) on one machine."""
+    """(number of this worker, 0 for the chief; number of workers); (0, 1) on one machine."""
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return 0, 1
     resolver = strategy.cluster_resolver
@@ -125,28 +125,29 @@ def worker(strategy: tf.distribute.Strategy) -> tuple[int, int]:
 
 
 def feed(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset):
-    """Batches shared out over the replicas as evenly as can be.
+    """Divides batches among the replicas as evenly as possible.
 
-    `Strategy.experimental_distribute_dataset` fills one replica after the other, so that of a smaller last batch some
-    get nothing. With one replica, or several workers whose data set TensorFlow is to shard, the data set is given back
-    as it is; one that is sharded already (`data.batches` with a ``shard``) has TensorFlow's policy OFF.
+    `Strategy.experimental_distribute_dataset` fills one replica after the other, so that some get nothing of a smaller
+    last batch. With one replica, or with several workers whose data set TensorFlow is to shard, the data set is
+    returned as it is. One that is already sharded (`data.batches` with a ``shard``) has TensorFlow's policy OFF.
 
     Args:
-        strategy: what trains.
+        strategy: the strategy of the training.
         dataset: global batches, or this worker's parts of them.
     """
     workers = worker(strategy)[1]
-    sharded = dataset.options().experimental_distribute.auto_shard_policy == tf.data.experimental.AutoShardPolicy.OFF
-    if strategy.num_replicas_in_sync == 1 or (workers > 1 and not sharded):
+    policy = dataset.options().experimental_distribute.auto_shard_policy
+    is_sharded = policy == tf.data.experimental.AutoShardPolicy.OFF
+    if strategy.num_replicas_in_sync == 1 or (workers > 1 and not is_sharded):
         return dataset
     local, batches = strategy.num_replicas_in_sync // workers, dataset.cardinality().numpy()
     if local > 1:
         dataset = dataset.flat_map(lambda *batch: _parts(batch if len(batch) > 1 else batch[0], local))
-    shared = strategy.distribute_datasets_from_function(lambda context: dataset)
-    # Counted in global batches, as Keras does: where it does not know the end it runs one step too many, which fails
-    # for want of a batch but not before the optimizer has counted it.
-    shared._cardinality = batches
-    return shared
+    divided = strategy.distribute_datasets_from_function(lambda context: dataset)
+    # Where Keras does not know the number of global batches, it runs one step too many: the step fails for lack of a
+    # batch, but only after the optimizer has counted it.
+    tensorflow.set_batch_count(divided, batches)
+    return divided
 
 
 def _parts(batch, count) -> tf.data.Dataset:
@@ -161,21 +162,21 @@ def _parts(batch, count) -> tf.data.Dataset:
 
 
 def gather(strategy: tf.distribute.Strategy, number: int) -> list[int]:
-    """Every worker's number; none goes on before all have come here."""
+    """The numbers of all workers; each waits here for the others."""
     index, count = worker(strategy)
     if count == 1:
         return [number]
-    # A sum, each in its own place: `Strategy.gather` traces a new function each time and warns of it.
-    own = number * tf.one_hot(index, count, dtype=tf.int32)
+    # A sum of vectors, as `Strategy.gather` traces a new function each time and warns of it.
+    vector = number * tf.one_hot(index, count, dtype=tf.int32)
     with _watched():
-        return strategy.reduce(tf.distribute.ReduceOp.SUM, own, axis=None).numpy().tolist()
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, vector, axis=None).numpy().tolist()
 
 
 def wait_for(path: str | os.PathLike, seconds: float = _FILE_SECONDS) -> None:
     """Waits until this worker sees a file that the chief has written.
 
     Raises:
-        InputError: it does not.
+        InputError: the time is over.
     """
     path, deadline = pathlib.Path(path), time.monotonic() + seconds
     while not path.exists():
@@ -187,7 +188,7 @@ def wait_for(path: str | os.PathLike, seconds: float = _FILE_SECONDS) -> None:
 
 
 def watch(strategy: tf.distribute.Strategy):
-    """A context that turns what TensorFlow raises when another worker has died into a `WorkerError`."""
+    """A context that raises a `WorkerError` where TensorFlow finds that another worker has died."""
     return _watched() if worker(strategy)[1] > 1 else contextlib.nullcontext()
 
 
@@ -198,5 +199,5 @@ def _watched():
     except _LOST as error:
         raise WorkerError(
             "another worker has stopped or can't be reached: see its log for why; start all workers again with the "
-            "same command, and they go on from the last checkpoint"
+            "same command, and they continue from the last checkpoint"
         ) from error

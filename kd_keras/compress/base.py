@@ -1,5 +1,7 @@
 """What the ways of compression share."""
 
+from collections.abc import Iterable
+
 from kd_keras.errors import InputError
 
 
@@ -81,11 +83,11 @@ def names(key: str, value) -> tuple[str, ...]:
     return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
-def mean_of_gradients():
-    """tensorflow-model-optimization's name for centroids that move by the mean of their weights' gradients."""
-    from tensorflow_model_optimization.python.core.clustering.keras.cluster_config import GradientAggregation
-
-    return GradientAggregation.AVG
+def check_layers(names: Iterable[str], known: list[str], key: str) -> None:
+    """Raises InputError where a name that a flag or argument ``key`` gives is none of the student's layers."""
+    if missing := [name for name in names if name not in known]:
+        listed = ", ".join(map(repr, missing))
+        raise InputError(f"{key} names {listed}, which the student does not have: its layers are {', '.join(known)}")
 
 
 def weights(model) -> dict[str, list]:

@@ -13,6 +13,7 @@ import numpy as np
 from absl import logging
 
 from kd_keras._compat import keras as graph
+from kd_keras._compat import tfmot
 from kd_keras.errors import InputError
 
 # What a twin's outputs may differ by, relative to the largest.
@@ -51,7 +52,7 @@ def twin(model: keras.Model):
     with generators(), told(f"--compress can't take {model.name}"):
         (output,) = _replay(model, [image], layers, "", _softmax(model))
         copied = tf_keras.Model(image, output, name=model.name)
-        for name, layer in graph.named_layers(model):
+        for name, layer in named_layers(model):
             if layer.weights:
                 layers[name].set_weights(layer.get_weights())
     _check_equal(model, copied)
@@ -207,7 +208,7 @@ class Trainable(keras.Model):
         self.wrapped = lambda: both[0]
         self._tapped = lambda: both[1]
         trained = _reached(model)
-        for variable in (*model.variables, *_generator_states(model)):
+        for variable in (*model.variables, *tfmot.generator_states(model)):
             weight = self.add_weight(
                 shape=tuple(variable.shape),
                 dtype=variable.dtype.name,
@@ -216,7 +217,7 @@ class Trainable(keras.Model):
                 name=variable.name.replace("/", "_").partition(":")[0],
             )
             # Keras' variable is a shell around TensorFlow's; this one's is shared with the tf_keras model.
-            weight._value = variable
+            graph.share_variable(weight, variable)
         self._shape = tuple(model.input.shape[1:])
         self.built = True
 
@@ -231,17 +232,6 @@ class Trainable(keras.Model):
     def call(self, x, training=False):
         """Logits (B, K)."""
         return self.wrapped()(x, training=training)
-
-
-def _generator_states(model) -> list:
-    """The variables that dropout's generators count in, which are not among a tf_keras model's own."""
-    found = []
-    for layer in model.layers:
-        inner = getattr(layer, "layer", layer)
-        generator = getattr(getattr(inner, "_random_generator", None), "_generator", None)
-        if generator is not None:
-            found.append(generator.state)
-    return found
 
 
 def _reached(model) -> set[int]:
@@ -270,7 +260,7 @@ def _reached(model) -> set[int]:
 
 def trainable(wrapped, model: keras.Model) -> Trainable:
     """The wrapped twin of a Keras 3 model, with a tap for each of the model's layers that still stands."""
-    names = {name for name, _ in graph.named_layers(model)}
+    names = {name for name, _ in named_layers(model)}
     taps = {}
     for layer in wrapped.layers:
         # tfmot's wrappers put a word of theirs before a layer's name.
@@ -284,6 +274,17 @@ def trainable(wrapped, model: keras.Model) -> Trainable:
 
 def weights_back(weights: dict[str, list], model: keras.Model) -> None:
     """Gives a Keras 3 model its twin's weights, by the name of the layer; see `Step.strip`."""
-    for name, layer in graph.named_layers(model):
+    for name, layer in named_layers(model):
         if layer.weights:
             layer.set_weights(weights[name])
+
+
+def named_layers(model: keras.Model, prefix: str = "") -> list[tuple[str, keras.layers.Layer]]:
+    """(name, layer) of all layers but inputs; those of a model inside the model are named ``model_layer``."""
+    named = []
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            named += named_layers(layer, f"{prefix}{layer.name}_")
+        elif not isinstance(layer, keras.layers.InputLayer):
+            named.append((prefix + layer.name, layer))
+    return named

@@ -3,7 +3,7 @@
 import numpy as np
 from absl import logging
 
-from kd_keras._compat import keras as graph
+from kd_keras._compat import tfmot as tfmot_names
 from kd_keras.compress import base as _base
 from kd_keras.errors import InputError, is_count
 
@@ -40,7 +40,7 @@ class Cluster(_base.Step):
         import tf_keras
 
         del steps
-        graph.check_layers(self.skip, [layer.name for layer in model.layers], "cluster's skip")
+        _base.check_layers(self.skip, [layer.name for layer in model.layers], "cluster's skip")
         clustering = tfmot.clustering.keras
 
         def wrap(layer):
@@ -58,7 +58,7 @@ class Cluster(_base.Step):
                 number_of_clusters=clusters,
                 cluster_centroids_init=clustering.CentroidInitialization.KMEANS_PLUS_PLUS,
                 preserve_sparsity=sparse,
-                cluster_gradient_aggregation=_base.mean_of_gradients(),
+                cluster_gradient_aggregation=tfmot_names.average_gradients(),
             )
 
         return _base.rewrapped(model, wrap)

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from kd_keras._compat import keras as graph
 from kd_keras.compress import base as _base
 from kd_keras.errors import InputError, is_count, is_number
 
@@ -46,7 +45,7 @@ class Prune(_base.Step):
         import tf_keras
 
         del kept
-        graph.check_layers(self.skip, [layer.name for layer in model.layers], "prune's skip")
+        _base.check_layers(self.skip, [layer.name for layer in model.layers], "prune's skip")
         sparsity = tfmot.sparsity.keras
         first, last, every = self._schedule(steps)
 

@@ -2,7 +2,7 @@
 
 import functools
 
-from kd_keras._compat import keras as graph
+from kd_keras._compat import tfmot as tfmot_names
 from kd_keras.compress import base as _base
 
 
@@ -33,19 +33,14 @@ class QAT(_base.Step):
     def wrap(self, model, kept, steps):
         import tensorflow_model_optimization as tfmot
         import tf_keras
-        from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import (
-            default_8bit_quantize_configs,
-            default_8bit_quantize_registry,
-            default_8bit_quantize_scheme,
-        )
 
         del steps
-        graph.check_layers(self.keep_float, [layer.name for layer in model.layers], "qat's keep_float")
+        _base.check_layers(self.keep_float, [layer.name for layer in model.layers], "qat's keep_float")
         quantization = tfmot.quantization.keras
-        output_only = default_8bit_quantize_configs.Default8BitOutputQuantizeConfig
-        nothing = default_8bit_quantize_configs.NoOpQuantizeConfig
+        output_only = tfmot_names.quantize_configs().Default8BitOutputQuantizeConfig
+        nothing = tfmot_names.quantize_configs().NoOpQuantizeConfig
         apart = _apart()
-        registry = default_8bit_quantize_registry.Default8BitQuantizeRegistry()
+        registry = quantization.default_8bit.Default8BitQuantizeRegistry()
         convolutions = (tf_keras.layers.Conv2D, tf_keras.layers.DepthwiseConv2D, tf_keras.layers.Dense)
         floats = set(self.keep_float)
 
@@ -102,23 +97,19 @@ class QAT(_base.Step):
         elif "zeros" in kept:
             scheme = tfmot.experimental.combine.Default8BitPrunePreserveQuantizeScheme()
         else:
-            scheme = default_8bit_quantize_scheme.Default8BitQuantizeScheme()
+            scheme = quantization.default_8bit.Default8BitQuantizeScheme()
         with quantization.quantize_scope({one.__name__: one for one in (output_only, nothing, apart)}):
             made = quantization.quantize_apply(_base.rewrapped(model, wrap), scheme)
         for layer in made.layers:
-            for _, _, variables in getattr(layer, "_weight_vars", ()):
-                if "clst_impl" in variables:
-                    # As `cluster` has trained it.
-                    variables["clst_impl"].cluster_gradient_aggregation = _base.mean_of_gradients()
+            # As `cluster` trains it.
+            tfmot_names.average_gradients_of(layer)
         return made
 
     def left_out(self, wrapped):
         """See `Step`; the layer that quantises the input is of the wrappers."""
-        from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
-
         inner = [layer.layer for layer in wrapped.layers if hasattr(layer, "layer")]
         kept = [layer.name for layer in inner if layer.name in self.keep_float and layer.weights]
-        ours = [layer.name for layer in wrapped.layers if isinstance(layer, QuantizeLayer)]
+        ours = [layer.name for layer in wrapped.layers if tfmot_names.is_quantize_layer(layer)]
         return kept + [name for name in super().left_out(wrapped) if name not in ours]
 
     def strip(self, wrapped):
@@ -127,7 +118,7 @@ class QAT(_base.Step):
             inner = getattr(layer, "layer", None)
             if inner is None:
                 found[layer.name] = layer.get_weights()
-            elif kept := [variable.numpy() for variable, _, _ in layer._weight_vars]:
+            elif kept := [variable.numpy() for variable in tfmot_names.quantized_variables(layer)]:
                 # In the layer itself the rounded kernel, a tensor, has taken the variable's place.
                 found[inner.name] = [*kept, *([inner.bias.numpy()] if inner.use_bias else [])]
             else:
@@ -143,8 +134,9 @@ def _apart():
     bits too; it has no integers for a cast.
     """
     import tensorflow as tf
-    from tensorflow_model_optimization.python.core.quantization.keras import quantizers
-    from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import default_8bit_quantize_configs
+    import tensorflow_model_optimization as tfmot
+
+    quantizers = tfmot.quantization.keras.quantizers
 
     def cast(numbers):
         return tf.cast(tf.cast(numbers, tf.float64), numbers.dtype)
@@ -163,7 +155,7 @@ def _apart():
         def __call__(self, inputs, training, weights, **kwargs):
             return super().__call__(cast(inputs), training, weights, **kwargs)
 
-    class Apart(default_8bit_quantize_configs.NoOpQuantizeConfig):
+    class Apart(tfmot_names.quantize_configs().NoOpQuantizeConfig):
         def __init__(self, rounds):
             self.rounds = rounds
 
@@ -187,18 +179,13 @@ def _cluster_scheme(sparse):
 
     They share one there, which forgets to keep zeros in all layers once it has met a layer without.
     """
-    from tensorflow_model_optimization.python.core.quantization.keras.collab_opts.cluster_preserve import (
-        cluster_preserve_quantize_registry,
-        default_8bit_cluster_preserve_quantize_scheme,
-    )
-
-    registry = cluster_preserve_quantize_registry.Default8bitClusterPreserveQuantizeRegistry
+    registry, scheme = tfmot_names.cluster_preserving()
 
     class Registry(registry):
         def get_quantize_config(self, layer):
             return registry(sparse).get_quantize_config(layer)
 
-    class Scheme(default_8bit_cluster_preserve_quantize_scheme.Default8BitClusterPreserveQuantizeScheme):
+    class Scheme(scheme):
         def get_quantize_registry(self):
             return Registry(sparse)
 

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 
 import keras
 
-from kd_keras._compat import keras as graph
 from kd_keras.compress import bridge as _bridge
 from kd_keras.compress.base import Step
+from kd_keras.errors import needs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Prepared:
 
 def imitate(student: keras.Model, ways: Iterable[Step]) -> None:
     """Gives an untrained student the zeros and clusters that ways would leave, so that what follows can be tried."""
-    for name, layer in graph.named_layers(student):
+    for name, layer in _bridge.named_layers(student):
         if type(layer) in (keras.layers.Conv2D, keras.layers.Dense):
             kernel, *others = layer.get_weights()
             for way in ways:
@@ -56,8 +56,12 @@ def prepare(student: keras.Model, way: Step, *, steps: int, before: tuple[Step, 
         before: ways that the student has been through, whose zeros and clusters are kept.
 
     Raises:
-        InputError: the student has no twin in tf_keras, or a layer that the way can't take.
+        InputError: the student has no twin in tf_keras, or a layer that the way can't take, or
+            tensorflow-model-optimization is not installed.
     """
+    with needs("tensorflow-model-optimization", "qat", "compression"):
+        import tensorflow_model_optimization  # noqa: F401
+        import tf_keras  # noqa: F401
     kept = frozenset().union(*(one.leaves for one in before))
     copied = _bridge.twin(student)
     what = f"--compress can't put {student.name} into the wrappers of {type(way).__name__}"

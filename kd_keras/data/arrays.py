@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from kd_keras._compat import tensorflow
+
 # TensorFlow's tensors begin at a multiple of so many bytes.
 _ALIGNMENT = 64
 
@@ -33,7 +35,7 @@ class Rows:
     @staticmethod
     def _shared(array):
         with tf.device("CPU:0"):
-            return tf.Variable(tf.experimental.dlpack.from_dlpack(array.__dlpack__()), trainable=False)
+            return tensorflow.variable_in_place(array)
 
     def __call__(self, indices: Any) -> tf.Tensor:
         """The rows (B, …) at ``indices`` (B,), eagerly or inside ``Dataset.map``."""

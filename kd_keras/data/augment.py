@@ -19,7 +19,7 @@ import tensorflow as tf
 from absl import logging
 
 from kd_keras import spec
-from kd_keras.errors import InputError
+from kd_keras.errors import InputError, needs
 
 __all__ = ["colour", "cutmix", "cutout", "flip", "keras_cv", "mixup", "pad_crop"]
 
@@ -337,10 +337,8 @@ def keras_cv(layer: str | spec.Spec = "RandAugment") -> SampleOp:
         InputError: KerasCV is not installed, or has no such layer, or the layer refuses its arguments.
     """
     wanted = spec.parse(layer) if isinstance(layer, str) else layer
-    try:
+    with needs("KerasCV", "augment", "keras_cv(…)"):
         import keras_cv as package
-    except ImportError as error:
-        raise InputError("keras_cv(…) takes KerasCV, which is not installed: pip install keras-cv") from error
     if not isinstance(wanted, spec.Spec):
         raise InputError(f"keras_cv(layer={layer!r}): give a layer of KerasCV, such as 'RandAugment'")
     kind = getattr(package.layers, wanted.name, None)

@@ -16,7 +16,7 @@ import numpy as np
 
 from kd_keras.data.downloads import cache_folder, existing_folder, fetch
 from kd_keras.data.sources import ArraySource, Splits, carve
-from kd_keras.errors import InputError
+from kd_keras.errors import InputError, needs
 
 BASE_URL = "https://www.cs.toronto.edu/~kriz/"
 _PIXELS = 3 * 32 * 32
@@ -229,11 +229,8 @@ def _joined(parts):
 
 
 def _read_tfds(form, folder):
-    try:
+    with needs("TensorFlow Datasets", "tfds", f"{folder} is a TFDS folder, which"):
         import tensorflow_datasets as tfds
-    except ImportError as error:
-        message = f"{folder} is a TFDS folder, which takes tensorflow-datasets to read: pip install tensorflow-datasets"
-        raise InputError(message) from error
     import tensorflow as tf
 
     with _tfds_errors(folder, tf.errors.OpError):

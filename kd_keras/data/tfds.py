@@ -18,13 +18,16 @@ from collections.abc import Iterator
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_datasets as tfds
 
 from kd_keras.data.downloads import existing_folder
 from kd_keras.data.image_files import checked_size, mapped_images
 from kd_keras.data.sources import NumpySource, Source, Splits, carve, carve_three, fit
-from kd_keras.data.tfds_builders import chest_xray, mura  # noqa: F401 (importing registers them)
-from kd_keras.errors import InputError, check_switch
+from kd_keras.errors import InputError, check_switch, needs
+
+with needs("TensorFlow Datasets", "tfds", "tfds(…)"):
+    import tensorflow_datasets as tfds
+
+    from kd_keras.data.tfds_builders import chest_xray, mura  # noqa: F401 (importing registers them)
 
 _BATCH = 64  # images that are decoded at a time to be written
 _PATIENT = "patient"

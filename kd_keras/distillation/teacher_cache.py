@@ -1,8 +1,8 @@
-"""A teacher's outputs on disk: with them at hand, a distillation step costs what a plain student step costs.
+"""A teacher's outputs on disk, read instead of running the teacher. TensorFlow only, as tf.data reads them.
 
-What is kept are taps of view k of sample i, for K views of each sample; epochs cycle through the views. Each tap of
-each view is a file of its own, memory-mapped when read, written whole or not at all: so a cache that was interrupted
-goes on behind the last file, more views or more taps can be added, and runs of a sweep share what they have in common.
+The cache holds the taps of view k of sample i, for K views of each sample; epochs cycle through the views. Each tap of
+each view has files of its own, memory-mapped when read, and complete or absent: an interrupted cache continues after
+the last complete file, views and taps can be added, and the runs of a sweep share the files that they have in common.
 """
 
 import hashlib
@@ -17,11 +17,12 @@ import numpy as np
 import tensorflow as tf
 
 from kd_keras import files
-from kd_keras._compat import keras as graph
 from kd_keras.data import arrays
 from kd_keras.distillation import device
-from kd_keras.distillation.distiller import Taps
-from kd_keras.distillation.fast_teacher import frozen
+from kd_keras.distillation.fast_teacher import fast_copy
+from kd_keras.distillation.model_hash import model_hash, places
+from kd_keras.distillation.tap_storage import TapStorage
+from kd_keras.distillation.taps import Taps
 from kd_keras.errors import InputError, is_count
 
 DTYPES = ("float16", "float32")
@@ -29,34 +30,32 @@ _IDENTITY = "identity.json"
 
 
 class TeacherCache:
-    """A teacher's taps for the views of a training split; handed to ``kd_keras.data.batches(cache=…)``.
+    """A teacher's taps for the views of a training split, given to ``kd_keras.data.batches(cache=…)``.
 
-    The folder is named for a hash of what the outputs depend on: the teacher's weights and architecture, the samples,
-    the augmentation and its seed, the dtype that the teacher computes in and how outputs are kept. Anything else is
-    another folder, so outputs of another teacher or of other views are never read.
+    The folder's name is a hash of all that the outputs depend on: the teacher's weights and architecture, the samples,
+    the augmentation and its seed, the dtype that the teacher computes in and the dtype of the files. So outputs of
+    another teacher or of other views are never read.
 
-    Logits in float16 are kept as their distance from the row's largest, which is kept in float32: what weighs most is
-    most exact. With ``top_k`` only the largest k are kept, and the others' share of the probability mass at
-    temperature 1, spread over them evenly.
+    Logits in float16, or only the ``top_k`` largest, are stored as `TapStorage` says.
 
     Args:
-        folder: root of caches; may be shared by many runs.
+        folder: root of caches; runs may share it.
         views: `kd_keras.data.Views`: samples, augmentation, number of views.
         teacher: a built classifier.
-        taps: names of the taps to keep.
-        dtype: ``'float16'`` or ``'float32'``, of what is kept.
-        top_k: how many logits to keep; None keeps all.
-        teacher_dtype: what the teacher computes in, as for `Distiller`.
-        limit_gb: gigabytes (1e9 bytes) that the cache may take; None is no limit.
+        taps: names of the taps to store.
+        dtype: ``'float16'`` or ``'float32'``, of the files.
+        top_k: number of logits to store; None stores all.
+        teacher_dtype: the dtype that the teacher computes in, as for `Distiller`.
+        limit_gb: gigabytes (1e9 bytes) that the cache may take; None for no limit.
 
     Attributes:
         views: as given.
         taps: as given.
-        folder: where this very cache lies.
+        folder: the folder of this cache.
 
     Raises:
         InputError: a value is out of range, a tap does not exist or has no known size, the cache would exceed the
-            limit, or the folder holds something else under this name.
+            limit, or the folder holds another cache under the same name.
     """
 
     def __init__(
@@ -72,28 +71,28 @@ class TeacherCache:
         limit_gb: float | None = None,
     ):
         if dtype not in DTYPES:
-            raise InputError(f"dtype={dtype!r}: a teacher cache keeps {' or '.join(DTYPES)}")
-        self._given = Taps(teacher, "teacher")
-        self._given.require(taps)
+            raise InputError(f"dtype={dtype!r}: a teacher cache stores {' or '.join(DTYPES)}")
+        self._teacher = Taps(teacher, "teacher")
+        self._teacher.require(taps)
         if top_k is not None and not is_count(top_k):
-            raise InputError(f"top_k={top_k!r}: give a whole number of at least 1, or None to keep all logits")
-        if top_k is not None and top_k >= self._given.num_classes:
+            raise InputError(f"top_k={top_k!r}: give a whole number of at least 1, or None to store all logits")
+        if top_k is not None and top_k >= self._teacher.num_classes:
             top_k = None
         if teacher_dtype == "auto":
             teacher_dtype = device.teacher_dtype()
         self.views, self.taps = views, tuple(taps)
-        self._places = graph.places(teacher)
-        self._dtype, self._top_k, self._teacher_dtype = dtype, top_k, teacher_dtype
-        self._formats = {tap: self._format(tap) for tap in self.taps}
+        self._places = places(teacher)
+        self._teacher_dtype = teacher_dtype
+        self._storages = {tap: self._storage(tap, dtype, top_k) for tap in self.taps}
         identity = {
-            "teacher": _model_hash(teacher),
+            "teacher": model_hash(teacher),
             "teacher_dtype": teacher_dtype,
             **views.identity(),
             "dtype": dtype,
             "top_k": top_k,
             "format": 1,
         }
-        # As JSON gives it back, so that it can be compared with what is read.
+        # As JSON returns it, so that it can be compared with the file.
         self._identity = json.loads(json.dumps(identity))
         key = hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()
         self.folder = pathlib.Path(folder).absolute() / key[:16]
@@ -101,20 +100,13 @@ class TeacherCache:
         self._check_size("limit_gb", self.nbytes, None if limit_gb is None else limit_gb * 1e9)
         self._rows: dict[tuple[int, str], dict[str, arrays.Rows]] = {}
 
-    def _format(self, tap) -> dict[str, tuple[tuple[int, ...], str]]:
-        """The arrays that keep a tap: part → (shape of a sample, dtype)."""
-        shape = tuple(self._given.shapes([tap])[tap][1:])
+    def _storage(self, tap, dtype, top_k) -> TapStorage:
+        shape = tuple(self._teacher.shapes([tap])[tap][1:])
         if any(size is None for size in shape):
             raise InputError(
                 f"the teacher's {tap} is {shape}: a cache needs known sizes, so fix the model's input size"
             )
-        if not _is_logits(tap) or (self._dtype == "float32" and self._top_k is None):
-            return {"values": (shape, self._dtype)}
-        if self._top_k is None:
-            return {"values": (shape, "float16"), "largest": ((), "float32")}
-        index = "int16" if self._given.num_classes <= 1 << 15 else "int32"
-        k = (self._top_k,)
-        return {"values": (k, self._dtype), "largest": ((), "float32"), "index": (k, index), "rest": ((), "float32")}
+        return TapStorage(tap, shape, dtype, top_k)
 
     @property
     def nbytes(self) -> int:
@@ -122,37 +114,36 @@ class TeacherCache:
         return sum(self._tap_bytes(tap) for tap in self.taps) * self.views.count
 
     def _tap_bytes(self, tap) -> int:
-        sample = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in self._formats[tap].values())
-        return sample * len(self.views)
+        return self._storages[tap].nbytes * len(self.views)
 
     def _check_identity(self):
         path = self.folder / _IDENTITY
         if not path.exists():
             return
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            stored = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise InputError(f"{path} can't be read: remove {self.folder} to make the cache anew") from error
-        differing = [key for key in {**self._identity, **found} if self._identity.get(key) != found.get(key)]
+            raise InputError(f"{path} can't be read: remove {self.folder} to fill the cache again") from error
+        differing = [key for key in {**self._identity, **stored} if self._identity.get(key) != stored.get(key)]
         if differing:
             raise InputError(f"{self.folder} was made with another {', '.join(differing)}: remove it, or name another")
 
-    def _check_size(self, what, nbytes, room):
+    def _check_size(self, limit, nbytes, room):
         if room is not None and nbytes > room:
             raise InputError(
-                f"the teacher cache would take {nbytes / 1e9:.3g} GB, more than {what} ({room / 1e9:.3g} GB): "
-                "keep fewer views, fewer taps or only the top_k logits, or allow more"
+                f"the teacher cache would take {nbytes / 1e9:.3g} GB, more than {limit} ({room / 1e9:.3g} GB): "
+                "store fewer views, fewer taps or only the top_k logits, or allow more"
             )
 
     @property
     def missing(self) -> list[tuple[int, str]]:
         """The (view, tap) pairs that are not on disk yet."""
-        return [one for one in self._pairs if not self._record(*one).exists()]
+        return [pair for pair in self._pairs if not self._record(*pair).exists()]
 
     @property
     def records(self) -> list[pathlib.Path]:
-        """The files that are there once the cache is filled: one for each view and tap, written last."""
-        return [self._record(*one) for one in self._pairs]
+        """Files that exist once the cache is filled: one for each view and tap, written after its data."""
+        return [self._record(*pair) for pair in self._pairs]
 
     @property
     def _pairs(self) -> list[tuple[int, str]]:
@@ -165,100 +156,72 @@ class TeacherCache:
         return self.folder / f"{self._stem(view, tap)}-{part}.npy"
 
     def _stem(self, view, tap) -> str:
-        # With the layer's place: names such as conv2d_5 are numbered anew in each process.
+        # With the layer's place in the model: Keras numbers names such as conv2d_5 again in each process.
         place = f"{self._places[tap]}-" if tap in self._places and tap != "logits" else ""
         return f"view{view:03}-{place}{tap.replace('/', '_')}"
 
     def fill(self, batch_size: int = 256, progress: Callable[[int, int], None] | None = None) -> int:
-        """Runs the teacher over what is missing, in inference and in order.
+        """Runs the teacher, in inference mode and in the samples' order, for the taps that are missing.
 
         Args:
-            batch_size: images a forward pass.
-            progress: told (images done, images in all) after each pass.
+            batch_size: images in a forward pass.
+            progress: called as ``progress(images done, images in all)`` after each pass.
 
         Returns:
-            How many images the teacher was run on; 0 where everything was there.
+            Number of images that the teacher was run on; 0 if nothing was missing.
 
         Raises:
-            InputError: the teacher gives a number that is not finite, or none that float16 holds; it is no longer what
-                it was; or the disk has no room.
+            InputError: an output is not finite, or too large for float16; the teacher has changed; or the disk is full.
         """
         missing = self.missing
         views = sorted({view for view, _ in missing})
         if not views:
             return 0
-        if _model_hash(self._given.model) != self._identity["teacher"]:
-            raise InputError(
-                "the teacher has changed since this TeacherCache was made: make one of the teacher as it is"
-            )
+        if model_hash(self._teacher.model) != self._identity["teacher"]:
+            raise InputError("the teacher has changed since this TeacherCache was made: make a new one")
         self._check_size("the disk's free space", sum(self._tap_bytes(t) for _, t in missing), _free_bytes(self.folder))
-        teacher = self._given
+        teacher = self._teacher
         if self._teacher_dtype is not None:
-            teacher = Taps(frozen(self._given.model, self._teacher_dtype, keep=self.taps), "teacher")
+            teacher = Taps(fast_copy(teacher.model, self._teacher_dtype, keep=self.taps), "teacher")
         forward = tf.function(
             lambda images: teacher(images, self.taps, training=False),
             input_signature=[tf.TensorSpec((None, *self.views.image_shape), tf.float32)],
         )
         if not (self.folder / _IDENTITY).exists():
             files.write(self.folder / _IDENTITY, json.dumps(self._identity, indent=2) + "\n")
-        done, total = 0, len(views) * len(self.views)
+        count, total = 0, len(views) * len(self.views)
         for view in views:
             with _Writer([tap for v, tap in missing if v == view], self, view) as writer:
                 for images in self.views.batches(view, batch_size):
                     outputs = forward(images)
-                    writer.add({tap: self._kept(tap, value.numpy()) for tap, value in outputs.items()})
-                    done += len(images)
+                    writer.add({tap: self._storages[tap].encode(value.numpy()) for tap, value in outputs.items()})
+                    count += len(images)
                     if progress is not None:
-                        progress(done, total)
+                        progress(count, total)
         return total
-
-    def _kept(self, tap, value) -> dict[str, np.ndarray]:
-        value = np.asarray(value, np.float32)
-        kept = {"values": value}
-        if "largest" in self._formats[tap]:
-            largest = value.max(axis=-1)
-            below = value - largest[:, None]
-            kept = {"values": below, "largest": largest}
-            if self._top_k is not None:
-                index = np.argpartition(-below, self._top_k - 1, axis=-1)[:, : self._top_k]
-                others = below.astype(np.float64)
-                np.put_along_axis(others, index, -np.inf, axis=-1)
-                # The logit that, given to each of the others, leaves them the mass that they have together.
-                with np.errstate(divide="ignore"):
-                    rest = np.log(np.exp(others).sum(axis=-1) / (value.shape[-1] - self._top_k))
-                kept = {"values": np.take_along_axis(below, index, axis=-1), "largest": largest, "index": index}
-                # A mass of 0 in float64 is as good as any that is below what float32 tells from 0.
-                kept["rest"] = np.maximum(rest, -1e4)
-        if not np.isfinite(kept["values"]).all():
-            raise InputError(f"the teacher's {tap} is not finite: nothing can be learned from it; check the teacher")
-        with np.errstate(over="ignore"):
-            stored = kept["values"].astype(self._formats[tap]["values"][1])
-        if not np.isfinite(stored).all():
-            raise InputError(f"the teacher's {tap} is too large for float16: keep the cache in dtype='float32'")
-        return {**kept, "values": stored}
 
     def read(self, view, index) -> dict[str, tf.Tensor]:
         """The taps of some samples, as TensorFlow operations.
 
         Args:
-            view: which view, an integer scalar.
-            index: integers (B,), places in the split.
+            view: number of the view, an integer scalar.
+            index: integers (B,), positions in the split.
 
         Returns:
             ``{tap: (B, …)}`` in float32.
 
         Raises:
-            InputError: something is missing (call `fill`), or a file is not what was written.
+            InputError: a tap is missing (call `fill`), or a file is damaged.
         """
         if not self._rows:
             self._open()
         index = tf.cast(index, tf.int64)
         views = [lambda view=view: self._parts(view, index) for view in range(self.views.count)]
         parts = views[0]() if len(views) == 1 else tf.switch_case(tf.cast(view, tf.int32), views)
-        return {tap: self._value(parts[tap]) for tap in self.taps}
+        return {tap: self._storages[tap].decode(parts[tap]) for tap in self.taps}
 
     def _parts(self, view, index):
-        # Widened at once: few of TensorFlow's operations are made for float16 on a CPU, and none is faster.
+        # Cast here: on a CPU few of TensorFlow's operations take float16, and none is faster in it.
         return {
             tap: {
                 part: tf.cast(rows(index), "int32" if part == "index" else "float32")
@@ -267,55 +230,40 @@ class TeacherCache:
             for tap in self.taps
         }
 
-    def _value(self, parts):
-        values = parts["values"]
-        if "index" in parts:
-            count = tf.shape(values)[0]
-            rows = tf.repeat(tf.range(count), self._top_k)
-            places = tf.stack([rows, tf.reshape(parts["index"], [-1])], axis=-1)
-            rest = tf.repeat(parts["rest"][:, None], self._given.num_classes, axis=1)
-            values = tf.tensor_scatter_nd_update(rest, places, tf.reshape(values, [-1]))
-        return values + parts["largest"][:, None] if "largest" in parts else values
-
     def _open(self):
         if self.missing:
             raise InputError(f"the teacher cache {self.folder} lacks {len(self.missing)} parts: call fill() first")
         opened = {}
         for view, tap in self._pairs:
             sums = json.loads(self._record(view, tap).read_text(encoding="utf-8"))
-            opened[view, tap] = {part: self._read(view, tap, part, sums) for part in self._formats[tap]}
+            opened[view, tap] = {part: self._map(view, tap, part, sums) for part in self._storages[tap].arrays}
         self._rows = opened
 
-    def _read(self, view, tap, part, sums) -> arrays.Rows:
+    def _map(self, view, tap, part, sums) -> arrays.Rows:
+        """One file, mapped into memory and checked."""
         path = self._part(view, tap, part)
-        shape, dtype = self._formats[tap][part]
+        shape, dtype = self._storages[tap].arrays[part]
         try:
-            found = np.load(path, mmap_mode="r")
-            whole = (
-                found.shape == (len(self.views), *shape) and found.dtype == dtype and files.sha256(path) == sums[part]
-            )
+            array = np.load(path, mmap_mode="r")
+            fits = array.shape == (len(self.views), *shape) and array.dtype == dtype
+            is_whole = fits and files.sha256(path) == sums[part]
         except (OSError, ValueError, KeyError):
-            whole = False
-        if not whole:
-            raise InputError(f"{path} is damaged: remove {self.folder} to make the cache anew")
-        return arrays.Rows(arrays.mapped(path, found.dtype, found.shape, found.offset))
-
-
-def _is_logits(tap: str) -> bool:
-    """Whether a tap is a classifier's logits: the teacher's, or of one that is joined in it, ``teacher1.logits``."""
-    return tap.rpartition(".")[2] == "logits"
+            is_whole = False
+        if not is_whole:
+            raise InputError(f"{path} is damaged: remove {self.folder} to fill the cache again")
+        return arrays.Rows(arrays.mapped(path, array.dtype, array.shape, array.offset))
 
 
 class _Writer:
-    """Writes the files of one view, then puts them in their place together."""
+    """Writes the files of one view under temporary names, and renames them once they are complete."""
 
     def __init__(self, taps, cache: TeacherCache, view: int):
-        self._taps, self._cache, self._view, self._at = taps, cache, view, 0
+        self._taps, self._cache, self._view, self._position = taps, cache, view, 0
         self._arrays, self._partial = {}, {}
 
     def __enter__(self):
         for tap in self._taps:
-            for part, (shape, dtype) in self._cache._formats[tap].items():
+            for part, (shape, dtype) in self._cache._storages[tap].arrays.items():
                 path = self._cache._part(self._view, tap, part)
                 partial = files.partial(path)
                 self._partial[tap, part] = (partial, path)
@@ -328,8 +276,8 @@ class _Writer:
         for tap, part in self._arrays:
             value = outputs[tap][part]
             count = len(value)
-            self._arrays[tap, part][self._at : self._at + count] = value
-        self._at += count
+            self._arrays[tap, part][self._position : self._position + count] = value
+        self._position += count
 
     def __exit__(self, kind, error, trace):
         try:
@@ -342,7 +290,7 @@ class _Writer:
 
     def _finish(self):
         sums = {}
-        # Another run may have been quicker: what others read already is left as it is.
+        # Another run may have been faster: files that others may already read are not replaced.
         taps = [tap for tap in self._taps if not self._cache._record(self._view, tap).exists()]
         for (tap, part), array in self._arrays.items():
             if tap not in taps:
@@ -353,7 +301,7 @@ class _Writer:
                 os.fsync(file.fileno())
             sums.setdefault(tap, {})[part] = files.sha256(partial)
             os.replace(partial, path)
-        # The record comes last: where it is, the files are whole.
+        # The record comes last: where it exists, the files are complete.
         for tap in taps:
             files.write(self._cache._record(self._view, tap), json.dumps(sums[tap]) + "\n")
 
@@ -362,20 +310,3 @@ def _free_bytes(folder: pathlib.Path) -> int:
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
-
-
-def _model_hash(model: keras.Model) -> str:
-    """A hash of layers, wiring and weights; names, which Keras numbers anew in each process, do not count."""
-    digest = hashlib.sha256(json.dumps(graph.description(model), sort_keys=True, default=_constant).encode())
-    for weight in model.weights:
-        digest.update(_constant(weight).encode())
-    return digest.hexdigest()
-
-
-def _constant(value) -> str:
-    """An array or anything else of a model's description as text."""
-    try:
-        array = np.ascontiguousarray(keras.ops.convert_to_numpy(value))
-    except (TypeError, ValueError):
-        return type(value).__qualname__
-    return f"{array.dtype}{array.shape}{hashlib.sha256(array.tobytes()).hexdigest()}"

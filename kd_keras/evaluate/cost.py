@@ -1,13 +1,22 @@
-"""What a model costs: parameters, multiply-accumulates, latency."""
+"""What a model costs: parameters, multiply-accumulates, latency, peak memory.
+
+``python -m kd_keras.evaluate.cost student_int8.tflite`` prints the peak memory of a TFLite file, in bytes.
+"""
 
 import dataclasses
 import os
+import pathlib
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
 import numpy as np
+from absl import logging
 
 from kd_keras.errors import InputError
+
+_STATUS = pathlib.Path("/proc/self/status")
 
 
 def parameters(model):
@@ -18,11 +27,11 @@ def parameters(model):
 def macs(model):
     """Multiply-accumulates of one forward pass at batch 1.
 
-    Read from the traced graph, so it holds for any layer and for a model loaded from file. Counted are Conv2D (1-D
-    and grouped convolutions too, which TensorFlow runs as Conv2D), DepthwiseConv2dNative, MatMul, BatchMatMul and
-    Einsum; everything element-wise is left out, as is customary. Transposed and 3-D convolutions, and the bodies of
-    loops (recurrent layers) are not counted. TensorFlow's own profiler knows neither Einsum (attention) nor
-    convolutions inside a called function (Keras' grouped convolution), which is why it is not used.
+    They are counted in the traced graph, so any layer counts, also in a model that was loaded from a file. Conv2D
+    (which also computes 1-D and grouped convolutions), DepthwiseConv2dNative, MatMul, BatchMatMul and Einsum count;
+    element-wise operations don't, as is customary, nor do transposed and 3-D convolutions and the bodies of loops
+    (recurrent layers). TensorFlow's own profiler ignores Einsum (attention) and convolutions inside a called function
+    (Keras' grouped convolution).
 
     Args:
         model: keras.Model with one input of known size (H, W, C).
@@ -31,7 +40,7 @@ def macs(model):
         int.
 
     Raises:
-        InputError: the input size, or a shape that the count needs, is not known.
+        InputError: the input size, or the shape of an operation, is not known.
     """
     graph = _traced(model).get_concrete_function().graph.as_graph_def(add_shapes=True)
     functions = {function.signature.name: function for function in graph.library.function}
@@ -78,7 +87,7 @@ def _matmul_factors(node, operands, output):
 
 
 def _einsum_factors(node, operands, output):
-    # Every index takes part in the product once. An ellipsis stands for leading dimensions of the output.
+    # The product over all indices. An ellipsis stands for leading dimensions of the output.
     terms, result = node.attr["equation"].s.decode().split("->")
     sizes = {}
     for term, operand in zip([*terms.split(","), result], [*operands, output], strict=True):
@@ -92,8 +101,8 @@ def _einsum_factors(node, operands, output):
     return list(sizes.values())
 
 
-# Operation -> the numbers whose product is its multiply-accumulates. A Conv2D kernel is (h, w, channels / groups,
-# filters) and a depthwise one (h, w, channels, multiplier): each output value takes h * w (* channels / groups).
+# Operation -> numbers whose product is its multiply-accumulates. A Conv2D kernel is (h, w, channels / groups, filters)
+# and a depthwise one (h, w, channels, multiplier): each output value takes h * w (* channels / groups).
 _FACTORS = {
     "Conv2D": lambda node, operands, output: [*output, *operands[1][:3]],
     "DepthwiseConv2dNative": lambda node, operands, output: [*output, *operands[1][:2]],
@@ -106,7 +115,7 @@ _FACTORS = {
 
 
 def _traced(model):
-    """The forward pass at batch 1 as a tf.function of one fixed signature."""
+    """The forward pass at batch 1 as a tf.function with a fixed signature."""
     import tensorflow as tf
 
     shape = getattr(model, "input_shape", None)
@@ -118,14 +127,14 @@ def _traced(model):
 
 @dataclasses.dataclass(frozen=True)
 class Latency:
-    """Time of one call.
+    """The time that one call takes.
 
     Attributes:
-        median_ms: median, milliseconds.
-        iqr_ms: interquartile range, milliseconds.
-        runtime: what ran it, such as ``"TensorFlow 2.21.0, CPU"``.
-        threads: threads it may use.
-        runs: timed calls behind the figures.
+        median_ms: median, in milliseconds.
+        iqr_ms: interquartile range, in milliseconds.
+        runtime: the runtime, such as ``"TensorFlow 2.21.0, CPU"``.
+        threads: number of threads that it may use.
+        runs: number of calls that were timed.
     """
 
     median_ms: float
@@ -144,29 +153,29 @@ def latency(
     threads: int,
     max_seconds: float = 3.0,
 ) -> Latency:
-    """Times a call.
+    """Measures the time of a call.
 
     Args:
-        call: takes nothing and returns when its work is done (on a GPU: when the result has been fetched).
-        runs: timed calls.
-        warmup: calls before them, not timed.
-        runtime: name to report.
-        threads: number of threads to report.
-        max_seconds: no call is started after this time, of which warming up takes a quarter at most. At least one
-            call warms up and three are timed, however long they take.
+        call: takes no arguments and returns when its work is done (on a GPU: when the result has been fetched).
+        runs: number of calls to time.
+        warmup: number of calls before them, which are not timed.
+        runtime: see `Latency`.
+        threads: see `Latency`.
+        max_seconds: no call starts after this time, and warming up takes at most a quarter of it. At least one call
+            warms up and at least three are timed, however long they take.
 
     Returns:
         Latency.
     """
     start = time.perf_counter()
-    for done in range(warmup):
-        if done and time.perf_counter() - start > max_seconds / 4:
+    for number in range(warmup):
+        if number and time.perf_counter() - start > max_seconds / 4:
             break
         call()
     times = []
-    for done in range(runs):
+    for number in range(runs):
         begin = time.perf_counter()
-        if done >= 3 and begin - start > max_seconds:
+        if number >= 3 and begin - start > max_seconds:
             break
         call()
         times.append(1000 * (time.perf_counter() - begin))
@@ -175,11 +184,11 @@ def latency(
 
 
 def keras_latency(model, **settings):
-    """Latency of a Keras model in TensorFlow at batch 1, on a random image of pixels 0..255.
+    """Measures a Keras model in TensorFlow at batch 1, on a random image of pixels 0..255.
 
     Args:
         model: keras.Model with one input of known size (H, W, C).
-        **settings: `latency`'s runs, warmup, max_seconds.
+        **settings: runs, warmup and max_seconds, see `latency`.
 
     Returns:
         Latency.
@@ -193,7 +202,7 @@ def keras_latency(model, **settings):
     shape = (1, *model.input_shape[1:])
     image = tf.constant(np.random.default_rng(0).uniform(0, 255, shape).astype(np.float32))
     device = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
-    # 0 is TensorFlow's way of saying "as many as there are".
+    # For TensorFlow 0 means as many as there are.
     threads = tf.config.threading.get_intra_op_parallelism_threads() or cores()
     return latency(
         lambda: forward(image).numpy(), runtime=f"TensorFlow {tf.__version__}, {device}", threads=threads, **settings
@@ -201,6 +210,47 @@ def keras_latency(model, **settings):
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
-    # A container or taskset may allow fewer cores than the machine has.
+    """Number of CPU cores that this process may use, fewer than the machine has in a container or under taskset."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_memory(path) -> int | None:
+    """Peak memory of a TFLite file: bytes that loading it and one run (one thread) add to a process at most.
+
+    None where the system does not report it: on other systems than Linux, and in some containers.
+    """
+    if not _STATUS.exists():
+        return None
+    # The package may be found by the working directory alone.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", "kd_keras.evaluate.cost", str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if result.returncode:
+        logging.warning("peak memory is not measured: %s", (result.stderr.strip().splitlines() or ["no reason"])[-1])
+        return None
+    return int(result.stdout.split()[-1])
+
+
+def _peak_memory_here(path) -> int:
+    from ai_edge_litert.interpreter import Interpreter
+
+    # Resets the peak, which importing may have reached.
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+    before = _status_bytes("VmRSS")
+    runner = Interpreter(model_path=path, num_threads=1)
+    runner.allocate_tensors()
+    (details,) = runner.get_input_details()
+    runner.set_tensor(details["index"], np.zeros(details["shape"], details["dtype"]))
+    runner.invoke()
+    return max(0, _status_bytes("VmHWM") - before)
+
+
+def _status_bytes(name) -> int:
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return 1024 * int(line.split()[1])
+    raise KeyError(name)
+
+
+if __name__ == "__main__":
+    print(_peak_memory_here(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""What a model is worth: predictions and quality figures."""
+"""Predictions of a classifier, and the quality that they have."""
 
 import math
 
@@ -10,24 +10,24 @@ CALIBRATION_BINS = 15
 
 
 def predict(model, dataset):
-    """Runs a classifier over a dataset, batch by batch, without touching its state.
+    """Predicts a whole data set, batch by batch, without changing the model's state.
 
     Args:
         model: callable as ``model(images, training=False)``, returning logits (B, K).
-        dataset: yields ``(image, label)``; images (B, H, W, C), labels integers (B,).
+        dataset: batches ``(image, label)``: images (B, H, W, C), labels integers (B,).
 
     Returns:
         ``(logits, labels)``: float32 (N, K) and int64 (N,), in the dataset's order.
 
     Raises:
-        InputError: the dataset is empty, or a batch holds anything but one integer label per image.
+        InputError: the data set is empty, or its labels are not one integer per image.
     """
     import tensorflow as tf
 
     forward = tf.function(lambda images: tf.cast(model(images, training=False), tf.float32))
     if isinstance(dataset, tf.data.Dataset):
-        # A signature that leaves the batch open: the uneven last batch is not traced again. Traced here, since
-        # TensorFlow would warn of a function that is made anew for each of many small splits.
+        # The signature leaves the batch size open, so that a smaller last batch is not traced again. It is traced here
+        # because TensorFlow warns of retracing when many small splits are predicted.
         forward = forward.get_concrete_function(dataset.element_spec[0])
     logits, labels = [], []
     for images, targets in dataset:
@@ -35,40 +35,43 @@ def predict(model, dataset):
         if targets.shape != outputs.shape[:1] or targets.dtype.kind not in "iu":
             raise InputError(
                 f"evaluation needs one integer label per image: got labels of shape {targets.shape} and type "
-                f"{targets.dtype} for {len(outputs)} images; drop mixup or one-hot coding from this dataset"
+                f"{targets.dtype} for {len(outputs)} images; remove mixup or one-hot coding from this data set"
             )
         logits.append(outputs)
         labels.append(targets)
     if not logits:
-        raise InputError("there is nothing to evaluate: the dataset yielded no batch; check the split's size")
+        raise InputError("there is nothing to evaluate: the data set has no batch; check the split's size")
     return np.concatenate(logits), np.concatenate(labels).astype(np.int64)
 
 
 def logits(model):
-    """A Keras classifier as `predict` calls it, a final softmax taken off: (B, H, W, C) -> (B, K).
+    """A function ``(images, training) -> logits`` of a Keras classifier, whose final softmax is removed.
 
     Raises:
-        InputError: what ends the model can't be turned into logits; see `Taps`.
+        InputError: the softmax can't be removed; see `Taps`.
     """
-    from kd_keras.distillation.distiller import Taps
+    from kd_keras.distillation.taps import Taps
 
     taps = Taps(model)
     return lambda images, training: taps(images, ("logits",), training=training)["logits"]
 
 
 def metrics(logits, labels):
-    """Quality of predictions.
+    """Accuracy, precision, recall, F1 and calibration of predictions.
 
-    Precision, recall and F1 are macro averages over all K classes: a class that is neither present nor predicted
-    counts as 0, so that the figures agree with `class_report`.
+    Precision, recall and F1 are averages over all K classes (macro). A class that is neither present nor predicted
+    counts as 0, as in `class_report`.
 
     Args:
-        logits: (N, K), before softmax.
+        logits: (N, K).
         labels: (N,) integers in [0, K).
 
     Returns:
         dict of floats in [0, 1]: ``accuracy``, ``precision``, ``recall``, ``f1`` and ``ece``, the expected calibration
-        error over 15 equal-width bins of the confidence (Guo et al. 2017, arXiv:1706.04599, equation 3).
+        error over 15 bins of the confidence, of equal width.
+
+    Reference:
+        Guo et al., arXiv:1706.04599, equation 3 (calibration error).
     """
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -90,16 +93,16 @@ def _calibration_error(logits, correct):
     from scipy.special import softmax
 
     confidence = softmax(logits, axis=-1).max(axis=-1)
-    # The paper's bins are ((m - 1) / M, m / M]: closed on the right.
+    # The paper's bins ((m - 1) / M, m / M] include their right edge.
     edges = np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]
     bins = np.digitize(confidence, edges, right=True)
-    # Each bin's |accuracy - confidence| weighted by its share of the samples is |sum of the differences| / N.
+    # |accuracy − confidence| of a bin, weighted by its share of the samples, is |sum of the differences| / N.
     gaps = np.bincount(bins, weights=correct - confidence, minlength=CALIBRATION_BINS)
     return float(np.abs(gaps).sum() / len(confidence))
 
 
 def agreement(logits_a, logits_b):
-    """Share of samples that two models give the same class.
+    """Share of samples for which two models predict the same class.
 
     Args:
         logits_a: (N, K).
@@ -109,7 +112,7 @@ def agreement(logits_a, logits_b):
         float in [0, 1].
 
     Raises:
-        ValueError: the two do not have the same shape.
+        ValueError: the shapes differ.
     """
     logits_a, logits_b = np.asarray(logits_a), np.asarray(logits_b)
     if logits_a.shape != logits_b.shape:
@@ -118,39 +121,39 @@ def agreement(logits_a, logits_b):
 
 
 def accuracy_change(logits, reference, labels):
-    """How much more accurate one model is than another on the same samples, with a paired 95 % interval.
+    """Difference in accuracy between two models on the same samples, with a paired 95 % confidence interval.
 
-    Each sample is right by both, by neither (0), by the one (+1) or the other (-1); the interval is that of these
-    numbers' mean (normal approximation), over the samples, not over trainings.
+    Each sample counts 0 if both models are right or both are wrong, +1 if only the first is right, −1 if only the
+    reference is. The interval is that of the mean (normal approximation). It is over samples, not over trainings.
 
     Args:
         logits: (N, K).
-        reference: (N, K), of the model that it is compared with.
+        reference: (N, K), of the other model.
         labels: (N,) integers.
 
     Returns:
         ``(change, low, high)``, floats in [-1, 1].
     """
     labels = np.asarray(labels)
-    right = [np.asarray(one).argmax(axis=-1) == labels for one in (logits, reference)]
-    apart = right[0].astype(np.float64) - right[1]
-    mean, half = apart.mean(), 1.96 * apart.std(ddof=1) / math.sqrt(len(apart)) if len(apart) > 1 else math.inf
+    correct, reference_correct = (np.asarray(z).argmax(axis=-1) == labels for z in (logits, reference))
+    change = correct.astype(np.float64) - reference_correct
+    mean, half = change.mean(), 1.96 * change.std(ddof=1) / math.sqrt(len(change)) if len(change) > 1 else math.inf
     return float(mean), float(mean - half), float(mean + half)
 
 
 def worst_class_drop(logits, reference, labels):
-    """Largest loss of recall in a class, against another model; (N, K), (N, K), (N,) -> float in [-1, 1]."""
+    """Largest drop of a class's recall below that of another model: (N, K), (N, K), (N,) -> float in [-1, 1]."""
     from sklearn.metrics import recall_score
 
-    ours, theirs = (
-        recall_score(labels, np.asarray(one).argmax(axis=-1), labels=np.unique(labels), average=None)
-        for one in (logits, reference)
+    recall, reference_recall = (
+        recall_score(labels, np.asarray(z).argmax(axis=-1), labels=np.unique(labels), average=None)
+        for z in (logits, reference)
     )
-    return float((theirs - ours).max())
+    return float((reference_recall - recall).max())
 
 
 def class_report(logits, labels, class_names):
-    """Precision, recall, F1 and support of every class.
+    """Precision, recall, F1 and number of samples of every class.
 
     Args:
         logits: (N, K).
@@ -158,11 +161,11 @@ def class_report(logits, labels, class_names):
         class_names: K names, in label order.
 
     Returns:
-        scikit-learn's ``classification_report(..., output_dict=True)``: a dict per class name, and ``accuracy``,
-        ``macro avg``, ``weighted avg``.
+        scikit-learn's ``classification_report(..., output_dict=True)``: a dict for each class name, ``accuracy``,
+        ``macro avg`` and ``weighted avg``.
 
     Raises:
-        InputError: the number of names is not K, or a name occurs twice.
+        InputError: the names are not K different ones.
     """
     from sklearn.metrics import classification_report
 
@@ -182,7 +185,7 @@ def class_report(logits, labels, class_names):
 
 
 def confusion(logits, labels, num_classes):
-    """Confusion matrix.
+    """Confusion matrix: counts of true and predicted classes.
 
     Args:
         logits: (N, K).

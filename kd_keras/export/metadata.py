@@ -1,8 +1,8 @@
-"""What travels with a TFLite file: input, output, class names, operators, readable by any unzip.
+"""Metadata inside a TFLite file: input, output, class names and operators, which any unzip can read.
 
-The record is a zip archive behind the flatbuffer, which TFLite readers do not look at:
-``zipfile.ZipFile('student_int8.tflite').read('metadata.json')``, or ``unzip -p student_int8.tflite labels.txt``. Files
-that go with a model are packed so by TFLite's own metadata tools (https://ai.google.dev/edge/litert/models/metadata).
+It is a zip archive after the flatbuffer, where TFLite readers ignore it:
+``zipfile.ZipFile('student_int8.tflite').read('metadata.json')``, or ``unzip -p student_int8.tflite labels.txt``.
+TFLite's own metadata tools pack files in the same way (https://ai.google.dev/edge/litert/models/metadata).
 """
 
 import io
@@ -11,20 +11,20 @@ import zipfile
 
 from kd_keras.errors import InputError
 
-# A zip entry has a date; of equal models the files shall be equal.
+# A zip entry has a date; a constant one makes the files of equal models equal.
 _DATE = (1980, 1, 1, 0, 0, 0)
 
 
 def attach(content: bytes, class_names, **more) -> bytes:
-    """The file with its record.
+    """Appends metadata to a TFLite file.
 
     Args:
         content: the flatbuffer.
         class_names: K names, in the order of the logits.
-        **more: what else the record is to say, as JSON has it.
+        **more: further entries, of types that JSON has.
 
     Returns:
-        bytes; a TFLite file as before, ``labels.txt`` (a name a line) and ``metadata.json`` in the zip behind it.
+        bytes: the TFLite file, followed by a zip of ``labels.txt`` (one name per line) and ``metadata.json``.
     """
     record = {**_tensors(content), "class_names": list(class_names), "operators": operators(content), **more}
     packed = io.BytesIO(content)
@@ -38,10 +38,10 @@ def attach(content: bytes, class_names, **more) -> bytes:
 
 
 def read(path) -> dict:
-    """The record of a file that `attach` made.
+    """Reads the metadata of a file that `attach` made.
 
     Raises:
-        InputError: it has none, or there is no such file.
+        InputError: the file has none, or does not exist.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -60,20 +60,20 @@ def operators(content: bytes) -> list[str]:
     model = schema.ModelT.InitFromPackedBuf(content, 0)
     return sorted(
         {
-            one.customCode.decode()
-            if one.builtinCode == schema.BuiltinOperator.CUSTOM
-            else names[max(one.builtinCode, one.deprecatedBuiltinCode)]
-            for one in model.operatorCodes
+            code.customCode.decode()
+            if code.builtinCode == schema.BuiltinOperator.CUSTOM
+            else names[max(code.builtinCode, code.deprecatedBuiltinCode)]
+            for code in model.operatorCodes
         }
     )
 
 
 def _tensors(content) -> dict:
-    """The signature's input and output: names, shapes, types, and how integers are to be read."""
+    """The signature's input and output: names, shapes, types, and the quantisation of integers."""
     from kd_keras.export import tflite
 
-    given, made = tflite.load(content).details()
+    image, logits = tflite.load(content).details()
     return {
-        "input": {**given, "range": [0, 255], "layout": "NHWC", "meaning": "pixels of the image"},
-        "output": {**made, "meaning": "logits, one a class; softmax makes them probabilities"},
+        "input": {**image, "range": [0, 255], "layout": "NHWC", "meaning": "pixels of the image"},
+        "output": {**logits, "meaning": "logits, one a class; softmax makes them probabilities"},
     }

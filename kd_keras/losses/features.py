@@ -1,13 +1,14 @@
 """The base of losses on features, and how maps of different channels and grids are compared."""
 
 import math
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from kd_keras._compat import keras as graph
 from kd_keras._compat import replicas
 from kd_keras.errors import InputError
 from kd_keras.losses.base import Loss
@@ -29,6 +30,12 @@ def parse_pairs(text: str) -> Pairs:
     return pairs
 
 
+def stages_in(names: Iterable[str], ending: str = "") -> list[str]:
+    """The taps that are stages (``stage1``, or with an ending ``stage1_pre``), from the first to the last."""
+    matches = (re.fullmatch(rf"stage(\d+){ending}", name) for name in names)
+    return [match[0] for match in sorted(filter(None, matches), key=lambda match: int(match[1]))]
+
+
 def match_from_end(student: list[str], teacher: list[str], ending: str = "") -> Pairs:
     """Pairs the stages of student and teacher from the last one backwards, in the order of depth.
 
@@ -42,7 +49,7 @@ def match_from_end(student: list[str], teacher: list[str], ending: str = "") -> 
     """
     stages = []
     for whose, names in (("student", student), ("teacher", teacher)):
-        stages.append(graph.stages(names, ending))
+        stages.append(stages_in(names, ending))
         if not stages[-1]:
             raise InputError(
                 f"the {whose} offers no stages (stage1{ending}, stage2{ending} …): name its taps by pairs='…:…'"

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from kd_keras import files
+from kd_keras._compat import keras as compat
 from kd_keras.errors import InputError
 from kd_keras.models import layers as _layers
 from kd_keras.models import networks as _networks
@@ -79,7 +80,7 @@ def build_pretrained(
     image, x = _networks.colour_input(input_shape)
     x = keras.layers.Rescaling(*preprocessing, name="rescale")(x)
     base = _loaded(network, pretrained, {"include_top": False, "input_shape": x.shape[1:], **options}, name)
-    if first_conv:
+    if first_conv and not compat.builds_shapes_only():
         layer = base.get_layer(first_conv)
         kernel, *rest = layer.get_weights()
         layer.set_weights([kernel[:, :, ::-1], *rest])
@@ -101,6 +102,8 @@ def check_published(key: str, value: Any, published: Collection[Any]) -> None:
 
 
 def _loaded(network, pretrained, options, name) -> keras.Model:
+    if compat.builds_shapes_only():
+        return network(weights=None, **options)
     if pretrained == "imagenet":
         try:
             with files.download_timeout():

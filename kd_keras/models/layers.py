@@ -3,8 +3,8 @@
 from typing import Any
 
 import keras
-import tensorflow as tf
 
+from kd_keras._compat import replicas
 from kd_keras.errors import InputError, is_count, is_number
 
 # Keras' default of 0.99 needs thousands of steps before evaluation can be trusted; runs here are often shorter.
@@ -93,7 +93,7 @@ def conv(x: keras.KerasTensor, filters: int, size: int, *, name: str, stride: in
 
 def batch_norm(x: keras.KerasTensor, *, name: str) -> keras.KerasTensor:
     """Batch normalisation over the last axis; over the global batch, where it is built for several replicas."""
-    several = tf.distribute.get_strategy().num_replicas_in_sync > 1
+    several = replicas.count() > 1
     return keras.layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, synchronized=several, name=name)(x)
 
 

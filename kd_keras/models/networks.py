@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 
 import keras
-import tensorflow as tf
 
-from kd_keras.errors import InputError
+from kd_keras._compat import replicas
+from kd_keras.errors import InputError, needs
 from kd_keras.models import layers as _layers
 
 
@@ -32,10 +32,8 @@ def keras_hub():
     Raises:
         InputError: it is not installed.
     """
-    try:
+    with needs("KerasHub", "hub", "this model"):
         import keras_hub as package
-    except ImportError as error:
-        raise InputError(f"this model needs KerasHub ({error}): pip install 'kd_keras[hub]'") from error
     return package
 
 
@@ -53,7 +51,7 @@ def finished(image: keras.KerasTensor, x: keras.KerasTensor, *, names: Mapping[s
         momentum, and is synchronised where it is built for several replicas.
     """
     given = keras.Model(image, x, name=name)
-    several = tf.distribute.get_strategy().num_replicas_in_sync > 1
+    several = replicas.count() > 1
 
     def copy(layer):
         config = layer.get_config()

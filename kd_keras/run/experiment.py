@@ -24,13 +24,13 @@ from kd_keras import data as datasets
 from kd_keras import losses as loss_terms
 from kd_keras import schedules, spec
 from kd_keras._compat import distribute
-from kd_keras.distillation import device
+from kd_keras._compat import keras as compat
 from kd_keras.distillation import ensemble as joined
 from kd_keras.distillation.distiller import Distiller
 from kd_keras.errors import InputError
 from kd_keras.evaluate import quality
 from kd_keras.models import saved
-from kd_keras.run import other_runs, teaching, training
+from kd_keras.run import hardware, other_runs, teaching, training
 from kd_keras.run.config import OF_THE_FILES, Config
 from kd_keras.run.report import tables
 from kd_keras.run.tracking import environment
@@ -119,7 +119,7 @@ class Experiment:
     def __init__(self, config: Config, console: Console | None = None):
         self.config = config
         if config.threads is not None:
-            device.limit_threads(config.threads)
+            hardware.limit_threads(config.threads)
         # Early, since machines can only be joined before TensorFlow has computed anything.
         self.strategy = distribute.strategy(config.strategy, timeout=config.worker_timeout)
         #: (number of this worker, number of workers): worker 0 alone writes and prints.
@@ -130,7 +130,7 @@ class Experiment:
         # A pipe or a log has no width of its own; Rich would take 80 columns, which is narrow for the table.
         width = None if sys.stdout.isatty() else 120
         self.console = console or Console(soft_wrap=True, width=width, quiet=not self.chief)
-        keras.config.set_dtype_policy(device.precision() if config.precision == "auto" else config.precision)
+        keras.config.set_dtype_policy(hardware.precision() if config.precision == "auto" else config.precision)
         keras.config.disable_interactive_logging()
         if config.deterministic:
             keras.utils.set_random_seed(config.seed)
@@ -279,7 +279,7 @@ class Experiment:
         """A compiled `Distiller` of ``student``; see `train`."""
         config = self.config
         recipe = recipe or Recipe(config.optimizer, config.learning_rate)
-        jit = device.jit_compile(self.strategy) if config.jit_compile == "auto" else config.jit_compile == "true"
+        jit = hardware.jit_compile(self.strategy) if config.jit_compile == "auto" else config.jit_compile == "true"
         with self.strategy.scope():
             terms = [self.term(one) for one in losses]
             distiller = Distiller(
@@ -316,7 +316,7 @@ class Experiment:
         if size < replicas:
             raise InputError(f"--batch_size={size} is less than the {replicas} replicas: it is the global batch size")
         left = count % size
-        counts = any(isinstance(layer, keras.layers.BatchNormalization) for layer in distiller._flatten_layers())
+        counts = any(isinstance(layer, keras.layers.BatchNormalization) for layer in compat.all_layers(distiller))
         if 0 < left < replicas and counts:
             fitting = (n for n in range(size - 1, replicas - 1, -1) if count % n == 0 or count % n >= replicas)
             advice = next((f"give another --batch_size, such as {n}" for n in fitting), "train on fewer replicas")
@@ -328,7 +328,7 @@ class Experiment:
     def _steps_per_execution(self) -> int:
         asked, steps = self.config.steps_per_execution, self.steps_per_epoch
         if asked is None:
-            return device.steps_per_execution(self.strategy, steps)
+            return hardware.steps_per_execution(self.strategy, steps)
         if steps % asked:
             fits = ", ".join(str(n) for n in range(1, min(steps, 64) + 1) if steps % n == 0)
             raise InputError(
@@ -442,7 +442,7 @@ class Experiment:
         return {"at_val_accuracy": asked, **(history.stop or {"step": None, "val_accuracy": None})}
 
     def join(self, stage: str, role: str, members: list[Trained], combine: str, weights=None, prefix="teacher"):
-        """Makes one model of several trained ones, or finds it made; see `joined.joined`.
+        """Makes one model of several trained ones, or finds it made; see `joined.join`.
 
         Returns:
             `Trained`, without series.
@@ -450,7 +450,7 @@ class Experiment:
         architecture = " + ".join(one.architecture for one in members)
 
         def make(*models):
-            return joined.joined(models, combine, weights, prefix)
+            return joined.join(models, combine, weights, prefix)
 
         return self.derive(stage, role, architecture, members, make, combine=combine)
 

@@ -8,13 +8,13 @@ import tensorflow as tf
 from absl import logging
 
 from kd_keras import files
-from kd_keras._compat import keras as graph
-from kd_keras.distillation.distiller import Taps
+from kd_keras.compress.base import check_layers
+from kd_keras.distillation.taps import Taps
 from kd_keras.errors import InputError
 from kd_keras.evaluate import cost as costs
 from kd_keras.evaluate import quality
 from kd_keras.evaluate.quality import logits
-from kd_keras.export import memory, metadata, tflite
+from kd_keras.export import metadata, tflite
 from kd_keras.export.variants import CALIBRATED
 from kd_keras.run import compressed
 from kd_keras.run.experiment import Experiment, Trained
@@ -29,7 +29,7 @@ def check(experiment: Experiment) -> None:
     if config.keep_float:
         student = experiment.model(config.student) if lesson is None else lesson.student
         known = [layer.name for layer in student.layers]
-        graph.check_layers(config.keep_float, known, "--keep_float")
+        check_layers(config.keep_float, known, "--keep_float")
 
 
 def measure(
@@ -216,7 +216,7 @@ class _Measuring:
             image = splits.test.read(tf.constant([0]))[0][0].numpy()
             one, cores = interpreter.latency(image, costs.latency), costs.cores()
             every = tflite.load(path, threads=cores).latency(image, costs.latency)
-            peak = memory.peak(path)
+            peak = costs.peak_memory(path)
         experiment.console.print(
             f"edge     {path.name}: {', '.join(metadata.read(path)['operators'])}", highlight=False
         )

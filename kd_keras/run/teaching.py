@@ -23,7 +23,7 @@ _AGREEMENT_IMAGES = 4096
 def check(config: Config, teacher: keras.Model) -> None:
     """Raises InputError where the teacher can't be run in the dtype that is asked for."""
     asked = config.teacher_dtype
-    if asked not in (None, "auto") and not frozen.can_be_frozen(teacher):
+    if asked not in (None, "auto") and not frozen.can_be_copied(teacher):
         raise InputError(f"--teacher_dtype={asked} takes a functional teacher: give auto or none")
 
 
@@ -62,7 +62,7 @@ def dtype(experiment, stage: str, teacher: keras.Model) -> str | None:
 def _choice(experiment, asked, teacher) -> dict:
     chosen = device.teacher_dtype() if asked == "auto" else asked
     exact = {"asked": asked, "dtype": "float32", "agreement": None, "images": 0}
-    if asked == "auto" and not frozen.can_be_frozen(teacher):
+    if asked == "auto" and not frozen.can_be_copied(teacher):
         return {**exact, "dtype": None}
     if chosen == "float32":
         return exact
@@ -71,7 +71,7 @@ def _choice(experiment, asked, teacher) -> dict:
         source = datasets.take(source, _AGREEMENT_IMAGES, experiment.config.seed)
     full, fast = (
         quality.predict(quality.logits(model), experiment.batches(source))[0]
-        for model in (frozen.frozen(teacher, "float32"), frozen.frozen(teacher, chosen))
+        for model in (frozen.fast_copy(teacher, "float32"), frozen.fast_copy(teacher, chosen))
     )
     agreement = quality.agreement(fast, full) if np.isfinite(fast).all() else 0.0
     if agreement < frozen.LEAST_AGREEMENT:

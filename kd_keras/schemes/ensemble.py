@@ -1,11 +1,8 @@
 """Several teachers, trained each by itself, teach one student together."""
 
-import keras
-from keras import ops
-
 from kd_keras.distillation import ensemble as joined
 from kd_keras.distillation import parts as _terms
-from kd_keras.distillation.distiller import Taps
+from kd_keras.distillation.taps import Taps
 from kd_keras.errors import InputError
 from kd_keras.schemes import _base
 
@@ -57,7 +54,7 @@ class Ensemble:
         shares = joined.shares(self.weights, len(teachers))
         student = experiment.model(config.student)
         _base.check_baseline(experiment, student)
-        teacher = joined.joined(teachers, self._joins, shares)
+        teacher = joined.join(teachers, self._joins, shares)
         _base.check_taught(experiment, student, teacher, adapt=self._adapt(len(teachers)), must="ensemble()")
 
     def run(self, experiment):
@@ -89,9 +86,9 @@ class Ensemble:
                 "combine='logits') has one teacher's logits"
             )
         if self.combine == "probabilities":
-            return [OfTeachers(term=term, teachers=taps)]
+            return [_terms.OfTeachers(term=term, teachers=taps)]
         return [
-            OfTeachers(
+            _terms.OfTeachers(
                 term=_terms.copy(term),
                 teachers={tap: 1.0},
                 share=share,
@@ -99,59 +96,3 @@ class Ensemble:
             )
             for tap, share in taps.items()
         ]
-
-
-@keras.saving.register_keras_serializable(package="kd_keras", name="OfTeachers")
-class OfTeachers(_terms.Wrapped):
-    """A term on logits, its teacher one or several of an ensemble's.
-
-    Of several the term is given logits T · log Σ_m w_m softmax(z_m / T), T its own temperature at that step (1 where it
-    has none): softened by T these are the mean of the teachers' softened distributions, Σ_m w_m softmax(z_m / T).
-
-    Args:
-        term: a loss that reads the teacher's logits and nothing else of it. Its weight is this one's.
-        teachers: tap → w_m: the teachers' logits, and their shares of the mean, which sum to 1.
-        share: factor of the value: these teachers' part, where others have a term of their own.
-        **kwargs: see `Loss`.
-
-    Returns:
-        As the term.
-
-    Raises:
-        InputError: the term standardises the logits, or reads them at several temperatures: those of a mean of
-            probabilities are not what it is made for.
-    """
-
-    def __init__(self, *, term, teachers, share=1.0, **kwargs):
-        super().__init__(term=term, share=share, **kwargs)
-        if len(teachers) > 1 and getattr(term, "standardize", False):
-            raise InputError(
-                f"{term.name}(standardize=True) takes a teacher's logits, not a mean of probabilities: give the "
-                "ensemble combine='logits' or combine='terms'"
-            )
-        if len(teachers) > 1 and not term.one_temperature:
-            raise InputError(
-                f"{term.name} reads the teacher at more than one temperature, and a mean of probabilities is made at "
-                "one: give the ensemble combine='logits' or combine='terms'"
-            )
-        self.teachers = dict(teachers)
-
-    def taps(self, student, teacher):
-        return self.term.taps(student, None)[0], tuple(self.teachers)
-
-    def build(self, student_shape=None, teacher_shape=None, labels_shape=None):
-        shape = next(iter(teacher_shape.values()))
-        self.term.build(student_shape=student_shape, teacher_shape={"logits": shape})
-        self.built = True
-
-    def call(self, student, teacher, labels, training=None, **given):
-        logits = [ops.cast(teacher[name], "float32") for name in self.teachers]
-        if len(logits) == 1:
-            mean = logits[0]
-        else:
-            temperature = self.now(self.term.temperature) if hasattr(self.term, "temperature") else 1.0
-            mean = joined.mean_probabilities(logits, list(self.teachers.values()), temperature)
-        return self.value(student, {"logits": mean}, labels, training, **given)
-
-    def get_config(self):
-        return {**super().get_config(), "teachers": dict(self.teachers)}

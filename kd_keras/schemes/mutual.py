@@ -4,7 +4,7 @@ import functools
 
 from kd_keras.distillation import ensemble as joined
 from kd_keras.distillation import parts as _terms
-from kd_keras.distillation.distiller import Taps
+from kd_keras.distillation.taps import Taps
 from kd_keras.errors import InputError
 from kd_keras.schemes import _base
 from kd_keras.spec import Spec
@@ -62,7 +62,7 @@ class Mutual:
             stage, role = (f"peer{number}", f"peer {number}") if number > 1 else ("student", _base.DISTILLED)
             students.append(
                 experiment.derive(
-                    stage, role, str(one), [together], functools.partial(joined.part, prefix=f"peer{number}")
+                    stage, role, str(one), [together], functools.partial(joined.member, prefix=f"peer{number}")
                 )
             )
         return [*baseline, *students, together], students, None
@@ -72,7 +72,7 @@ class Mutual:
         specs = (experiment.config.student, *self.peers)
         models = [experiment.model(one, variant=number) for number, one in enumerate(specs)]
         with experiment.strategy.scope():
-            return joined.joined(models, "probabilities", prefix="peer")
+            return joined.join(models, "probabilities", prefix="peer")
 
     def _adapt(self, terms, model):
         """See `Experiment.train`: each term, once for a peer, or once for a pair of them."""

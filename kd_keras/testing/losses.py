@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from kd_keras import schedules
+from kd_keras._compat import keras as compat
 from kd_keras.losses.base import Loss
 from kd_keras.testing import shared
 
@@ -210,7 +211,7 @@ def computes_in_float32(case: LossCase, dtype: str = "float16") -> None:
     with shared.policy(f"mixed_{dtype}"):
         loss = case.make()
         value, not_rounded = case.call(loss, *halves), case.call(loss, *rounded)
-    for layer in loss._flatten_layers():
+    for layer in compat.all_layers(loss):
         assert layer.compute_dtype == layer.variable_dtype == "float32", (
             f"{layer.name} in {case.name} computes in {layer.compute_dtype} under a mixed policy: make it with "
             "dtype='float32'"

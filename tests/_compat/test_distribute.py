@@ -79,11 +79,11 @@ def train_all(strategy, path):
         pickle.dump([train(strategy, *case) for case in CASES], file)
 
 
-def assert_equal(one, other):
-    assert set(one[0]) == set(other[0]), (one[0], other[0])
-    for name in one[0]:
-        np.testing.assert_allclose(one[0][name], other[0][name], **LOGS, err_msg=name)
-    for a, b in zip(one[1], other[1], strict=True):
+def assert_equal(actual, expected):
+    assert set(actual[0]) == set(expected[0]), (actual[0], expected[0])
+    for name in actual[0]:
+        np.testing.assert_allclose(actual[0][name], expected[0][name], **LOGS, err_msg=name)
+    for a, b in zip(actual[1], expected[1], strict=True):
         np.testing.assert_allclose(a, b, **WEIGHTS)
 
 
@@ -147,9 +147,9 @@ def end(process, timeout=300):
 def free_ports(count):
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        for sock in sockets:
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in sockets]
 
 
 def tf_configs(count=2):
@@ -263,10 +263,10 @@ def test_the_command_line_on_two_machines_does_as_on_one(tmp_path):
     names = {path.name for path in (tmp_path / "one").rglob("*") if path.parent.name != "teacher_cache"}
     names |= {"mlflow.db", "mlartifacts"}
     assert names <= {path.name for path in (tmp_path / "two").rglob("*")}
-    one, two = series(tmp_path / "one"), series(tmp_path / "two")
-    assert set(one) == set(two)
-    for name in one:
-        np.testing.assert_allclose(one[name], two[name], **LOGS, err_msg=name)
+    single, two = series(tmp_path / "one"), series(tmp_path / "two")
+    assert set(single) == set(two)
+    for name in single:
+        np.testing.assert_allclose(single[name], two[name], **LOGS, err_msg=name)
     for a, b in zip(weights(tmp_path / "one"), weights(tmp_path / "two"), strict=True):
         np.testing.assert_allclose(a, b, **WEIGHTS)
 

@@ -3,7 +3,6 @@ import numpy as np
 import pytest
 
 from kd_keras import Distiller, Taps, losses, spec
-from kd_keras._compat import keras as graph
 from kd_keras.compress import bridge as _bridge
 from kd_keras.errors import InputError
 
@@ -51,7 +50,7 @@ def test_a_twin_computes_the_same_and_its_weights_come_back(text):
     twin = _bridge.twin(model)
     expected = keras.ops.convert_to_numpy(model(images(), training=False))
     np.testing.assert_allclose(twin(images(), training=False).numpy(), expected, rtol=1e-3, atol=1e-4)
-    assert {layer.name for layer in twin.layers} >= {name for name, _ in graph.named_layers(model)}
+    assert {layer.name for layer in twin.layers} >= {name for name, _ in _bridge.named_layers(model)}
     weights = model.get_weights()
     model.set_weights([np.zeros_like(one) for one in weights])
     _bridge.weights_back({layer.name: layer.get_weights() for layer in twin.layers}, model)

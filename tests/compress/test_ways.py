@@ -343,5 +343,5 @@ def test_bad_values_are_refused(text, told):
 
 @pytest.mark.parametrize("text", ["prune(skip='nix')", "cluster(skip='nix')", "qat(keep_float='nix')"])
 def test_layers_that_are_not_there_are_named(text):
-    with pytest.raises(InputError, match=r"names 'nix', which the student has not: its layers are .*stage1_conv1"):
+    with pytest.raises(InputError, match=r"'nix', which the student does not have: its layers are .*stage1_conv1"):
         compress.prepare(student(), step(text), steps=10)

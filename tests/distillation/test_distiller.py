@@ -17,7 +17,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 from kd_keras import Distiller, losses, unpack_batch
-from kd_keras.distillation.distiller import Accuracy
+from kd_keras.distillation.metrics import Accuracy
 from kd_keras.errors import InputError
 from kd_keras.losses import base as _base
 
@@ -92,9 +92,9 @@ def three_losses():
 
 def distiller(terms=None, optimizer=None, compiled=None, **kwargs):
     keras.utils.set_random_seed(3)
-    made = Distiller(**{"student": student(), "teacher": teacher(), "losses": terms or three_losses(), **kwargs})
-    made.compile(optimizer=optimizer or keras.optimizers.SGD(0.1), metrics=["accuracy"], **(compiled or {}))
-    return made
+    d = Distiller(**{"student": student(), "teacher": teacher(), "losses": terms or three_losses(), **kwargs})
+    d.compile(optimizer=optimizer or keras.optimizers.SGD(0.1), metrics=["accuracy"], **(compiled or {}))
+    return d
 
 
 def values(variables):
@@ -102,8 +102,8 @@ def values(variables):
 
 
 def assert_equal(a, b, **tolerance):
-    for one, other in zip(a, b, strict=True):
-        np.testing.assert_allclose(one, other, **{"rtol": 1e-5, "atol": 1e-6, **tolerance})
+    for value, expected in zip(a, b, strict=True):
+        np.testing.assert_allclose(value, expected, **{"rtol": 1e-5, "atol": 1e-6, **tolerance})
 
 
 def log_softmax(z):
@@ -212,9 +212,9 @@ def test_mixed_labels_in_training_and_classes_in_validation():
 
 def test_the_students_own_regularisation_counts():
     d = distiller([losses.CE()], student=student(regularizer=keras.regularizers.L2(0.5)))
-    own = sum(0.5 * np.sum(np.square(layer.kernel)) for layer in d.student.layers if "conv" in layer.name)
+    regularization = sum(0.5 * np.sum(np.square(layer.kernel)) for layer in d.student.layers if "conv" in layer.name)
     logs = d.fit(X, Y, batch_size=14, verbose=0).history
-    assert logs["loss"][0] - logs["ce"][0] == pytest.approx(own, rel=1e-4)
+    assert logs["loss"][0] - logs["ce"][0] == pytest.approx(regularization, rel=1e-4)
     plain = distiller([losses.CE()])
     plain.fit(X, Y, batch_size=14, verbose=0)
     assert np.abs(d.student.weights[0] - plain.student.weights[0]).max() > 1e-3
@@ -410,8 +410,8 @@ def test_keras_callbacks_work(tmp_path):
 )
 def test_ways_to_compile_agree(compiled):
     a, b = distiller(), distiller(compiled=compiled)
-    for one in (a, b):
-        one.fit(X[:12], Y[:12], batch_size=6, epochs=2, shuffle=False, verbose=0)
+    for model in (a, b):
+        model.fit(X[:12], Y[:12], batch_size=6, epochs=2, shuffle=False, verbose=0)
     assert_equal(values(a.trainable_variables), values(b.trainable_variables), rtol=1e-4, atol=1e-5)
 
 
@@ -437,8 +437,8 @@ def test_gradients_can_be_clipped():
 def test_softmax_models_teach_and_learn_by_their_logits():
     a = distiller(student=student(activation="softmax"), teacher=teacher(activation="softmax"))
     b = distiller()
-    for one in (a, b):
-        one.fit(X, Y, batch_size=14, verbose=0)
+    for model in (a, b):
+        model.fit(X, Y, batch_size=14, verbose=0)
     assert_equal(values(a.student.weights), values(b.student.weights), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(a.predict(X, verbose=0), b.predict(X, verbose=0), rtol=1e-3, atol=1e-4)
 
@@ -447,7 +447,7 @@ def test_a_teacher_in_another_precision():
     t = teacher()
     before = values(t.weights)
     d, plain = distiller([losses.KD()], teacher=t, teacher_dtype="bfloat16"), distiller([losses.KD()], teacher=t)
-    a, b = (one.fit(X, Y, batch_size=14, verbose=0).history["kd"][0] for one in (d, plain))
+    a, b = (model.fit(X, Y, batch_size=14, verbose=0).history["kd"][0] for model in (d, plain))
     assert a == pytest.approx(b, rel=0.05, abs=1e-3) and a != b
     assert d.teacher is t and t.get_layer("conv1").compute_dtype == "float32"
     assert all(np.array_equal(x, y) for x, y in zip(before, values(t.weights), strict=True))
@@ -466,8 +466,8 @@ def test_a_teacher_in_another_precision():
     ("arguments", "message"),
     [
         ({"losses": []}, "at least one loss"),
-        ({"losses": ["kd"]}, "no loss term"),
-        ({"teacher": lambda: net((4,), classes=5)}, "5 classes apart, the student 4"),
+        ({"losses": ["kd"]}, "is no loss"),
+        ({"teacher": lambda: net((4,), classes=5)}, "has 5 classes and the student 4"),
         ({"teacher": lambda: net((4,), size=16)}, r"\(16, 16, 3\)"),
         ({"losses": [losses.Hint(pairs="stage1:stage7")]}, "stage7"),
         ({"losses": [losses.Hint(pairs="stage7:stage1")]}, "stage7"),
@@ -514,7 +514,7 @@ PLAIN = {
 }
 
 
-# Those that differ from another by a word of Keras' own.
+# Each of these differs from another in one word of Keras.
 SLOW = ("clipnorm", "float labels", "validation split")
 
 
@@ -530,7 +530,7 @@ def test_cross_entropy_alone_trains_as_keras_does(case):
     plain.compile(keras.optimizers.SGD(0.2, **case.get("optimizer", {})), kind(from_logits=True), **compiled)
     d.compile(keras.optimizers.SGD(0.2, **case.get("optimizer", {})), **compiled)
     fit = {"batch_size": 4, "epochs": 2, "shuffle": False, "verbose": 0, **case.get("fit", {})}
-    expected, history = (one.fit(X, labels, **fit).history for one in (plain, d))
+    expected, history = (model.fit(X, labels, **fit).history for model in (plain, d))
     assert_equal(values(plain.weights), values(d.student.weights), rtol=1e-4, atol=1e-5)
     assert set(history) == {*expected, "ce"}
     for name, series in expected.items():
@@ -541,8 +541,8 @@ def test_the_loss_is_the_weighted_terms_and_the_regularisation():
     terms = [losses.CE(weight=0.25), losses.KD(weight=2.0)]
     d, _, _ = still(terms, student=student(regularizer=keras.regularizers.L2(0.1), batch_norm=False))
     logs = d.fit(X, Y, batch_size=5, verbose=0).history
-    own = sum(0.1 * np.sum(np.square(layer.kernel)) for layer in d.student.layers if "conv" in layer.name)
-    assert logs["loss"][0] == pytest.approx(0.25 * logs["ce"][0] + 2 * logs["kd"][0] + own, rel=1e-5)
+    regularization = sum(0.1 * np.sum(np.square(layer.kernel)) for layer in d.student.layers if "conv" in layer.name)
+    assert logs["loss"][0] == pytest.approx(0.25 * logs["ce"][0] + 2 * logs["kd"][0] + regularization, rel=1e-5)
 
 
 class BatchStatistic(_base.Loss):
@@ -740,8 +740,8 @@ def test_a_reloaded_half_precision_distiller_still_scales_its_loss(tmp_path):
     d.save(tmp_path / "half.keras")
     keras.config.set_dtype_policy("float32")
     loaded = keras.models.load_model(tmp_path / "half.keras")
-    for one in (d, loaded):
-        one.fit(X, Y, batch_size=14, verbose=0)
+    for model in (d, loaded):
+        model.fit(X, Y, batch_size=14, verbose=0)
     assert_equal(values(d.student.weights), values(loaded.student.weights), rtol=1e-3, atol=1e-4)
 
 
@@ -770,8 +770,8 @@ def test_a_softmax_of_any_kind_is_taken_off(end):
     compiled = {"run_eagerly": True}
     a = distiller(student=student(end=lambda x: end()(x)), teacher=teacher(end=lambda x: end()(x)), compiled=compiled)
     b = distiller(compiled=compiled)
-    for one in (a, b):
-        one.fit(X, Y, batch_size=5, epochs=2, shuffle=False, verbose=0)
+    for model in (a, b):
+        model.fit(X, Y, batch_size=5, epochs=2, shuffle=False, verbose=0)
     assert_equal(values(a.trainable_variables), values(b.trainable_variables), rtol=1e-4, atol=1e-5)
     logits = a.predict(X, verbose=0)
     # What ships still gives probabilities.
@@ -850,8 +850,8 @@ def test_every_kind_of_model_learns_the_same_and_can_be_saved(kind, tmp_path):
     loaded = keras.models.load_model(tmp_path / "d.keras")
     np.testing.assert_allclose(loaded.predict(X, verbose=0), d.predict(X, verbose=0), atol=1e-6)
     loaded.attach_teacher(d.teacher)
-    for one in (d, loaded):
-        one.fit(X, Y, batch_size=14, verbose=0)
+    for model in (d, loaded):
+        model.fit(X, Y, batch_size=14, verbose=0)
     assert_equal(values(d.trainable_variables), values(loaded.trainable_variables))
 
 
@@ -968,7 +968,7 @@ def test_all_that_training_needs_but_the_teacher_is_saved(tmp_path):
     assert all(np.array_equal(a, b) for a, b in zip(state(d), state(loaded), strict=True))
     assert int(loaded.step) == int(loaded.optimizer.iterations) == 6
     for wrong, message in (
-        (teacher(classes=3), "3 classes apart, the student 4"),
+        (teacher(classes=3), "has 3 classes and the student 4"),
         (teacher(size=16), r"\(16, 16, 3\), the student of \(8, 8, 3\)"),
         (net((8, 5)), "hint's adapters were made for"),
         (net((8,)), "the teacher has no tap 'stage2'"),
@@ -977,7 +977,7 @@ def test_all_that_training_needs_but_the_teacher_is_saved(tmp_path):
             loaded.attach_teacher(wrong)
         assert loaded.teacher is None
     loaded.attach_teacher(d.teacher)
-    theirs, ours = (one.fit(X, Y, initial_epoch=2, epochs=4, **fit).history for one in (d, loaded))
+    theirs, ours = (model.fit(X, Y, initial_epoch=2, epochs=4, **fit).history for model in (d, loaded))
     assert ours == {name: pytest.approx(series, rel=1e-4) for name, series in theirs.items()}
     assert ours["ce_weight"] == pytest.approx([0.6, 0.8])
     assert_equal(values(d.trainable_variables), values(loaded.trainable_variables), rtol=1e-4, atol=1e-5)
@@ -1014,7 +1014,7 @@ def test_terms_of_one_name_keep_their_own_figures():
 
 @pytest.mark.parametrize("wrong", ["kd", keras.losses.KLDivergence(), losses.KD])
 def test_what_is_no_loss_is_refused(wrong):
-    with pytest.raises(InputError, match="is no loss term"):
+    with pytest.raises(InputError, match="is no loss:"):
         Distiller(student=student(), losses=[losses.CE(), wrong])
 
 
@@ -1039,7 +1039,7 @@ import tensorflow as tf
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 sys.path.insert(0, sys.argv[1])
-from tests import test_distiller as t
+from tests.distillation import test_distiller as t
 results = []
 for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
     with strategy.scope():
@@ -1054,11 +1054,11 @@ for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["
         e = t.distiller([t.BatchStatistic(weight=0.4)], student=t.student(batch_norm=False), teacher=t.teacher())
     e.fit(t.X[:12], t.Y[:12], batch_size=6, shuffle=False, verbose=0)
     results.append((t.values([*d.trainable_variables, *e.trainable_variables]), history))
-(a, one), (b, two) = results
+(a, single), (b, mirrored) = results
 t.assert_equal(a, b, rtol=1e-5, atol=1e-6)
-assert set(one) == set(two), (one, two)
-for name in one:
-    np.testing.assert_allclose(one[name], two[name], rtol=1e-4, err_msg=name)
+assert set(single) == set(mirrored), (single, mirrored)
+for name in single:
+    np.testing.assert_allclose(single[name], mirrored[name], rtol=1e-4, err_msg=name)
 print("equal")
 """
 
@@ -1066,5 +1066,5 @@ print("equal")
 @pytest.mark.slow
 def test_two_replicas_do_as_one():
     root = pathlib.Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", MIRRORED, str(root)], capture_output=True, text=True, cwd=root)
-    assert done.stdout.endswith("equal\n"), done.stderr[-3000:]
+    result = subprocess.run([sys.executable, "-c", MIRRORED, str(root)], capture_output=True, text=True, cwd=root)
+    assert result.stdout.endswith("equal\n"), result.stderr[-3000:]

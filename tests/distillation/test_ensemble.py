@@ -41,10 +41,10 @@ def test_the_mean_of_logits_is_the_formulas():
 def test_the_mean_of_probabilities_is_softened_by_each_for_itself(temperature):
     z = ref.logits(1), ref.logits(2), 50 * ref.logits(3)
     shares = (0.2, 0.3, 0.5)
-    mean = sum(w * softmax(np.float64(one) / temperature) for w, one in zip(shares, z, strict=True))
-    found = np.asarray(joined.mean_probabilities(z, shares, temperature))
-    np.testing.assert_allclose(found, temperature * np.log(mean), rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(softmax(found / temperature), mean, rtol=1e-4, atol=1e-6)
+    mean = sum(w * softmax(np.float64(logits) / temperature) for w, logits in zip(shares, z, strict=True))
+    logits = np.asarray(joined.mean_probabilities(z, shares, temperature))
+    np.testing.assert_allclose(logits, temperature * np.log(mean), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(softmax(logits / temperature), mean, rtol=1e-4, atol=1e-6)
     # Softening what was joined at 1 is something else.
     once = np.asarray(joined.mean_probabilities(z, shares))
     assert (np.abs(softmax(once / temperature) - mean).max() < 1e-6) == (temperature == 1)
@@ -52,25 +52,25 @@ def test_the_mean_of_probabilities_is_softened_by_each_for_itself(temperature):
 
 @pytest.mark.parametrize("combine", joined.COMBINE)
 def test_a_joined_model_gives_what_its_members_give_together(models, combine, tmp_path):
-    made = joined.joined(models, combine, WEIGHTS)
+    ensemble = joined.join(models, combine, WEIGHTS)
     z = [outputs(model) for model in models]
     expected = 0.25 * z[0] + 0.75 * z[1]
     if combine == "probabilities":
         expected = np.log(0.25 * softmax(z[0]) + 0.75 * softmax(z[1]))
-    np.testing.assert_allclose(outputs(made), expected, rtol=1e-4, atol=1e-5)
-    made.save(tmp_path / "m.keras")
-    np.testing.assert_array_equal(outputs(keras.models.load_model(tmp_path / "m.keras")), outputs(made))
-    assert cost.macs(made) == sum(map(cost.macs, models))
-    assert cost.parameters(made) == sum(map(cost.parameters, models))
+    np.testing.assert_allclose(outputs(ensemble), expected, rtol=1e-4, atol=1e-5)
+    ensemble.save(tmp_path / "m.keras")
+    np.testing.assert_array_equal(outputs(keras.models.load_model(tmp_path / "m.keras")), outputs(ensemble))
+    assert cost.macs(ensemble) == sum(map(cost.macs, models))
+    assert cost.parameters(ensemble) == sum(map(cost.parameters, models))
 
 
 def test_every_tap_of_a_member_can_be_read(models):
-    taps = Taps(joined.joined(models))
+    taps = Taps(joined.join(models))
     names = ("teacher1.stage1", "teacher2.stage3", "teacher2.pooled", "teacher1.logits", "teacher2.logits")
     read = taps(IMAGES, names, training=False)
     for number, model in enumerate(models, start=1):
-        own = Taps(model)(IMAGES, tuple(n.partition(".")[2] for n in names if n[7] == str(number)), training=False)
-        for name, value in own.items():
+        expected = Taps(model)(IMAGES, tuple(n.partition(".")[2] for n in names if n[7] == str(number)), training=False)
+        for name, value in expected.items():
             np.testing.assert_allclose(read[f"teacher{number}.{name}"], value, rtol=1e-5, atol=1e-5)
 
 
@@ -85,27 +85,27 @@ def test_members_that_end_in_a_softmax_bring_their_logits():
     x = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
     kernels = [[np.asarray(w, "float64") for w in model.get_weights()] for model in models]
     mean = sum(x @ kernel + bias for kernel, bias in kernels) / 3
-    np.testing.assert_allclose(joined.joined(models)(x), mean, rtol=1e-4, atol=1e-5)
-    taps = Taps(joined.joined(models))(x, ("teacher1.logits", "teacher2.logits", "teacher3.logits"), training=False)
+    np.testing.assert_allclose(joined.join(models)(x), mean, rtol=1e-4, atol=1e-5)
+    taps = Taps(joined.join(models))(x, ("teacher1.logits", "teacher2.logits", "teacher3.logits"), training=False)
     for value, (kernel, bias) in zip(taps.values(), kernels, strict=True):
         np.testing.assert_allclose(value, x @ kernel + bias, rtol=1e-4, atol=1e-5)
 
 
 def test_a_frozen_copy_gives_every_members_logits_in_float32(models):
-    made = joined.joined(models)
-    copy = frozen.frozen(made, "bfloat16")
+    ensemble = joined.join(models)
+    copy = frozen.fast_copy(ensemble, "bfloat16")
     assert {name: copy.get_layer(name).compute_dtype for name in ("teacher1.logits", "teacher2.logits")} == {
         "teacher1.logits": "float32",
         "teacher2.logits": "float32",
     }
     assert copy.get_layer("teacher2.stage1").compute_dtype == "bfloat16"
-    np.testing.assert_allclose(outputs(copy), outputs(made), atol=0.1)
+    np.testing.assert_allclose(outputs(copy), outputs(ensemble), atol=0.1)
 
 
 def test_it_is_a_copy(models):
     before = [weight.copy() for model in models for weight in model.get_weights()]
-    made = joined.joined(models)
-    made.set_weights([np.zeros_like(weight) for weight in made.get_weights()])
+    ensemble = joined.join(models)
+    ensemble.set_weights([np.zeros_like(weight) for weight in ensemble.get_weights()])
     after = [weight for model in models for weight in model.get_weights()]
     assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
     assert [model.layers[1].name for model in models] == ["rescale", "rescale"]
@@ -118,17 +118,17 @@ class Subclassed(keras.Model):
 
 @pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.0), (1.0, -1.0), (1.0, float("nan")), 2.0, (1.0, "2"), (True, 1)])
 def test_weights_that_can_not_be_are_refused(models, weights):
-    with pytest.raises(InputError, match="give 2 positive numbers, one a model"):
-        joined.joined(models, weights=weights)
+    with pytest.raises(InputError, match="give 2 positive numbers, one for each model"):
+        joined.join(models, weights=weights)
 
 
 def test_what_can_not_be_joined_is_refused(models):
     with pytest.raises(InputError, match="combine='votes': known are logits, probabilities"):
-        joined.joined(models, "votes")
+        joined.join(models, "votes")
     with pytest.raises(InputError, match="teacher 2 is a subclassed model"):
-        joined.joined([models[0], Subclassed()])
+        joined.join([models[0], Subclassed()])
     other = cnn.CNN(7, SHAPE, filters=(4,), dense=())
     with pytest.raises(InputError, match=r"differ in input or classes.*to 10 classes.*to 7 classes"):
-        joined.joined([models[0], other])
+        joined.join([models[0], other])
     with pytest.raises(InputError, match=r"differ in input or classes.*\(8, 8, 1\).*\(16, 16, 1\)"):
-        joined.joined([models[0], cnn.CNN(10, (16, 16, 1), filters=(4,), dense=())])
+        joined.join([models[0], cnn.CNN(10, (16, 16, 1), filters=(4,), dense=())])

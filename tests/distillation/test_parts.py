@@ -6,10 +6,11 @@ import pytest
 
 from kd_keras import losses
 from kd_keras.distillation import ensemble as joined
+from kd_keras.distillation import exits
 from kd_keras.distillation import parts as _terms
 from kd_keras.distillation.distiller import Distiller
 from kd_keras.models import cnn, resnet
-from kd_keras.schemes import mutual, self_distillation
+from kd_keras.schemes import mutual
 from kd_keras.spec import Spec
 from tests.losses import reference
 from tests.schemes.tiny import trained
@@ -27,7 +28,7 @@ def step(distiller):
 
 def peers(count=3):
     models = [cnn.CNN(5, SHAPE, filters=(n + 2,), dense=()) for n in range(count)]
-    return models, joined.joined(models, "probabilities", prefix="peer")
+    return models, joined.join(models, "probabilities", prefix="peer")
 
 
 def test_peers_learn_from_labels_and_from_each_other():
@@ -90,7 +91,7 @@ def test_peers_leave_as_models_of_their_own(tmp_path):
 
 def test_exits_learn_from_the_deepest_which_learns_from_the_labels():
     student = resnet.ResNet(5, SHAPE, depth=8, stem="cifar")
-    whole = self_distillation.with_exits(student)
+    whole = exits.with_exits(student)
     maps = [tuple(whole.get_layer(f"exit{n}.map").output.shape) for n in (1, 2)]
     assert maps == [tuple(student.get_layer("stage3").output.shape)] * 2
     np.testing.assert_allclose(whole(X), student(X), rtol=1e-6)

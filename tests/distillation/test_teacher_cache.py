@@ -167,7 +167,7 @@ def test_a_teacher_that_has_changed_since_is_refused(tmp_path):
 
 
 def test_a_limit(tmp_path, teacher):
-    with pytest.raises(InputError, match=r"would take 8.4e-07 GB, more than limit_gb \(8e-07 GB\): keep fewer views"):
+    with pytest.raises(InputError, match=r"would take 8.4e-07 GB, more than limit_gb \(8e-07 GB\): store fewer views"):
         TeacherCache(tmp_path, views(), teacher, limit_gb=8e-7)
     TeacherCache(tmp_path, views(), teacher, limit_gb=9e-7)
 
@@ -177,9 +177,9 @@ def test_what_is_there_is_not_computed_again(tmp_path, teacher):
     written = {path.name: path.stat().st_mtime_ns for path in first.folder.iterdir()}
     more = TeacherCache(tmp_path, views(3), teacher, ("logits", "pooled"))
     assert more.missing == [(0, "pooled"), (1, "logits"), (1, "pooled"), (2, "logits"), (2, "pooled")]
-    told = []
-    assert more.fill(batch_size=20, progress=lambda *at: told.append(at)) == 3 * N
-    assert told == [(20, 90), (30, 90), (50, 90), (60, 90), (80, 90), (90, 90)]
+    calls = []
+    assert more.fill(batch_size=20, progress=lambda *at: calls.append(at)) == 3 * N
+    assert calls == [(20, 90), (30, 90), (50, 90), (60, 90), (80, 90), (90, 90)]
     assert all((more.folder / name).stat().st_mtime_ns == time for name, time in written.items())
     assert TeacherCache(tmp_path, views(3), teacher, ("pooled",)).fill() == 0
     assert not list(more.folder.glob("*.partial"))
@@ -188,8 +188,8 @@ def test_what_is_there_is_not_computed_again(tmp_path, teacher):
 def test_a_killed_writing_leaves_nothing_half_and_goes_on(tmp_path, teacher):
     cache = TeacherCache(tmp_path, views(3), teacher)
 
-    def stop(done, total):
-        if done > N + 10:
+    def stop(count, total):
+        if count > N + 10:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -202,9 +202,9 @@ def test_a_killed_writing_leaves_nothing_half_and_goes_on(tmp_path, teacher):
 
 
 def test_two_writers_at_once_leave_one_cache(tmp_path, teacher):
-    one, other = (TeacherCache(tmp_path, views(1), teacher) for _ in range(2))
-    one.fill(batch_size=10, progress=lambda done, total: other.fill() if done == 20 else None)
-    assert np.array_equal(one.read(0, tf.range(N))["logits"], other.read(0, tf.range(N))["logits"])
+    cache, other = (TeacherCache(tmp_path, views(1), teacher) for _ in range(2))
+    cache.fill(batch_size=10, progress=lambda count, total: other.fill() if count == 20 else None)
+    assert np.array_equal(cache.read(0, tf.range(N))["logits"], other.read(0, tf.range(N))["logits"])
 
 
 def test_another_teacher_or_other_views_are_another_cache(tmp_path, teacher):
@@ -219,7 +219,7 @@ def test_another_teacher_or_other_views_are_another_cache(tmp_path, teacher):
     pooled = teacher.get_layer("pooled").output
     wired = [keras.Model(image, logits * 0.5), keras.Model(image, logits * 0.25)]
     twice = keras.Model(image, teacher.layers[-1](pooled * 1.0))
-    folders = {TeacherCache(tmp_path, views(), one).folder for one in (*wired, twice, teacher)}
+    folders = {TeacherCache(tmp_path, views(), model).folder for model in (*wired, twice, teacher)}
     assert len(folders) == 4
     for other in (
         TeacherCache(tmp_path, views(), changed),
@@ -234,8 +234,8 @@ def test_another_teacher_or_other_views_are_another_cache(tmp_path, teacher):
 
 
 def test_auto_is_the_dtype_that_it_stands_for(tmp_path, teacher):
-    one, other = (TeacherCache(tmp_path, views(), teacher, teacher_dtype=d) for d in ("auto", device.teacher_dtype()))
-    assert one.folder == other.folder
+    cache, other = (TeacherCache(tmp_path, views(), teacher, teacher_dtype=d) for d in ("auto", device.teacher_dtype()))
+    assert cache.folder == other.folder
 
 
 def test_taps_are_told_apart_by_their_place(tmp_path):
@@ -248,10 +248,10 @@ def test_taps_are_told_apart_by_their_place(tmp_path):
             x = L.Conv2D(3, 1, name=name)(x)
         return keras.Model(image, L.Dense(K, name="logits")(L.Flatten(name="flat")(x)))
 
-    one = TeacherCache(tmp_path, views(1), make(["conv_1", "conv_2"]), ("conv_2",))
-    one.fill()
+    cache = TeacherCache(tmp_path, views(1), make(["conv_1", "conv_2"]), ("conv_2",))
+    cache.fill()
     other = TeacherCache(tmp_path, views(1), make(["conv_2", "conv_1"]), ("conv_2",))
-    assert other.folder == one.folder and other.missing == [(0, "conv_2")]
+    assert other.folder == cache.folder and other.missing == [(0, "conv_2")]
 
 
 def test_a_cache_under_a_wrong_name_is_refused(tmp_path, teacher):
@@ -283,7 +283,7 @@ def test_a_damaged_file_is_refused(tmp_path, teacher, damage):
 
 def test_bad_values(tmp_path, teacher):
     for kwargs, message in (
-        ({"dtype": "int8"}, "dtype='int8': a teacher cache keeps float16 or float32"),
+        ({"dtype": "int8"}, "dtype='int8': a teacher cache stores float16 or float32"),
         ({"top_k": 0}, "top_k=0: give a whole number"),
         ({"taps": ("stage9",)}, "the teacher has no tap 'stage9'"),
     ):
@@ -305,7 +305,7 @@ def test_a_teacher_that_cannot_be_kept_is_refused(tmp_path, value, message):
 def test_losses_that_read_more_than_the_cache_has_are_refused(tmp_path, teacher):
     d = Distiller(student=model(2), teacher=teacher, losses=terms())
     d.compile("sgd")
-    with pytest.raises(InputError, match="bring the teacher's logits, and the losses read pooled too"):
+    with pytest.raises(InputError, match="contain the teacher's logits, and the losses also read pooled"):
         d.fit(batches(SOURCE, 8, training=True, augment=AUGMENT, cache=filled(tmp_path, teacher)), verbose=0)
 
 
@@ -324,10 +324,10 @@ sys.path.insert(0, sys.argv[2])
 from tests.distillation.test_teacher_cache import views
 from kd_keras import TeacherCache
 cache = TeacherCache(sys.argv[1], views(), keras.models.load_model(sys.argv[1] + "/teacher.keras"))
-print("made", cache.fill(), cache.folder.name)
+print("images", cache.fill(), cache.folder.name)
 """
     root = pathlib.Path(__file__).parents[2]
-    made = filled(tmp_path, keras.models.load_model(tmp_path / "teacher.keras"))
+    cache = filled(tmp_path, keras.models.load_model(tmp_path / "teacher.keras"))
     command = [sys.executable, "-c", SCRIPT, str(tmp_path), str(root)]
     out = subprocess.run(command, capture_output=True, text=True, env=os.environ, cwd=root, check=True).stdout
-    assert out.split("made ")[1].split() == ["0", made.folder.name]
+    assert out.split("images ")[1].split() == ["0", cache.folder.name]

@@ -47,9 +47,9 @@ def test_a_layer_that_is_kept_computes_in_float(model):
         return np.abs(tflite.load(content).predict(images(50, seed=1)) - expected).mean()
 
     whole = tflite.convert(model, "int8", data)
-    kept = tflite.convert(model, "int8", data, keep_float=("stage2", "logits"))
-    assert len(kept) > len(whole)
-    assert error(kept) < error(whole)
+    partly_float = tflite.convert(model, "int8", data, keep_float=("stage2", "logits"))
+    assert len(partly_float) > len(whole)
+    assert error(partly_float) < error(whole)
 
 
 def test_unknown_layers_and_other_variants_are_refused(model):
@@ -60,7 +60,7 @@ def test_unknown_layers_and_other_variants_are_refused(model):
 
 
 @pytest.mark.parametrize(
-    ("name", "found"),
+    ("name", "count"),
     [
         ("cnn_1/stage1_1/Relu;cnn_1/stage1_pre_1/batchnorm/add_1;cnn_1/stage1_conv1_1/convolution", 3),
         ("StatefulPartitionedCall:0", 1),
@@ -68,5 +68,5 @@ def test_unknown_layers_and_other_variants_are_refused(model):
         ("arith.constant", 0),
     ],
 )
-def test_layers_in_a_name(name, found):
-    assert len(layer_errors.layers(name, "logits")) == found
+def test_layers_in_a_name(name, count):
+    assert len(layer_errors.layers(name, "logits")) == count

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from kd_keras.errors import InputError
-from kd_keras.export import memory, metadata, tflite
+from kd_keras.evaluate import cost
+from kd_keras.export import metadata, tflite
 from kd_keras.models import cnn
 
 NAMES = ["Käfer", "dog, small", "cat"]
@@ -52,6 +53,6 @@ def test_peak_memory_grows_with_the_model(tmp_path):
     for units in (8, 4096):
         path = tmp_path / f"{units}.tflite"
         path.write_bytes(tflite.convert(cnn.CNN(3, (32, 32, 1), filters=(8,), dense=(units,)), "float32"))
-        peaks.append((memory.peak(path), path.stat().st_size))
+        peaks.append((cost.peak_memory(path), path.stat().st_size))
     # 8 · 16 · 16 · 4096 weights of 4 bytes are 33.6 MB, and they are in memory.
     assert peaks[1][0] - peaks[0][0] > 0.9 * (peaks[1][1] - peaks[0][1])

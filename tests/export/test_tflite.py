@@ -174,7 +174,7 @@ def test_an_operation_that_tflite_lacks_is_named_in_one_line():
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reason"),
     [
         ("<unknown>:0: error: loc(fused): 'tfl.average_pool_2d' op scales clash", "operator tfl.average_pool_2d"),
         ("Could not translate\n error: 'tf.Erf' op is custom", "operator tf.Erf: Could not translate"),
@@ -182,8 +182,8 @@ def test_an_operation_that_tflite_lacks_is_named_in_one_line():
         ("", "ValueError"),
     ],
 )
-def test_the_converters_reason_is_one_line(text, told):
-    assert tflite._reason(ValueError(text)) == told
+def test_the_converters_reason_is_one_line(text, reason):
+    assert tflite._reason(ValueError(text)) == reason
 
 
 def test_uint8_pixels_give_what_float_pixels_give(files, held_out):

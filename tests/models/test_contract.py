@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from kd_keras import spec, testing
-from kd_keras.distillation.fast_teacher import frozen
+from kd_keras.distillation.fast_teacher import fast_copy
 from kd_keras.errors import InputError
 from kd_keras.export import tflite
 from kd_keras.models import cnn
@@ -158,7 +158,7 @@ def test_layers_are_stock(moved, case):
 @pytest.mark.parametrize("case", CASES)
 def test_frozen_copy_gives_the_same(moved, case):
     model = moved(case)
-    assert_same_logits(frozen(model, "float32")(pixels()), model(pixels()))
+    assert_same_logits(fast_copy(model, "float32")(pixels()), model(pixels()))
 
 
 @pytest.mark.parametrize("case", first_of_each(CASES))

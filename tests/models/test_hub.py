@@ -63,14 +63,14 @@ def test_features_are_those_of_keras_hub_before_and_after_a_file(preset, kind, t
 @pytest.mark.parametrize("kind", ["resnet", "clip"])
 def test_a_frozen_copy_is_the_same(preset, kind):
     model = hub.Hub(5, SHAPE, preset=preset(kind)[0])
-    np.testing.assert_allclose(frozen.frozen(model, "float32")(pixels()), model(pixels()), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(frozen.fast_copy(model, "float32")(pixels()), model(pixels()), rtol=1e-4, atol=1e-5)
 
 
 def test_a_backbone_that_cannot_be_rebuilt_is_not_frozen(preset):
     model = hub.Hub(5, SHAPE, preset=preset("vit")[0])
-    assert not frozen.can_be_frozen(model)
+    assert not frozen.can_be_copied(model)
     with pytest.raises(InputError, match="whose layers can all be rebuilt"):
-        frozen.frozen(model, "float32")
+        frozen.fast_copy(model, "float32")
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_files_frozen_copies_and_tflite(weights, tmp_path):
     model(grey, training=True)
     model.save(tmp_path / "model.keras")
     np.testing.assert_array_equal(keras.models.load_model(tmp_path / "model.keras")(grey), model(grey))
-    np.testing.assert_allclose(frozen.frozen(model, "float32")(grey), model(grey), rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(frozen.fast_copy(model, "float32")(grey), model(grey), rtol=1e-3, atol=1e-6)
     lite = tflite.load(tflite.convert(model, "float32"))
     np.testing.assert_allclose(lite.predict(grey), model(grey), rtol=1e-3, atol=1e-6)
 

@@ -188,7 +188,7 @@ def test_flags_that_do_not_fit_are_refused(flags, told, tmp_path):
             ["--scheme=mutual(peers=cnn(filters=(3,)))", "--compress=qat()"],
             "there is none for a student to be compressed by",
         ),
-        ([TEACHER, "--compress=qat(keep_float='nix')"], "names 'nix', which the student has not"),
+        ([TEACHER, "--compress=qat(keep_float='nix')"], "names 'nix', which the student does not have"),
     ],
 )
 def test_a_student_that_does_not_fit_is_refused_before_training(flags, told, tmp_path):

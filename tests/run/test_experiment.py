@@ -4,9 +4,8 @@ import keras
 import pytest
 
 from kd_keras import data
-from kd_keras.distillation import device
 from kd_keras.errors import InputError
-from kd_keras.run import config, teaching, training
+from kd_keras.run import config, hardware, teaching, training
 from kd_keras.run.experiment import Experiment
 
 
@@ -51,9 +50,9 @@ def test_compile_settings_are_the_devices_unless_named(made):
 
 
 def test_the_devices_choices_are_asked_for(made, monkeypatch):
-    monkeypatch.setattr(device, "jit_compile", lambda strategy: True)
-    monkeypatch.setattr(device, "steps_per_execution", lambda *_: 5)
-    monkeypatch.setattr(device, "precision", lambda: "mixed_bfloat16")
+    monkeypatch.setattr(hardware, "jit_compile", lambda strategy: True)
+    monkeypatch.setattr(hardware, "steps_per_execution", lambda *_: 5)
+    monkeypatch.setattr(hardware, "precision", lambda: "mixed_bfloat16")
     _, distiller = made("--precision=auto")
     assert (distiller.jit_compile, distiller.steps_per_execution) == (True, 5)
     assert distiller.student.get_layer("pooled").compute_dtype == "bfloat16"

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from kd_keras import Distiller, losses, schedules
 from kd_keras.distillation import ensemble as joined
+from kd_keras.distillation import parts
 from kd_keras.errors import InputError
 from kd_keras.models import cnn
 from kd_keras.schemes import ensemble
@@ -20,7 +21,7 @@ TAPS = dict(zip(SHARES, map(tf.constant, Z_T), strict=True))
 
 
 def of_teachers(term, **kwargs):
-    return ensemble.OfTeachers(term=term, teachers=SHARES, **kwargs)
+    return parts.OfTeachers(term=term, teachers=SHARES, **kwargs)
 
 
 def value(term, z_s=Z_S):
@@ -63,8 +64,7 @@ def gradient(terms):
 @pytest.mark.parametrize("loss", [losses.KD, losses.SoftCE])
 def test_terms_have_the_gradient_of_the_mean_of_probabilities(loss):
     apart = [
-        ensemble.OfTeachers(term=loss(temperature=3.0), teachers={tap: 1.0}, share=share)
-        for tap, share in SHARES.items()
+        parts.OfTeachers(term=loss(temperature=3.0), teachers={tap: 1.0}, share=share) for tap, share in SHARES.items()
     ]
     np.testing.assert_allclose(gradient(apart), gradient([of_teachers(loss(temperature=3.0))]), rtol=1e-4, atol=1e-5)
     values = [ref.kl(z, Z_S, 3.0) * 9 * share for z, share in zip(Z_T, SHARES.values(), strict=True)]
@@ -98,7 +98,7 @@ def models():
 def test_the_first_step_has_the_formulas_loss(models, combine):
     teachers, student = models
     scheme = ensemble.build(combine, (1.0, 3.0))
-    teacher = joined.joined(teachers, scheme._joins, (1.0, 3.0))
+    teacher = joined.join(teachers, scheme._joins, (1.0, 3.0))
     terms = [losses.CE(weight=0.1), losses.KD(weight=0.9, temperature=2.0)]
     adapt = scheme._adapt(2)
     distiller = Distiller(

@@ -13,7 +13,7 @@ from keras import distillation
 
 from benchmarks import measure, nets
 from kd_keras import losses
-from kd_keras.distillation.fast_teacher import frozen
+from kd_keras.distillation.fast_teacher import fast_copy
 from kd_keras.errors import InputError
 from kd_keras.evaluate import cost
 
@@ -164,7 +164,7 @@ def variants(options, stack):
         return
     yield "ce", FULL, lambda: ours(lambda: [losses.CE()])
     for dtype, group in (("float32", FULL), ("bfloat16", BF16)):
-        copy = frozen(teacher, dtype)
+        copy = fast_copy(teacher, dtype)
         yield f"teacher forward, folded, {dtype}", group, lambda copy=copy: nets.forward_call(copy, images)
     name = f"kd, steps_per_execution={STEPS_PER_EXECUTION}"
     yield name, OTHER, lambda: ours(nets.hinton, steps_per_execution=STEPS_PER_EXECUTION)

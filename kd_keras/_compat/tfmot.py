@@ -1,0 +1,64 @@
+"""Private names of tensorflow-model-optimization and of tf_keras, imported where they are used: a function for each."""
+
+import types
+
+
+def quantize_configs() -> types.ModuleType:
+    """The module of `Default8BitOutputQuantizeConfig` and `NoOpQuantizeConfig`, what to quantise of a layer."""
+    from tensorflow_model_optimization.python.core.quantization.keras.default_8bit import default_8bit_quantize_configs
+
+    return default_8bit_quantize_configs
+
+
+def cluster_preserving() -> tuple[type, type]:
+    """The registry and the scheme of quantisation that keeps clusters: classes that take ``preserve_sparsity``."""
+    from tensorflow_model_optimization.python.core.quantization.keras.collab_opts.cluster_preserve import (
+        cluster_preserve_quantize_registry,
+        default_8bit_cluster_preserve_quantize_scheme,
+    )
+
+    return (
+        cluster_preserve_quantize_registry.Default8bitClusterPreserveQuantizeRegistry,
+        default_8bit_cluster_preserve_quantize_scheme.Default8BitClusterPreserveQuantizeScheme,
+    )
+
+
+def is_quantize_layer(layer) -> bool:
+    """Whether a layer is the one that quantises a model's input."""
+    from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
+
+    return isinstance(layer, QuantizeLayer)
+
+
+def quantized_variables(wrapper) -> list:
+    """The variables that a wrapper rounds, such as its layer's kernel, whose place in the layer the rounded one takes.
+
+    Args:
+        wrapper: a layer of a model that `quantize_apply` returned.
+    """
+    return [variable for variable, _, _ in getattr(wrapper, "_weight_vars", ())]
+
+
+def average_gradients():
+    """The setting by which centroids move by the mean of their weights' gradients."""
+    from tensorflow_model_optimization.python.core.clustering.keras.cluster_config import GradientAggregation
+
+    return GradientAggregation.AVG
+
+
+def average_gradients_of(wrapper) -> None:
+    """Sets `average_gradients` for the clusters that a wrapper keeps while it quantises."""
+    for _, _, variables in getattr(wrapper, "_weight_vars", ()):
+        if "clst_impl" in variables:
+            variables["clst_impl"].cluster_gradient_aggregation = average_gradients()
+
+
+def generator_states(model) -> list:
+    """The state variables of the random generators of a tf_keras model's dropout; the model's variables lack them."""
+    states = []
+    for layer in model.layers:
+        inner = getattr(layer, "layer", layer)
+        generator = getattr(getattr(inner, "_random_generator", None), "_generator", None)
+        if generator is not None:
+            states.append(generator.state)
+    return states

@@ -1,0 +1,70 @@
+"""Private names of tfmot and tf_keras: an upgrade that changes one fails here, and says which."""
+
+import numpy as np
+import pytest
+
+from kd_keras._compat import tfmot
+
+pytest.importorskip("tensorflow_model_optimization")
+
+
+@pytest.fixture(scope="module")
+def quantised():
+    """A tf_keras model after quantize_apply that keeps clusters."""
+    import tensorflow_model_optimization
+    import tf_keras
+
+    model = tf_keras.Sequential(
+        [tf_keras.Input((4,)), tf_keras.layers.Dense(3, name="dense"), tf_keras.layers.Dense(2, name="logits")]
+    )
+    quantization = tensorflow_model_optimization.quantization.keras
+    _, scheme = tfmot.cluster_preserving()
+    return quantization.quantize_apply(quantization.quantize_annotate_model(model), scheme(preserve_sparsity=False))
+
+
+def wrapper(model):
+    return next(layer for layer in model.layers if getattr(layer, "layer", layer).name == "dense")
+
+
+def test_quantize_configs():
+    configs = tfmot.quantize_configs()
+    assert configs.NoOpQuantizeConfig().get_output_quantizers(None) == []
+    assert len(configs.Default8BitOutputQuantizeConfig().get_output_quantizers(None)) == 1
+
+
+def test_cluster_preserving():
+    registry, scheme = tfmot.cluster_preserving()
+    assert isinstance(scheme(preserve_sparsity=True).get_quantize_registry(), registry)
+
+
+def test_is_quantize_layer(quantised):
+    assert [tfmot.is_quantize_layer(layer) for layer in quantised.layers].count(True) == 1
+
+
+def test_quantized_variables(quantised):
+    (kernel,) = tfmot.quantized_variables(wrapper(quantised))
+    assert kernel.shape == (4, 3), "tfmot's wrappers no longer keep (variable, quantizer, …) in _weight_vars"
+    assert tfmot.quantized_variables(object()) == []
+
+
+def test_average_gradients_of(quantised):
+    algorithm = wrapper(quantised)._weight_vars[0][2]["clst_impl"]
+    tfmot.average_gradients_of(wrapper(quantised))
+    assert algorithm.cluster_gradient_aggregation == tfmot.average_gradients()
+
+
+def test_generator_states():
+    import tf_keras
+
+    backend = tf_keras.backend.experimental
+    before = backend.is_tf_random_generator_enabled()
+    backend.enable_tf_random_generator()
+    try:
+        model = tf_keras.Sequential([tf_keras.Input((4,)), tf_keras.layers.Dropout(0.5, seed=1)])
+        (state,) = tfmot.generator_states(model)
+        first = state.numpy()
+        model(np.ones((2, 4)), training=True)
+        assert (state.numpy() != first).any(), "dropout no longer counts in _random_generator._generator.state"
+    finally:
+        if not before:
+            backend.disable_tf_random_generator()
