@@ -153,7 +153,7 @@ def is_whole(root):
     for path in root.glob("store/*/*/record.json"):
         for name, sha256 in json.loads(path.read_text())["files"].items():
             assert hashlib.sha256((path.parent / name).read_bytes()).hexdigest() == sha256, path
-    leftovers = [*root.glob("store/*/.*"), *root.glob("store/leases/*.json"), *root.glob("store/checkpoints/*")]
+    leftovers = [*root.glob("store/[!l]*/.*"), *root.glob("store/leases/*.json"), *root.glob("store/checkpoints/*")]
     return not leftovers
 
 
