@@ -50,8 +50,12 @@ def read(workdir: pathlib.Path) -> dict[str, dict]:
 
 
 def distinct(rows: list[dict]) -> list[dict]:
-    """Returns each row once: runs that share a model have the same row to the last digit, its latency included."""
-    return list({json.dumps(row, sort_keys=True): row for row in rows}.values())
+    """Returns a row for each model: runs that share a model have the same figures to the last digit, latency included.
+
+    Only the training images, which a seed draws where ``--train_examples`` is given, differ over the runs of a model.
+    """
+    drawn = {"train_accuracy": None}
+    return list({json.dumps({**row, **drawn}, sort_keys=True): row for row in reversed(rows)}.values())[::-1]
 
 
 def cell(rows: list[dict], column: str) -> str:
