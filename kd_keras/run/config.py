@@ -3,8 +3,10 @@
 To add a setting, add a field. `settings` makes its flag, its check, its lines in ``--help`` and its place in records. A
 rule that takes two settings is a function at the end. No TensorFlow is imported here: ``--help`` has to answer at once.
 
-``affects`` names what a setting changes: the trained models (``teacher``, ``baseline``, ``student``), the compressed
-students (``compress``), the data (``data``), or only which files are written and what is measured (``files``).
+``affects`` names the stages whose keys a setting changes, and with them those of all stages that are made from these:
+the trained models (``teacher``, ``baseline``, ``student``), the compressed students (``compress``), the teacher cache
+(``cache``). ``data`` stands for all of them, by the content of the images; ``files`` for which files and further caches
+are made and what is measured.
 """
 
 import dataclasses
@@ -59,7 +61,9 @@ class Data(Section):
     )
     skip_bad_images: bool = setting(False, "Skip and list unreadable images instead of stopping.", affects=("data",))
     augment: tuple[Spec, ...] = setting(
-        "none", "Augmentation of the training split: pad_crop(4) + flip() + mixup(0.2) …", affects=_STUDENTS
+        "none",
+        "Augmentation of the training split: pad_crop(4) + flip() + mixup(0.2) …",
+        affects=(*_STUDENTS, "cache"),
     )
 
 
@@ -119,7 +123,7 @@ class Teacher(Section, prefix="teacher_"):
         "auto",
         "Dtype of the copy of the teacher (with batch norm folded) that teaches; auto is the fastest that agrees with "
         "float32; none uses the teacher itself.",
-        affects=_TAUGHT,
+        affects=(*_TAUGHT, "cache"),
     )
 
     @property
@@ -199,7 +203,7 @@ class Cache(Section, prefix="cache_"):
         "Number of augmented views of each image for which the teacher's outputs are cached; 0 runs the teacher in "
         "every step.",
         minimum=0,
-        affects=_STUDENTS,
+        affects=(*_STUDENTS, "cache"),
     )
     taps: tuple[str, ...] = setting(
         "none",
@@ -208,21 +212,21 @@ class Cache(Section, prefix="cache_"):
         affects=("files",),
     )
     dtype: Literal["float16", "float32"] = setting(
-        "float16", "Dtype of the cached outputs.", needs="cache_views", affects=_TAUGHT
+        "float16", "Dtype of the cached outputs.", needs="cache_views", affects=(*_TAUGHT, "cache")
     )
     top_k: int | None = setting(
         None,
         "Cache only the k largest logits and the sum of the rest; by default all.",
         minimum=1,
         needs="cache_views",
-        affects=_TAUGHT,
+        affects=(*_TAUGHT, "cache"),
     )
     seed: int = setting(
         0,
         "Seed of the views, so that runs with several seeds share a cache.",
         minimum=0,
         needs="cache_views",
-        affects=_STUDENTS,
+        affects=(*_STUDENTS, "cache"),
     )
     limit_gb: float = setting(20.0, "Gigabytes that the cache may take.", minimum=0)
     folder: pathlib.Path | None = setting(None, "Folder of the cache; by default in the store.")
@@ -274,7 +278,6 @@ class Export(Section):
         "Mark a TFLite file whose test accuracy is lower than its Keras model's by more than this.",
         minimum=0,
         maximum=1,
-        affects=("files",),
     )
 
 

@@ -95,13 +95,16 @@ class Facts:
         needs_samples = "samples" in getattr(function, "needs", ())
         named = spec.bind(function, given, _ADDED.get(package, ("samples",) * needs_samples))
         parameters = inspect.signature(function).parameters
-        values = {name: _value(value) for name, value in named.items() if not _same(value, parameters[name].default)}
+        values = {name: _value(value) for name, value in named.items()}
+        values = {name: value for name, value in values.items() if not _same(value, _value(parameters[name].default))}
         module = sys.modules[function.__module__]
         version = getattr(module, "VERSION", 1)
         if ":" in given.name:
             version = files.sha256(inspect.getsourcefile(function))[:16]
         places = tuple(name for name in values if name in _WEIGHTS and pathlib.Path(str(values[name])).exists())
-        return Part(given.name, dict(sorted(values.items())), version=version, places=places)
+        # Optimizers are named in any case.
+        name = given.name if own else given.name.lower()
+        return Part(name, dict(sorted(values.items())), version=version, places=places)
 
     def parts(self, package: str, given) -> tuple[Part, ...]:
         """The same for several specs."""
@@ -323,7 +326,7 @@ def _same(value, default) -> bool:
 
 def _value(value):
     """A value of a part as a key holds it: nested schedules are bound to their defaults, a constant is its number."""
-    if isinstance(value, tuple):
+    if isinstance(value, (tuple, list)):
         return tuple(map(_value, value))
     if not isinstance(value, Spec):
         return value
@@ -334,5 +337,5 @@ def _value(value):
     if value.name == "constant":
         return named["value"]
     defaults = {field.name: field.default for field in dataclasses.fields(function)}
-    values = {name: _value(inner) for name, inner in named.items() if not _same(inner, defaults[name])}
-    return Part(value.name, values)
+    values = {name: _value(inner) for name, inner in named.items()}
+    return Part(value.name, {name: inner for name, inner in values.items() if not _same(inner, defaults[name])})

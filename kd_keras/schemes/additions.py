@@ -21,7 +21,6 @@ def complete(plan: Plan, config, facts) -> Plan:
     if config.export.keep_float:
         facts.check_kept_float(plan.students[0], config.export.keep_float)
     adding = _Adding(plan, config, facts)
-    adding.cached_taps()
     for model in plan.models:
         adding.row(model)
     beside = {"teacher": plan.reference, "baseline": adding.baseline}
@@ -32,6 +31,7 @@ def complete(plan: Plan, config, facts) -> Plan:
         if config.export.layer_report and "int8" in config.export.variants:
             adding.layer_report(model)
     adding.compress()
+    adding.cached_taps()
     return dataclasses.replace(
         plan, compressed=tuple(adding.compressed), rows=tuple(adding.rows), extras=tuple(adding.extras)
     )
@@ -48,11 +48,14 @@ class _Adding:
     def cached_taps(self) -> None:
         """The further taps of ``--cache_taps``, of the teacher that the student reads, for other runs."""
         config = self.config
-        answers = [model.answers for model in self.plan.models if isinstance(model, Train) and model.answers]
+        # A student that is taken as it is reads a teacher when it is compressed.
+        trained = (*self.plan.models, *(model.of[0] for model in self.compressed))
+        answers = [stage.answers for stage in trained if isinstance(stage, Train) and stage.answers]
         if config.cache.views and not answers:
             raise InputError(f"--cache_views={config.cache.views} but no loss of --loss reads a teacher: leave it out")
+        ours = [taps for taps in answers if taps[0].teacher == self.plan.teacher] or answers
         for tap in config.cache.taps:
-            first = answers[-1][0]
+            first = ours[0][0]
             name = f"{first.teacher.name}-cache-{tap}"
             self.facts.check_tap(first.teacher, tap)
             self.extras.append(dataclasses.replace(first, tap=tap, name=name))
