@@ -90,7 +90,7 @@ def test_the_student_is_trained_by_the_term_alone_whatever_its_weight(name):
 def test_nothing_to_train_ahead_is_told(tmp_path):
     with pytest.raises(InputError, match="no loss needs pretraining"):
         distiller(losses.CE(), losses.KD()).pretrain(batches(1))
-    with pytest.raises(InputError, match="--pretrain_epochs but no loss of --loss is pretrained: ft, ab"):
+    with pytest.raises(InputError, match="--pretrain_epochs=1 but no loss of --loss needs pretraining here: ft, ab"):
         checked(tmp_path, f"--teacher={A}", "--pretrain_epochs=1")
 
 
