@@ -30,7 +30,7 @@ class Cluster(_base.Step):
     rank = 2
     leaves = frozenset({"clusters"})
 
-    def __init__(self, clusters: int = 16, skip: str = ""):
+    def __init__(self, clusters: int = 16, skip: str = "") -> None:
         if not is_count(clusters, least=3):
             raise InputError(f"cluster's clusters={clusters!r} is not a whole number of at least 3: give 16, say")
         self.clusters, self.skip = clusters, _base.names("cluster's skip", skip)

@@ -30,7 +30,7 @@ class Prune(_base.Step):
 
     def __init__(
         self, sparsity: float = 0.8, start: float = 0.0, end: float = 0.6, frequency: int = 10, skip: str = ""
-    ):
+    ) -> None:
         if not is_number(sparsity) or not 0 < sparsity < 1:
             raise InputError(f"prune's sparsity={sparsity!r} is not in 0 < sparsity < 1: give the share of zeros, 0.8")
         if not (is_number(start) and is_number(end) and 0 <= start < end <= 1):

@@ -27,7 +27,7 @@ class QAT(_base.Step):
     rank = 3
     quantises = True
 
-    def __init__(self, keep_float: str = ""):
+    def __init__(self, keep_float: str = "") -> None:
         self.keep_float = _base.names("qat's keep_float", keep_float)
 
     def wrap(self, model, kept, steps):
@@ -156,7 +156,7 @@ def _apart():
             return super().__call__(cast(inputs), training, weights, **kwargs)
 
     class Apart(tfmot_names.quantize_configs().NoOpQuantizeConfig):
-        def __init__(self, rounds):
+        def __init__(self, rounds) -> None:
             self.rounds = rounds
 
         def get_config(self):

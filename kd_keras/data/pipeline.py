@@ -165,7 +165,7 @@ class Views:
             a layer with random numbers of its own).
     """
 
-    def __init__(self, source: Source, count: int = 1, augment: Sequence[Any] = (), seed: int = 0):
+    def __init__(self, source: Source, count: int = 1, augment: Sequence[Any] = (), seed: int = 0) -> None:
         if not is_count(count):
             raise InputError(f"{count!r} views: give a whole number of at least 1")
         for op in augment:

@@ -75,7 +75,7 @@ class ArraySource(Source):
         InputError: shapes or types do not fit.
     """
 
-    def __init__(self, images: np.ndarray, labels: Any):
+    def __init__(self, images: np.ndarray, labels: Any) -> None:
         if images.ndim != 4 or images.dtype != np.uint8:
             raise InputError(f"images must be uint8 (N, H, W, C), not {images.dtype} {images.shape}: convert them")
         self.labels = np.asarray(labels, np.int32)
@@ -105,7 +105,7 @@ class NumpySource(Source):
         fingerprint: hash of the samples, where it is known without reading all images.
     """
 
-    def __init__(self, images: np.ndarray, labels: Any, fingerprint: str | None = None):
+    def __init__(self, images: np.ndarray, labels: Any, fingerprint: str | None = None) -> None:
         self.labels = np.asarray(labels, np.int32)
         self.image_shape = tuple(int(side) for side in images.shape[1:])
         self._images, self._fingerprint = arrays.Rows(images), fingerprint
@@ -130,7 +130,7 @@ class FileSource(Source):
         image_shape: (H, W, C), C being 1 or 3; an image of another size is resized with antialiasing.
     """
 
-    def __init__(self, paths: Sequence[str], labels: Any, image_shape: tuple[int, int, int]):
+    def __init__(self, paths: Sequence[str], labels: Any, image_shape: tuple[int, int, int]) -> None:
         self.paths = tuple(os.fspath(path) for path in paths)
         self.labels = np.asarray(labels, np.int32)
         self.image_shape = tuple(image_shape)
@@ -165,7 +165,7 @@ class FileSource(Source):
 
 
 class _Subset(Source):
-    def __init__(self, source: Source, indices: Any):
+    def __init__(self, source: Source, indices: Any) -> None:
         rows = np.asarray(indices, np.int64)
         if rows.ndim != 1 or (len(rows) and not 0 <= rows.min() <= rows.max() < len(source)):
             raise InputError(

@@ -4,6 +4,7 @@ from kd_keras import spec
 from kd_keras.losses.base import Loss
 from kd_keras.losses.ce import CE
 from kd_keras.losses.kd import KD
+from kd_keras.schedules import ScheduleLike
 
 _PACKAGE = "kd_keras.losses"
 
@@ -26,12 +27,12 @@ def _keeps_samples(loss: spec.Spec) -> bool:
     return "samples" in getattr(spec.builder(_PACKAGE, loss.name), "needs", ())
 
 
-def hinton(*, alpha: float = 0.9, temperature: float = 4.0) -> list[Loss]:
+def hinton(*, alpha: float = 0.9, temperature: ScheduleLike = 4.0) -> list[Loss]:
     """The classical pair of losses: (1 − alpha) · CE with the labels + alpha · KD with the teacher.
 
     Args:
         alpha: weight of the *soft* term, in [0, 1].
-        temperature: T > 0 of the soft term.
+        temperature: T > 0 of the soft term, a number or a schedule.
 
     Reference: Hinton et al., arXiv:1503.02531.
     """
