@@ -10,20 +10,20 @@ _PACKAGE = "kd_keras.losses"
 
 
 def check(loss: spec.Spec) -> None:
-    """Refuses a loss of an unknown name or argument, without building it."""
-    spec.check(_PACKAGE, loss, ("samples",) if _keeps_samples(loss) else ())
+    """Raises InputError for a loss of an unknown name or argument, without building it."""
+    spec.check(_PACKAGE, loss, ("samples",) if _needs_samples(loss) else ())
 
 
 def from_spec(loss: spec.Spec, samples: int) -> Loss:
-    """The loss of a spec; one that keeps something of each training sample is told how many there are.
+    """Builds the loss of a spec; ``samples``, the size of the training split, is passed to losses that need it.
 
     Raises:
-        InputError: unknown name or argument, or a value out of range.
+        InputError: the name or an argument is unknown, or a value is out of range.
     """
-    return spec.build(_PACKAGE, loss, **({"samples": samples} if _keeps_samples(loss) else {}))
+    return spec.build(_PACKAGE, loss, **({"samples": samples} if _needs_samples(loss) else {}))
 
 
-def _keeps_samples(loss: spec.Spec) -> bool:
+def _needs_samples(loss: spec.Spec) -> bool:
     return "samples" in getattr(spec.builder(_PACKAGE, loss.name), "needs", ())
 
 
