@@ -34,6 +34,13 @@ def write(path: str | os.PathLike, content: bytes | str | Callable[[BinaryIO], N
         unfinished.unlink(missing_ok=True)
 
 
+def update(path: str | os.PathLike, text: str) -> None:
+    """Writes text to a file, unless that is what it holds already: the file's time then says when it last changed."""
+    path = pathlib.Path(path)
+    if not path.exists() or path.read_bytes() != text.encode():
+        write(path, text)
+
+
 def copy(source: str | os.PathLike, target: str | os.PathLike) -> None:
     """Copies a file; a reader of ``target`` never meets half of it."""
     with open(source, "rb") as read:

@@ -2,7 +2,7 @@
 
 There is no table of names. A spec names a file of a package (``kd_keras.losses``) or a public function of a module
 (``kd_keras.schedules``), and its keys are the arguments of the class or function that is named as the file: a new file
-is a new name.
+is a new name. ``my_package.my_module:MyLoss(gamma=2.0)`` names a class or function of the user's own.
 Text is parsed with `ast`, never evaluated.
 """
 
@@ -22,7 +22,11 @@ from kd_keras.errors import InputError
 # What a file defines at top level. A part's class or function has the name of its file: `ResNet` in resnet.py.
 _DEFINED = re.compile(r"^(?:class|def) (\w+)", re.MULTILINE)
 # A scheme's function has one name in every file.
-_SCHEME = re.compile(r"^def (build|plan)\(", re.MULTILINE)
+_SCHEME = re.compile(r"^def (plan)\(", re.MULTILINE)
+# package.module:name outside quotes. Python's grammar has no such name, so it is parsed as one identifier, in which two
+# letters that nobody types stand for the colon and the dots.
+_FOREIGN = re.compile(r"""('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|\b([^\W\d][\w.]*:[^\W\d]\w*)""")
+_ENCODE, _DECODE = str.maketrans(":.", "ǃǀ"), str.maketrans("ǃǀ", ":.")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -40,6 +44,9 @@ class Spec:
     def __str__(self) -> str:
         values = [*map(_text, self.args), *(f"{key}={_text(value)}" for key, value in self.kwargs.items())]
         return f"{self.name}({', '.join(values)})"
+
+    def __hash__(self) -> int:
+        return hash(str(self))
 
     # A message that quotes a value, such as stem=cifar() of who forgot the quotes, shows what was written.
     __repr__ = __str__
@@ -74,9 +81,10 @@ def parse_many(text: str) -> list[Spec]:
     """
     if text.strip() in ("", "none"):
         return []
+    encoded = _FOREIGN.sub(lambda match: match[1] or match[2].translate(_ENCODE), text.strip())
     try:
         # In brackets, so that a long sum may go over several lines.
-        tree = ast.parse(f"({text.strip()})", mode="eval").body
+        tree = ast.parse(f"({encoded})", mode="eval").body
     except (SyntaxError, ValueError) as error:
         raise InputError(f"{text!r} cannot be read as name(key=value) + …: check its brackets and quotes") from error
     return [_spec(node, text) for node in _terms(tree)]
@@ -92,7 +100,7 @@ def _terms(node: ast.expr) -> Iterator[ast.expr]:
 
 def _spec(node: ast.expr, text: str) -> Spec:
     if isinstance(node, ast.Name):
-        return Spec(node.id)
+        return Spec(node.id.translate(_DECODE))
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
         raise InputError(f"{ast.unparse(node)!r} in {text!r} is not a spec: write name(key=value)")
     if any(keyword.arg is None for keyword in node.keywords):
@@ -100,7 +108,7 @@ def _spec(node: ast.expr, text: str) -> Spec:
     kwargs = {keyword.arg: _value(keyword.value, text) for keyword in node.keywords}
     if len(kwargs) < len(node.keywords):
         raise InputError(f"{ast.unparse(node)!r} gives a key twice: give each one once")
-    return Spec(node.func.id, kwargs, tuple(_value(value, text) for value in node.args))
+    return Spec(node.func.id.translate(_DECODE), kwargs, tuple(_value(value, text) for value in node.args))
 
 
 def _value(node: ast.expr, text: str) -> Any:
@@ -141,17 +149,45 @@ def parts(package: str) -> dict[str, str]:
     return result
 
 
+def constant(package: str, name: str, constant: str) -> bool:
+    """Whether a part's file says ``CONSTANT = True``; nothing is imported."""
+    if ":" in name:
+        return bool(getattr(importlib.import_module(name.partition(":")[0]), constant, False))
+    check_name(package, name)
+    folders = importlib.util.find_spec(package).submodule_search_locations
+    return f"\n{constant} = True\n" in pathlib.Path(folders[0], f"{name}.py").read_text("utf-8")
+
+
 def builder(package: str, name: str):
     """The class or function that builds ``name``.
 
     Raises:
         InputError: the package has no such name; the message lists the known names and the closest.
     """
-    known = parts(package)
-    if name not in known:
-        raise InputError(unknown(name, package.rpartition(".")[2], sorted(known)))
+    if ":" in name:
+        return _foreign(name)
+    known = check_name(package, name)
     is_module = importlib.util.find_spec(package).submodule_search_locations is None
     return getattr(importlib.import_module(package if is_module else f"{package}.{name}"), known[name])
+
+
+def check_name(package: str, name: str) -> dict[str, str]:
+    """The parts of a package; raises InputError where the name is none of them, and none of the user's own code."""
+    known = parts(package)
+    if name not in known and ":" not in name:
+        raise InputError(unknown(name, package.rpartition(".")[2], sorted(known)))
+    return known
+
+
+def _foreign(name: str):
+    """The class or function that ``package.module:name`` names."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise InputError(f"{name}: {module} can't be imported ({error}): put its folder on PYTHONPATH") from error
+    except AttributeError as error:
+        raise InputError(f"{name}: {module} has no {attribute!r}: name a class or function that it defines") from error
 
 
 def check(package: str, spec: Spec, given: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -1,21 +1,201 @@
+"""README.md and the guides: every Python snippet is executed, every command is read by what it starts.
+
+A snippet that can't be executed here has a comment on the line before it, ``<!-- not executed: why -->``; what it
+imports of the package is imported all the same. The snippets of a page are executed in order, in one namespace, which
+has the variables of `variables` at the start. Trainings are shortened to an epoch.
+"""
+
+import ast
+import dataclasses
+import importlib
 import pathlib
 import re
+import shlex
 
 import numpy as np
+import pytest
+
+from kd_keras.run import commands, config
+from kd_keras.sweep import __main__ as sweep
 
 ROOT = pathlib.Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+_FENCE = re.compile(
+    r"^(?:<!-- not executed: (?P<why>.+) -->\n)?(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$",
+    re.MULTILINE | re.DOTALL,
+)
+# What starts a command, or a line of flags alone.
+_COMMAND = re.compile(r"(?:python -m kd_keras(?:\.\w+)?|kd-keras|^\s*(?=--\w))(?=\s|$|--)")
+# What ends a command in a shell, where it stands outside of quotes.
+_ENDS = {"&&", "||", "|", ";", "#", ">", ">>", "2>", "&"}
 
 
-def blocks(page):
-    """The Python of a page."""
-    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A fenced block of a page.
+
+    Attributes:
+        where: page and line.
+        language: what stands after the fence.
+        text: its lines.
+        why: why it is not executed, or None.
+    """
+
+    where: str
+    language: str
+    text: str
+    why: str | None
 
 
-def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
-    (code,) = blocks("README.md")
+def read_blocks(path: pathlib.Path) -> list[Block]:
+    """The fenced blocks of a page, in order."""
+    page = path.read_text(encoding="utf-8")
+    found = []
+    for match in _FENCE.finditer(page):
+        line = page.count("\n", 0, match.start("text"))
+        found.append(Block(f"{path.name}:{line}", match["language"], match["text"], match["why"]))
+    assert sum(block.language == "python" for block in found) == page.count("```python"), f"{path.name}: lost a snippet"
+    return found
+
+
+def read_commands(text: str) -> list[list[str]]:
+    """The commands of a block, as lists of words: ``python -m kd_keras…``, ``kd-keras …``, and lines of flags alone."""
+    found = []
+    pending = ""
+    for line in text.replace("\\\n", " ").splitlines():
+        pending = f"{pending}\n{line}" if pending else line
+        match = _COMMAND.search(pending)
+        if match is None or (rest := _words(pending[match.start() :])) is None:
+            # Without a command the next line begins anew; with one, its quotes are still open.
+            pending = "" if match is None else pending
+            continue
+        found.append(rest)
+        pending = ""
+    if pending:
+        # The command stands in quotes of its own, that end on its last line: bash -c '…'.
+        match = re.search(r"python -m kd_keras.*", pending, re.DOTALL)
+        found.append(_words(match[0].rpartition("'")[0]))
+    return found
+
+
+def _words(text: str) -> list[str] | None:
+    """The words of one command; None where a quote is open."""
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        return None
+    return words[: next((at for at, word in enumerate(words) if word in _ENDS), len(words))]
+
+
+def start_of(words: list[str]) -> tuple[str, list[str]]:
+    """What a command starts (``run``, ``sweep``, ``list`` …), and its arguments."""
+    if words[:2] == ["python", "-m"]:
+        program = words[2].partition(".")[2]
+        return (program, words[3:]) if program else (words[3], words[4:])
+    if words[0] == "kd-keras":
+        return words[1], words[2:]
+    # Flags alone are for any flagfile.
+    return "run", ["--flagfile=experiments/digits.flags", *words]
+
+
+BLOCKS = [block for path in PAGES for block in read_blocks(path)]
+SHELL = [block for block in BLOCKS if block.language != "python"]
+COMMANDS = [(block.where, words) for block in SHELL for words in read_commands(block.text)]
+
+
+@pytest.fixture
+def variables(tmp_path, monkeypatch):
+    """What the guides' snippets take for granted: digits, a small pair, and a TFLite file in the current folder."""
+    from kd_keras import Distiller, data, losses, models
+    from kd_keras.export import metadata, tflite
+
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {})
-    assert (tmp_path / "student.keras").exists()
+    splits = data.Digits()
+    splits = dataclasses.replace(splits, train=data.take(splits.train, 200, seed=0))
+    teacher, student = (models.CNN(10, splits.image_shape, filters=filters, dense=()) for filters in ((8, 8), (4, 4)))
+    distiller = Distiller(student=student, teacher=teacher, losses=[losses.KD()])
+    distiller.compile("adam", metrics=["accuracy"])
+    images = np.zeros((4, *splits.image_shape), "float32")
+    content = metadata.attach(tflite.convert(student, "int8", images), splits.class_names)
+    (tmp_path / "student_int8.tflite").write_bytes(content)
+    return {
+        **{"data": data, "losses": losses, "models": models, "Distiller": Distiller},
+        **{"splits": splits, "teacher": teacher, "student": student, "distiller": distiller, "images": images},
+        **{"epochs": 1, "steps_per_epoch": data.steps_per_epoch(len(splits.train), 64)},
+        "train": data.batches(splits.train, 64, training=True, epochs=1),
+    }
+
+
+PAGES_WITH_PYTHON = [path for path in PAGES if any(block.language == "python" for block in read_blocks(path))]
+
+
+@pytest.mark.parametrize("path", PAGES_WITH_PYTHON, ids=lambda path: path.name)
+def test_the_python_of_a_page_runs(path, variables):
+    for block in read_blocks(path):
+        if block.language != "python":
+            continue
+        tree = ast.parse(block.text, block.where)
+        if block.why is None:
+            code = re.sub(r"\bepochs=\d+", "epochs=1", block.text)
+            exec(compile(code, block.where, "exec"), variables)
+        else:
+            check_imports(tree, block.where)
+    if path.name == "README.md":
+        assert pathlib.Path("student.keras").exists()
+
+
+def check_imports(tree: ast.Module, where: str) -> None:
+    """Imports what a snippet imports of the package."""
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("kd_keras"):
+                    importlib.import_module(alias.name)
+        elif isinstance(node, ast.ImportFrom) and node.module.startswith("kd_keras"):
+            module = importlib.import_module(node.module)
+            missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+            assert not missing, f"{where}: {node.module} has no {', '.join(missing)}"
+
+
+def test_pages_and_commands_are_found():
+    assert sum(block.language == "python" for block in BLOCKS) >= 7
+    starts = [start_of(words)[0] for _, words in COMMANDS]
+    assert starts.count("run") >= 12 and starts.count("sweep") >= 2 and {"list", "describe"} <= set(starts)
+
+
+@pytest.mark.parametrize(("where", "words"), COMMANDS, ids=[f"{where}-{words[-1]}"[:60] for where, words in COMMANDS])
+def test_a_command_of_a_page_is_read(where, words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    name, arguments = start_of(words)
+    if name == "run" and "--help" not in arguments:
+        config.read(["kd_keras.run", *arguments])
+    elif name == "sweep":
+        sweep.plan(["kd_keras.sweep", *arguments])
+    else:
+        assert commands.main([name, *arguments]) == 0
+
+
+def test_the_commands_of_a_block():
+    text = """
+# a comment with 'a quote
+A=1 python -m kd_keras.run --epochs=3 \\
+  --loss='ce() | kd()' || exit 1
+pip install x && kd-keras describe kd  # it is quick
+exec bash -c '
+  exec python -m kd_keras.run --epochs=4
+'
+--compress='prune()
+  + qat()' --epochs=5
+--teacher=none
+"""
+    head, _, tail = text.partition("exec bash")
+    assert read_commands(head) == [
+        ["python", "-m", "kd_keras.run", "--epochs=3", "--loss=ce() | kd()"],
+        ["kd-keras", "describe", "kd"],
+    ]
+    tail, _, flags = tail.partition("'\n--")
+    assert read_commands(f"exec bash{tail}'") == [["python", "-m", "kd_keras.run", "--epochs=4"]]
+    assert read_commands(f"--{flags}") == [["--compress=prune()\n  + qat()", "--epochs=5"], ["--teacher=none"]]
 
 
 def test_the_guides_own_loss_is_one_file(tmp_path):
@@ -23,7 +203,7 @@ def test_the_guides_own_loss_is_one_file(tmp_path):
     import kd_keras.losses
     from kd_keras import spec
 
-    (code,) = [block for block in blocks("docs/losses.md") if "class MyLoss" in block]
+    (code,) = [block.text for block in read_blocks(ROOT / "docs" / "losses.md") if "class MyLoss" in block.text]
     (tmp_path / "my_loss.py").write_text(code, encoding="utf-8")
     kd_keras.losses.__path__.append(str(tmp_path))
     try:
@@ -34,17 +214,7 @@ def test_the_guides_own_loss_is_one_file(tmp_path):
     assert float(loss({"logits": np.array([[1.0, 3.0]])}, {"logits": np.array([[0.0, 1.0]])}, np.array([0]))[0]) == 2.5
 
 
-def test_the_guides_teacher_cache_trains(tmp_path, monkeypatch):
-    from kd_keras import Distiller, losses
-    from kd_keras.data import digits
-    from kd_keras.models import cnn
-
-    splits = digits.Digits()
-    teacher, student = (cnn.CNN(10, splits.image_shape, filters=filters) for filters in ((16, 32), (4,)))
-    distiller = Distiller(student=student, teacher=teacher, losses=[losses.KD()])
-    distiller.compile("adam", metrics=["accuracy"])
-    (code,) = [block for block in blocks("docs/distiller.md") if "TeacherCache" in block]
-    monkeypatch.chdir(tmp_path)
-    known = {"splits": splits, "teacher": teacher, "distiller": distiller}
-    exec(compile(code.replace("epochs=30", "epochs=2").replace("...", "steps_per_epoch=19"), "guide", "exec"), known)
-    assert len(list(tmp_path.glob("cache/*/view*-logits.json"))) == 4
+def test_the_guides_teacher_cache_is_filled(variables):
+    (code,) = [block.text for block in read_blocks(ROOT / "docs" / "distiller.md") if "TeacherCache" in block.text]
+    exec(compile(re.sub(r"\bepochs=\d+", "epochs=1", code), "guide", "exec"), variables)
+    assert len(list(pathlib.Path.cwd().glob("cache/*/view*-logits.json"))) == 4

@@ -79,8 +79,11 @@ def run_case(case: Case, trees: tuple[runs.Tree, runs.Tree]) -> list[tuple[str, 
     Returns:
         (what was compared, the comparison), of a case that is killed several.
     """
-    with concurrent.futures.ThreadPoolExecutor(len(trees)) as pool:
-        old, new = pool.map(lambda tree: tree.run(case), trees)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(len(trees)) as pool:
+            old, new = pool.map(lambda tree: tree.run(case), trees)
+    except RuntimeError as error:
+        return [(case.name, differences.Comparison(differences=[str(error)]))]
     pairs = [(case.name, old["undisturbed"], new["undisturbed"])]
     if case.killed:
         pairs += [
@@ -88,17 +91,17 @@ def run_case(case: Case, trees: tuple[runs.Tree, runs.Tree]) -> list[tuple[str, 
             for tree, ended in zip(trees, (old, new), strict=True)
             if "resumed" in ended
         ]
-    return [(what, compare_ended(*pair)) for what, *pair in pairs]
+    return [(what, compare_ended(*pair, case.code)) for what, *pair in pairs]
 
 
-def compare_ended(old: runs.Ended, new: runs.Ended) -> differences.Comparison:
-    """Compares two runs that have ended; one that failed is a difference, even if both failed."""
+def compare_ended(old: runs.Ended, new: runs.Ended, code: int = 0) -> differences.Comparison:
+    """Compares two runs that have ended; another exit code than this is a difference, even if both versions give it."""
     result = differences.Comparison()
-    if old.codes == new.codes and not any(old.codes):
-        return differences.compare(old.workdir, new.workdir)
+    if {*old.codes, *new.codes} == {code}:
+        return result if code else differences.compare(old.workdir, new.workdir)
     for which, ended in (("old", old), ("new", new)):
         lines = [line for line in ended.log.read_text(errors="replace").splitlines() if line.strip()]
-        text = f" ({lines[-1][:200]})" if any(ended.codes) and lines else ""
+        text = f" ({lines[-1][:200]})" if lines and any(each != code for each in ended.codes) else ""
         result.differences.append(f"{which} run: exit code {', '.join(map(str, ended.codes))}{text}")
     return result
 

@@ -9,7 +9,6 @@ The user's cache (`kd_keras.data.downloads.cache_folder`), never the folder of t
 A file is unchanged while its path, size and modification time (``mtime_ns``) are the same.
 """
 
-import concurrent.futures
 import dataclasses
 import hashlib
 import os
@@ -23,6 +22,7 @@ import tensorflow as tf
 from absl import logging
 
 from kd_keras import files as whole_files
+from kd_keras.data import fingerprints
 from kd_keras.data.arrays import aligned, mapped_images
 from kd_keras.data.decoding import decode_rgb
 from kd_keras.data.downloads import cache_folder
@@ -84,7 +84,7 @@ class ImageReader:
         if not len(files):
             raise InputError("there are no image files: check the folder")
         files = [os.path.abspath(file) for file in files]
-        keys = _keys(files)
+        keys = fingerprints.keys(files, salt=_DECODER)
         sizes, findings = _check(files, keys, one_size=self.image_size is None)
         usable = np.flatnonzero(findings != _BROKEN)
         _report(files, findings, self.skip_bad_images)
@@ -103,7 +103,7 @@ class ImageReader:
             for batch in _decoded(source):
                 images[start : start + len(batch)] = batch
                 start += len(batch)
-        return NumpySource(images, source.labels, source.fingerprint), usable
+        return NumpySource(images, source.labels, source.digests), usable
 
 
 def checked_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
@@ -118,21 +118,6 @@ def checked_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | 
     if not isinstance(sides, (tuple, list)) or len(sides) != 2 or not all(map(is_count, sides)):
         raise InputError(f"image_size={image_size!r}: give pixels, as 64 or (height, width)")
     return tuple(sides)
-
-
-def _keys(files: list[str]) -> np.ndarray:
-    """A number (N,) for each file that changes when the file does."""
-
-    def key(file):
-        stat = os.stat(file)
-        text = f"{_DECODER}\0{file}\0{stat.st_size}\0{stat.st_mtime_ns}"
-        return int.from_bytes(hashlib.blake2b(os.fsencode(text), digest_size=8).digest())
-
-    blocks = [files[at : at + 1000] for at in range(0, len(files), 1000)]
-    # In parallel, for disks on a network.
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        keys = list(pool.map(lambda block: [key(file) for file in block], blocks))
-    return np.array([number for block in keys for number in block], np.uint64)
 
 
 def _root_name(files: list[str]) -> str:
@@ -250,8 +235,6 @@ def _as_png(file: str, key: int, pixels: np.ndarray | None = None) -> str:
     except OSError as error:
         what = f"{file} has to be converted to {path}, which cannot be written ({error.strerror})"
         raise InputError(f"{what}: make room, or set KERAS_HOME to a folder on another disk") from error
-    # Part of a source's fingerprint, which must not change when the cache is emptied.
-    os.utime(path, ns=(os.stat(file).st_mtime_ns,) * 2)
     return str(path)
 
 

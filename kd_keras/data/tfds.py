@@ -23,6 +23,7 @@ from kd_keras.data.arrays import mapped_images
 from kd_keras.data.carving import carve, carve_three
 from kd_keras.data.decoding import fit
 from kd_keras.data.downloads import existing_folder
+from kd_keras.data.fingerprints import of_rows
 from kd_keras.data.image_files import checked_size
 from kd_keras.data.sources import NumpySource, Source, Splits
 from kd_keras.errors import InputError, check_switch, needs
@@ -228,9 +229,7 @@ def _read(name, builder, split, keys, shape) -> tuple[Source, np.ndarray | None]
     place = hashlib.sha256(f"{builder.data_path}\0{split}".encode()).hexdigest()[:12]
     file = f"tfds-{re.sub(r'[^0-9A-Za-z]+', '-', builder.info.full_name)}-{place}-{'x'.join(map(str, shape))}"
     pixels = mapped_images(file, digest.digest(), (count, *shape), images)
-    # Includes the labels, because one set of images may have several.
-    fingerprint = hashlib.sha256(digest.digest() + labels.tobytes()).hexdigest()
-    return NumpySource(pixels, labels, fingerprint), columns.get("group")
+    return NumpySource(pixels, labels, of_rows(digest.digest(), len(labels))), columns.get("group")
 
 
 def _carved(read, val_fraction, test_fraction, seed):

@@ -200,6 +200,26 @@ class TeacherCache:
                         progress(count, total)
         return total
 
+    def checksums(self, tap: str) -> dict[str, str]:
+        """The SHA-256 of each file that holds a tap, by its name; of a filled cache."""
+        sums = {}
+        for view in range(self.views.count):
+            record = json.loads(self._record(view, tap).read_text(encoding="utf-8"))
+            sums |= {self._part(view, tap, part).name: sha256 for part, sha256 in record.items()}
+        return sums
+
+    def drop_damaged(self) -> None:
+        """Forgets the files that are damaged or missing, so that `fill` makes them again."""
+        for view, tap in self._pairs:
+            path = self._record(view, tap)
+            try:
+                sums = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+                is_whole = all(files.sha256(self._part(view, tap, part)) == sha256 for part, sha256 in sums.items())
+            except (OSError, ValueError, AttributeError):
+                is_whole = False
+            if not is_whole:
+                path.unlink()
+
     def read(self, view, index) -> dict[str, tf.Tensor]:
         """The taps of some samples, as TensorFlow operations.
 

@@ -153,7 +153,11 @@ class Student(Section):
     pretrain_epochs: int = setting(
         0, "Epochs of the pretraining that the losses ft, ab and fsp need.", minimum=0, affects=_TAUGHT
     )
-    baseline: bool = setting(True, "Train the baseline, for comparison.", affects=("files",))
+    baseline: bool = setting(
+        Follows(("student_from",), lambda file: file is None, "on, off with --student_from"),
+        "Train the baseline, for comparison.",
+        affects=("files",),
+    )
     baseline_loss: tuple[Spec, ...] = setting(
         "ce()", "Losses of the baseline.", parts="losses", required=True, affects=_STUDENTS
     )

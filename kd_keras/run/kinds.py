@@ -229,9 +229,8 @@ class Part(Kind):
     def check(self, value):
         if not isinstance(value, Spec):
             raise InputError("give a spec, name(key=value)")
-        known = spec.names(f"kd_keras.{self.package}") if self.package else [value.name]
-        if value.name not in known:
-            raise InputError(spec.unknown(value.name, self.package, known))
+        if self.package:
+            spec.check_name(f"kd_keras.{self.package}", value.name)
 
 
 @dataclasses.dataclass(frozen=True)

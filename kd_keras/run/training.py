@@ -15,13 +15,12 @@ import zipfile
 
 import keras
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kd_keras import files, schedules, spec
 from kd_keras._compat import distribute
 from kd_keras.distillation.distiller import Distiller
 from kd_keras.errors import InputError
+from kd_keras.run.callbacks import LiveLine, StopAtNaN
 
 
 def optimizer(one: spec.Spec, learning_rate: schedules.Schedule, *, epochs: int, steps_per_epoch: int):
@@ -248,71 +247,3 @@ def read_variables(model: keras.Model, path: pathlib.Path) -> None:
     with np.load(path) as file:
         for i, variable in enumerate(model.variables):
             variable.assign(file[f"state{i}"])
-
-
-class StopAtNaN(keras.callbacks.Callback):
-    """Stops at the first loss that is not finite, with an `InputError` that names step, learning rate and term.
-
-    The loss is read on a thread of Keras', so that a GPU need not wait for it: the training may be a few steps further
-    before it stops, at the latest at the end of the epoch.
-    """
-
-    async_safe = True
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        if math.isfinite(float(logs["loss"])):
-            return
-        model = self.model
-        bad = [name for name in model.term_names if not math.isfinite(float(logs.get(name, 0)))]
-        rate = float(keras.ops.convert_to_numpy(model.optimizer.learning_rate))
-        raise InputError(
-            f"the loss is no longer finite at step {batch + 1} of epoch {self.epoch + 1}, learning rate {rate:g}, "
-            f"in {', '.join(bad) or 'the regularisation losses'}: lower --learning_rate or clip gradients, "
-            "--optimizer='adam(global_clipnorm=1.0)'; the last epoch's checkpoint is kept"
-        )
-
-
-class LiveLine(keras.callbacks.Callback):
-    """One live line on the terminal: epoch, steps a second, loss, accuracy, time left. Silent elsewhere."""
-
-    async_safe = True
-
-    def __init__(self, title: str, epochs: int, console: Console | None = None):
-        super().__init__()
-        self.title, self.epochs = title, epochs
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
-            console=console or Console(stderr=True),
-            transient=True,
-        )
-        self.progress.disable = not self.progress.console.is_terminal
-
-    def on_train_begin(self, logs=None):
-        self.progress.start()
-        self.task = None
-
-    def on_epoch_begin(self, epoch, logs=None):
-        steps = self.params["steps"]
-        if self.task is None:
-            total = None if steps is None else steps * self.epochs
-            self.task = self.progress.add_task(self.title, total=total, completed=(steps or 0) * epoch, figures="")
-        self.epoch, self.begun, self.steps = epoch, time.perf_counter(), 0
-
-    def on_train_batch_end(self, batch, logs=None):
-        # Keras' threads may tell of two steps in either order.
-        done = max(batch + 1 - self.steps, 0)
-        self.steps += done
-        rate = self.steps / (time.perf_counter() - self.begun)
-        figures = f"epoch {self.epoch + 1}/{self.epochs}  {rate:.1f} steps/s  loss {float(logs['loss']):.3f}"
-        if "accuracy" in logs:
-            figures += f"  accuracy {float(logs['accuracy']):.3f}"
-        self.progress.update(self.task, advance=done, figures=figures)
-
-    def on_train_end(self, logs=None):
-        self.progress.stop()

@@ -1,8 +1,9 @@
 """Many runs of one experiment: ``python -m kd_keras.sweep --flagfile=… --vary='loss: kd() | soft_ce()' --seeds=0,1,2``.
 
-Every combination of the varied flags is one run of `kd_keras.run`, in a process and a folder of its own. The first run
-trains and measures the teacher; the others take it from there, with its cache where ``--cache_views`` asks for one. The
-same command, run again, goes on where it stopped.
+Every combination of the varied flags is one run of `kd_keras.run`, in a process and a folder of its own. The runs share
+a store, so that each teacher and baseline is trained once. The settings of the teacher are those of the first run,
+unless a ``teacher_`` flag is varied: a sweep over seeds or learning rates has one teacher. The same command goes on
+where it stopped; started twice, two processes share the work.
 """
 
 import dataclasses
@@ -20,10 +21,12 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from kd_keras import files
+from kd_keras import files, spec
 from kd_keras.errors import InputError, exit_code
 from kd_keras.run import config as configuration
-from kd_keras.run.tracking import mlflow as tracking
+from kd_keras.run.settings import Follows, declared
+from kd_keras.run.tracking import mlflow
+from kd_keras.run.workdir import Workdir
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_multi_string(
@@ -33,55 +36,34 @@ flags.DEFINE_list("seeds", [], "Short for --vary='seed: …'.", flag_values=FLAG
 flags.DEFINE_string(
     "workdir", None, "Folder of all runs; by default runs/sweep-<hash of the flags>.", flag_values=FLAGS
 )
-flags.DEFINE_bool("shared_teacher", True, "Train one teacher for all runs, of the first one's seed.", flag_values=FLAGS)
-# Flags that change the data or the teacher by name: runs that differ in one have teachers of their own.
-_OF_THE_TEACHER = (
-    *("data", "image_size", "val_fraction", "skip_bad_images", "train_examples"),
-    *("teacher", "teacher_loss", "teacher_epochs", "teacher_optimizer", "teacher_learning_rate"),
-    *("teacher_stop_at_val_accuracy", "teacher_stop_check_steps", "pretrained"),
+flags.DEFINE_bool(
+    "shared_teacher", True, "Train the teacher with the first run's settings for all runs.", flag_values=FLAGS
 )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Run:
     """One of many runs.
 
     Attributes:
-        title: what tells it from the others.
-        flags: its flags, but for those that follow from the other attributes.
+        title: what distinguishes it from the others.
+        flags: its flags, without the workdir.
         workdir: its folder.
-        teacher_from: folders of the runs that it takes its teachers from.
-        baseline_from: folder of the run that it takes the student without a teacher from, or None.
     """
 
     title: str
-    flags: list[str]
+    flags: tuple[str, ...]
     workdir: pathlib.Path
-    teacher_from: tuple[pathlib.Path, ...] = ()
-    baseline_from: pathlib.Path | None = None
 
     @property
     def results(self) -> dict[str, dict] | None:
-        """Rows by role, or None where it has not ended."""
+        """Rows by stage, or None where it has not ended."""
         path = self.workdir / "results.json"
-        return {row["role"]: row for row in json.loads(path.read_text(encoding="utf-8"))} if path.exists() else None
-
-    def has(self, stage: str) -> bool:
-        """Whether that stage, such as ``teacher``, has ended."""
-        return _has(self.workdir, stage)
+        return {row["stage"]: row for row in json.loads(path.read_text(encoding="utf-8"))} if path.exists() else None
 
     def command(self) -> list[str]:
         """What `kd_keras.run` is started with."""
-        flags_ = [*self.flags, f"--workdir={self.workdir}"]
-        if self.teacher_from:
-            flags_.append(f"--teacher_from={configuration.folders_text(self.teacher_from)}")
-        if self.baseline_from is not None:
-            flags_.append(f"--baseline_from={self.baseline_from}")
-        return flags_
-
-
-def _has(folder, stage):
-    return (folder / "state" / f"{stage}.json").exists()
+        return [*self.flags, f"--workdir={self.workdir}"]
 
 
 def plan(argv: list[str]) -> tuple[pathlib.Path, list[Run], list[dict[str, str]]]:
@@ -94,7 +76,7 @@ def plan(argv: list[str]) -> tuple[pathlib.Path, list[Run], list[dict[str, str]]
         The sweep's folder, its runs, and what is varied in each of them, flag → value.
 
     Raises:
-        InputError: a varied flag has no values, is varied twice or set beside, or a run's flags are refused.
+        InputError: a varied flag has no values, is varied twice or also set, or a run's flags are refused.
     """
     FLAGS.unparse_flags()
     try:
@@ -102,23 +84,40 @@ def plan(argv: list[str]) -> tuple[pathlib.Path, list[Run], list[dict[str, str]]
     except flags.Error as error:
         raise InputError(" ".join(str(error).split())) from error
     varied = _varied(FLAGS.vary + ([f"seed: {' | '.join(FLAGS.seeds)}"] if FLAGS.seeds else []))
-    for flag in ("teacher_from", "workdir"):
-        if any(flag == name for name in varied):
+    for flag in ("workdir", "store"):
+        if flag in varied:
             raise InputError(f"--{flag} can't be varied: the sweep sets it")
     digest = hashlib.sha256(json.dumps([common, varied, FLAGS.shared_teacher]).encode()).hexdigest()[:8]
     root = pathlib.Path(FLAGS.workdir or f"runs/sweep-{digest}").absolute()
-    runs, first = [], {}
-    each = [dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
-    for one in each:
-        title = ", ".join(f"{flag}={value}" for flag, value in one.items())
-        own = [f"--{flag}={value}" for flag, value in one.items()]
-        run = Run(title, [f"--tracking_uri={tracking.local_store(root)}", *common, *own], root / _folder(one))
-        resolved = configuration.read([argv[0], *run.command()])
-        if FLAGS.shared_teacher and resolved.teacher and not resolved.teacher_from:
-            lender = first.setdefault(tuple(one.get(flag) for flag in _OF_THE_TEACHER), run.workdir)
-            run.teacher_from = () if lender == run.workdir else (lender,) * len(resolved.teacher)
-        runs.append(run)
-    return root, runs, each
+    shared = [f"--tracking_uri={mlflow.local_store(root)}", f"--store={root / 'store'}", *common]
+    combinations = [dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
+    if FLAGS.shared_teacher and not any(flag.startswith("teacher") for flag in varied):
+        first = [f"--{flag}={value}" for flag, value in combinations[0].items()]
+        shared += teacher_flags(configuration.read([argv[0], *shared, *first, f"--workdir={root}"]))
+    runs = []
+    for combination in combinations:
+        title = ", ".join(f"{flag}={value}" for flag, value in combination.items())
+        flags_ = (*shared, *(f"--{flag}={value}" for flag, value in combination.items()))
+        runs.append(Run(title, flags_, root / _folder(combination)))
+        configuration.read([argv[0], *runs[-1].command()])
+    return root, runs, combinations
+
+
+def teacher_flags(config: configuration.Config) -> list[str]:
+    """The flags that fix a teacher's training at what a config says, whatever other runs' settings are."""
+    if not config.teacher.models or config.teacher.folders:
+        return []
+    following = {
+        flag: setting
+        for flag, setting in declared(configuration.Config).items()
+        if flag.startswith("teacher_") and isinstance(setting.default, Follows)
+    }
+    fixed = [f"--{flag}={setting.kind.text(config[flag])}" for flag, setting in following.items()]
+    if config.teacher.epochs is None and not any(
+        spec.constant("kd_keras.models", model.name, "TRAINED") for model in config.teacher.models
+    ):
+        fixed.append(f"--teacher_epochs={config.training.epochs}")
+    return fixed
 
 
 def _varied(texts: list[str]) -> dict[str, list[str]]:
@@ -139,7 +138,7 @@ def _varied(texts: list[str]) -> dict[str, list[str]]:
 
 
 def _folder(varied: dict[str, str]) -> str:
-    """A name that can be read, and is a run's own whatever else is varied later."""
+    """A name that can be read, and that stays a run's whatever else is varied later."""
     text = ",".join(f"{flag}={value}" for flag, value in varied.items())
     digest = hashlib.sha256(text.encode()).hexdigest()[:6]
     return f"{re.sub(r'[^A-Za-z0-9.=,_-]+', '_', text)[:80]}-{digest}"
@@ -152,7 +151,7 @@ def main(argv: list[str]) -> int:
         argv: as `sys.argv`.
 
     Returns:
-        The exit code: 0 done, 1 where a run failed, 2 bad input, 130 interrupted.
+        The exit code: 0 finished, 1 where a run failed, 2 bad input, 130 interrupted.
     """
     if {"--help", "-h"} & set(argv[1:]):
         print(f"{__doc__}\n{FLAGS.get_help()}\nEvery other flag goes to each run: python -m kd_keras.run --help")
@@ -173,72 +172,69 @@ def _run(argv) -> int:
 
 
 def run_all(runs: list[Run], console: Console) -> list[Run]:
-    """Runs what has not ended, each in a process of its own; one that fails does not stop the others.
+    """Runs each in a process of its own; one that fails does not stop the others.
+
+    A run that another process is at is passed over, and waited for at the end.
 
     Args:
-        runs: in this order; one that lends its teacher or baseline comes before those that take it.
+        runs: in this order.
         console: where it is told how each ended.
 
     Returns:
-        Those that failed, or could not be started as another had failed.
+        Those that failed.
 
     Raises:
         InputError: a run's flags are refused, or its folder holds another experiment.
     """
-    for run in runs:
-        configuration.check_workdir(configuration.read(["kd_keras", *run.command()]))
-    failed = []
-    for number, run in enumerate(runs, start=1):
-        title = f"run {number}/{len(runs)}  {run.title}"
-        if error := None if run.has("measured") else _run_one(run, console, title):
-            failed.append(run)
-        console.print(f"{title}: {error or _headline(run)}", highlight=False)
+    waiting, failed = list(enumerate(runs, start=1)), []
+    for _, run in waiting:
+        Workdir(configuration.read(["kd_keras", *run.command()])).check()
+    passed_over = []
+    for number, run in waiting:
+        if Workdir(configuration.read(["kd_keras", *run.command()])).owner() is not None:
+            passed_over.append((number, run))
+            continue
+        failed += _run_one(number, run, len(runs), console)
+    for number, run in passed_over:
+        failed += _run_one(number, run, len(runs), console)
     return failed
 
 
-def _run_one(run, console, title) -> str | None:
-    """What went wrong, or None."""
-    lacking = [("teacher", folder) for folder in run.teacher_from if not any((folder / "state").glob("teacher*.json"))]
-    if run.baseline_from is not None and not _has(run.baseline_from, "baseline"):
-        lacking.append(("baseline", run.baseline_from))
-    if lacking:
-        return f"left out, for its {lacking[0][0]}'s run failed ({lacking[0][1].name})"
+def _run_one(number, run, count, console) -> list[Run]:
+    """Runs one; the run itself where it failed, else nothing."""
+    title, error = f"run {number}/{count}  {run.title}", None
     log = run.workdir.with_name(f"{run.workdir.name}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "kd_keras.run", *run.command(), "--progress=none"]
+    command = [sys.executable, "-m", "kd_keras.run", *run.command(), "--progress=none", "--wait"]
     with open(log, "ab") as out, console.status(title):
-        done = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False)
-    if done.returncode == 0:
-        return None
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return f"failed ({lines[-1] if lines else 'no output'}); see {log}"
+        ended = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False)
+    if ended.returncode:
+        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        error = f"failed ({lines[-1] if lines else 'no output'}); see {log}"
+    console.print(f"{title}: {error or _headline(run)}", highlight=False)
+    return [run] if error else []
 
 
 def _headline(run):
-    return f"test accuracy {_student(run)['test_accuracy']:.4f}"
-
-
-def _student(run) -> dict:
-    return run.results["student distilled"]
+    return f"test accuracy {run.results['student']['test_accuracy']:.4f}"
 
 
 def _print(pairs, console) -> None:
     """A table of the runs, and of each combination over its seeds."""
     flags_ = list(pairs[0][1])
     table = Table("n", *flags_, "val acc %", "test acc %")
-    groups = {}
+    columns, groups = ("val_accuracy", "test_accuracy"), {}
     for run, varied in pairs:
         if run.results is not None:
             key = tuple(value for flag, value in varied.items() if flag != "seed")
             groups.setdefault(key, []).append((run, varied))
-            row = _student(run)
-            figures = (f"{100 * row[name]:.2f}" for name in ("val_accuracy", "test_accuracy"))
-            table.add_row("1", *varied.values(), *figures)
+            row = run.results["student"]
+            table.add_row("1", *varied.values(), *(f"{100 * row[name]:.2f}" for name in columns))
     if "seed" in flags_ and groups:
         table.add_section()
         for members in groups.values():
             values = ["all" if flag == "seed" else members[0][1][flag] for flag in flags_]
-            cells = [_spread([_student(run)[name] for run, _ in members]) for name in ("val_accuracy", "test_accuracy")]
+            cells = [_spread([run.results["student"][name] for run, _ in members]) for name in columns]
             table.add_row(str(len(members)), *values, *cells)
     console.print(table)
 
@@ -249,6 +245,6 @@ def _spread(values) -> str:
 
 
 if __name__ == "__main__":
-    # TensorFlow tells of every instruction set it was not built for.
+    # TensorFlow reports every instruction set that it was not built for.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.exit(main(sys.argv))

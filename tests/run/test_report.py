@@ -123,7 +123,7 @@ def test_print_table_of_a_pipe_is_120_wide(capsys, monkeypatch):
     ],
 )
 def test_counts_have_three_digits(value, text):
-    assert tables._count(value) == text
+    assert tables.count_text(value) == text
 
 
 @pytest.fixture

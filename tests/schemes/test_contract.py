@@ -1,15 +1,13 @@
 """What holds for every scheme. A new file of kd_keras/schemes is tested here on arrival, with one teacher."""
 
-import json
-
 import keras
 import numpy as np
 import pytest
 
 from kd_keras import spec
 from kd_keras.errors import InputError
-from kd_keras.run import training
-from tests.schemes.tiny import checked, trained
+from kd_keras.run import callbacks
+from tests.schemes.tiny import checked, record, records, stage_of, trained, weights
 
 PACKAGE = "kd_keras.schemes"
 A, B = "cnn(filters=(4,), dense=())", "cnn(filters=(3,), dense=())"
@@ -42,11 +40,10 @@ def flags(name):
     return CASES[name][0] if name in CASES else [f"--teacher={A}", f"--scheme={name}()"]
 
 
-def records(workdir):
-    """What the trained stages left, by stage."""
-    paths = sorted((workdir / "state").glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-    found = {path.stem: json.loads(path.read_text()) for path in paths}
-    return {stage: record for stage, record in found.items() if "series" in record}
+def taught_by(runner):
+    """Who teaches in each finished training."""
+    stages = {name: stage_of(runner, name) for name in records(runner)}
+    return {name: None if stage.teacher is None else stage.teacher.name for name, stage in stages.items()}
 
 
 @pytest.fixture
@@ -63,7 +60,7 @@ def killed(monkeypatch):
             if epoch == 1 and len(begun) == count:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(training.StopAtNaN, "on_epoch_begin", on_epoch_begin)
+        monkeypatch.setattr(callbacks.StopAtNaN, "on_epoch_begin", on_epoch_begin)
 
     yield after
     monkeypatch.undo()
@@ -71,52 +68,52 @@ def killed(monkeypatch):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_its_source_is_named(name):
-    assert "Source:" in spec.builder(PACKAGE, name).__doc__
+    assert "Reference:" in spec.builder(PACKAGE, name).__doc__
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_checking_writes_nothing(name, tmp_path):
-    scheme, _ = checked(tmp_path, *flags(name))
-    assert callable(scheme.run) and not (tmp_path / "w").exists()
+    checked(tmp_path, *flags(name))
+    assert not (tmp_path / "w").exists()
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_losses_and_models_that_do_not_fit_are_refused_before_training(name, tmp_path):
     with pytest.raises(InputError, match="stage9"):
         checked(tmp_path, *flags(name), "--loss=ce() + hint(pairs='pooled:stage9')")
-    if "--nobaseline" not in flags(name):
-        with pytest.raises(InputError, match=r"--baseline_from=.* holds no finished baseline"):
-            checked(tmp_path, *flags(name), f"--baseline_from={tmp_path}")
 
 
-# The one with most stages; the others differ in which there are.
+# The scheme with most stages; the others differ in which there are.
 @pytest.mark.parametrize(
-    "name", [one if one == "assistant" else pytest.param(one, marks=pytest.mark.slow) for one in NAMES]
+    "name", [name if name == "assistant" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 )
 def test_a_run_that_was_killed_goes_on_with_the_stage_it_was_in(name, tmp_path, killed):
     stages = list(CASES[name][1]) if name in CASES else []
+    runner = checked(tmp_path, *flags(name), "--epochs=2")
     killed(2)
     with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path, *flags(name), "--epochs=2")
-    before = records(tmp_path / "w")
+        runner.run()
+    before = records(runner)
     assert list(before) == stages[:1] or not stages
     killed(0)
-    models, exported, teacher = trained(tmp_path, *flags(name), "--epochs=2")
-    after = records(tmp_path / "w")
+    runner = trained(tmp_path, *flags(name), "--epochs=2")
+    after = records(runner)
     assert {stage: after[stage] for stage in before} == before
-    assert all(len(record["series"]["loss"]) == 2 for record in after.values())
-    assert exported[0].role == "student distilled" and all(one in models for one in exported)
-    assert teacher in models or (teacher is None and name not in TAUGHT)
-    assert len({one.role for one in models}) == len(models) and all(one.path.exists() for one in models)
+    assert all(len(left["series"]["loss"]) == 2 for left in after.values())
+    models = runner.plan.models
+    assert runner.plan.students[0].role == "student distilled" and set(runner.plan.students) <= set(models)
+    assert runner.plan.reference in models or (runner.plan.reference is None and name not in TAUGHT)
+    assert len({model.role for model in models}) == len(models)
+    assert all((runner.store.folder(model) / "model.keras").exists() for model in models)
     if stages:
-        assert {stage: record["taught_by"] for stage, record in after.items()} == CASES[name][1]
+        assert taught_by(runner) == CASES[name][1]
     if name == "born_again":
-        _check_generations(models)
+        _check_generations([runner.load(model) for model in models])
 
 
 def _check_generations(models):
-    *kinds, ensemble = (keras.models.load_model(one.path) for one in models)
-    assert [one.stage for one in models][-1] == "ensemble" and len(kinds) == 4
+    *kinds, ensemble = models
+    assert len(kinds) == 4
     first = [kind.weights[0].numpy() for kind in kinds]
     assert not any(np.allclose(a, b) for i, a in enumerate(first) for b in first[:i])
     x = np.random.default_rng(0).uniform(0, 255, (4, 8, 8, 1)).astype("float32")
@@ -127,30 +124,31 @@ def _check_generations(models):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_killed_in_every_stage_it_gives_the_same_models(name, tmp_path, killed):
-    whole = trained(tmp_path / "whole", *flags(name), "--epochs=2")[0]
-    for number in range(sum(bool(one.series) for one in whole)):
+    whole = trained(tmp_path / "whole", *flags(name), "--epochs=2")
+    for number in range(len(records(whole))):
         # The second time, the training that was interrupted ends, and the next one is.
         killed(2 if number else 1)
         with pytest.raises(KeyboardInterrupt):
             trained(tmp_path, *flags(name), "--epochs=2")
     killed(0)
-    again = trained(tmp_path, *flags(name), "--epochs=2")[0]
-    assert [one.series for one in again] == [one.series for one in whole]
-    for a, b in zip(again, whole, strict=True):
-        ours, theirs = (keras.models.load_model(one.path).get_weights() for one in (a, b))
+    again = trained(tmp_path, *flags(name), "--epochs=2")
+    series = [{name: left["series"] for name, left in records(runner).items()} for runner in (again, whole)]
+    assert series[0] == series[1]
+    for model in whole.plan.models:
+        ours, theirs = (weights(runner, model.name) for runner in (again, whole))
         assert all(np.array_equal(x, y) for x, y in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.slow
 def test_the_student_is_also_taught_directly(tmp_path):
     flags = [f"--teacher={A}", f"--scheme=assistant(chain={B}, direct=True)", "--nobaseline"]
-    models, student, teacher = trained(tmp_path, *flags)
-    assert [one.stage for one in models] == ["teacher", "assistant1", "direct", "student"]
-    assert (student, teacher) == ([models[3]], models[0])
-    taught = {stage: record["taught_by"] for stage, record in records(tmp_path / "w").items()}
-    assert taught == {"teacher": None, "assistant1": "teacher", "direct": "teacher", "student": "assistant1"}
-    # From the same initial weights, so that they differ in the teacher alone.
-    assert trained(tmp_path / "offline", flags[0], "--nobaseline")[1][0].series == models[2].series
+    runner = trained(tmp_path, *flags)
+    assert [model.name for model in runner.plan.models] == ["teacher", "assistant1", "direct", "student"]
+    assert taught_by(runner) == {"teacher": None, "assistant1": "teacher", "direct": "teacher", "student": "assistant1"}
+    # It is the offline student by its key: the same training.
+    offline = checked(tmp_path / "offline", flags[0], "--nobaseline")
+    assert stage_of(offline, "student").key == stage_of(runner, "direct").key
+    assert record(runner, "direct")["series"] != record(runner, "student")["series"]
 
 
 BAD = {

@@ -5,14 +5,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kd_keras import Distiller, losses, schedules
-from kd_keras.distillation import ensemble as joined
+from kd_keras import losses, schedules
 from kd_keras.distillation import parts
 from kd_keras.errors import InputError
 from kd_keras.models import cnn
-from kd_keras.schemes import ensemble
 from tests.losses import reference as ref
-from tests.schemes.tiny import checked, trained
+from tests.schemes.tiny import checked, record, stage_of, trained
 
 SHAPE, CLASSES = (8, 8, 1), ref.CLASSES
 SHARES = {"teacher1.logits": 0.25, "teacher2.logits": 0.75}
@@ -87,56 +85,45 @@ def test_standardised_logits_have_no_mean_of_probabilities():
             of_teachers(term)
 
 
-@pytest.fixture(scope="module")
-def models():
-    keras.utils.set_random_seed(0)
-    made = [cnn.CNN(CLASSES, SHAPE, filters=(4,), dense=()) for _ in range(2)]
-    return made, cnn.CNN(CLASSES, SHAPE, filters=(2,), dense=())
+TWO = ["--teacher=cnn(filters=(4,), dense=()) + cnn(filters=(4,), dense=())"]
 
 
 @pytest.mark.parametrize("combine", ["logits", "probabilities", "terms"])
-def test_the_first_step_has_the_formulas_loss(models, combine):
-    teachers, student = models
-    scheme = ensemble.build(combine, (1.0, 3.0))
-    teacher = joined.join(teachers, scheme._joins, (1.0, 3.0))
-    terms = [losses.CE(weight=0.1), losses.KD(weight=0.9, temperature=2.0)]
-    adapt = scheme._adapt(2)
-    distiller = Distiller(
-        student=keras.models.clone_model(student), teacher=teacher, losses=adapt(terms, student) if adapt else terms
-    )
-    distiller.compile(optimizer=keras.optimizers.SGD(0.0))
+def test_the_first_step_has_the_formulas_loss(combine, tmp_path):
+    flags = [f"--scheme=ensemble(combine='{combine}', weights=(1, 3))", *TWO, "--teacher_epochs=0", "--nobaseline"]
+    runner = checked(tmp_path, *flags, "--loss=ce(weight=0.1) + kd(weight=0.9, temperature=2.0)")
+    stage, facts = stage_of(runner, "student"), runner.session.facts
+    teachers = [facts.model(teacher) for teacher in stage.teacher.of]
+    distiller = runner.trainer.distiller(stage, facts.model(stage.model), facts.model(stage.teacher), None)
     x = np.random.default_rng(0).uniform(0, 255, (8, *SHAPE)).astype("float32")
-    y = ref.classes(8)
+    y = np.arange(8)
     z_s = np.asarray(distiller.student(x, training=True), "float64")
     z = [np.asarray(model(x), "float64") for model in teachers]
     if combine == "logits":
         soft = 4 * ref.kl(0.25 * z[0] + 0.75 * z[1], z_s, 2.0)
     elif combine == "probabilities":
-        mean = sum(w * np.exp(ref.log_softmax(one / 2)) for w, one in zip((0.25, 0.75), z, strict=True))
+        mean = sum(w * np.exp(ref.log_softmax(logits / 2)) for w, logits in zip((0.25, 0.75), z, strict=True))
         soft = 4 * np.sum(mean * (np.log(mean) - ref.log_softmax(z_s / 2)), axis=-1)
     else:
         soft = 4 * (0.25 * ref.kl(z[0], z_s, 2.0) + 0.75 * ref.kl(z[1], z_s, 2.0))
     hard = -ref.log_softmax(z_s)[np.arange(8), y]
     logs = distiller.train_on_batch(x, y, return_dict=True)
     assert float(logs["loss"]) == pytest.approx(np.mean(0.1 * hard + 0.9 * soft), rel=1e-3)
-    assert ("kd_teacher2" in logs) == (combine == "terms")
-
-
-TWO = ["--teacher=cnn(filters=(4,), dense=()) + cnn(filters=(4,), dense=())"]
+    assert ("kd_teacher2" in logs) == (combine == "terms") and ("kd" in logs) == (combine != "terms")
 
 
 def test_teachers_of_one_spec_differ_and_are_joined(tmp_path):
     flags = ["--scheme=ensemble(combine='terms', weights=(1, 2))", *TWO, "--cache_views=1"]
     feature = "--loss=kd() + hint(pairs='stage1:teacher2.stage1')"
-    models, exported, teacher = trained(tmp_path, *flags, feature, "--nobaseline")
-    assert [one.stage for one in models] == ["teacher1", "teacher2", "ensemble", "student"]
-    assert (teacher.stage, exported[0].stage) == ("ensemble", "student")
-    one, two, both = (keras.models.load_model(trained.path) for trained in models[:3])
-    assert not np.allclose(one.get_layer("logits").get_weights()[0], two.get_layer("logits").get_weights()[0])
+    runner = trained(tmp_path, *flags, feature, "--nobaseline")
+    assert [model.name for model in runner.plan.models] == ["teacher1", "teacher2", "ensemble", "student"]
+    assert (runner.plan.reference.name, runner.plan.students[0].name) == ("ensemble", "student")
+    first, second, both = (runner.load(model) for model in runner.plan.models[:3])
+    assert not np.allclose(first.get_layer("logits").get_weights()[0], second.get_layer("logits").get_weights()[0])
     x = np.random.default_rng(0).uniform(0, 255, (4, *SHAPE)).astype("float32")
-    p = [np.exp(ref.log_softmax(np.asarray(model(x)))) for model in (one, two)]
+    p = [np.exp(ref.log_softmax(np.asarray(model(x)))) for model in (first, second)]
     np.testing.assert_allclose(np.exp(ref.log_softmax(np.asarray(both(x)))), p[0] / 3 + p[1] * 2 / 3, rtol=1e-4)
-    assert {"kd_teacher1", "kd_teacher2", "hint"} <= set(exported[0].series)
+    assert {"kd_teacher1", "kd_teacher2", "hint"} <= set(record(runner, "student")["series"])
 
 
 BAD = {
@@ -163,5 +150,5 @@ def test_what_can_not_be_is_refused_before_training(case, tmp_path):
 def test_the_same_finished_model_twice_is_no_ensemble(tmp_path):
     path = tmp_path / "t.keras"
     cnn.CNN(10, SHAPE, filters=(2,)).save(path)
-    with pytest.raises(InputError, match="an ensemble of equals is one"):
+    with pytest.raises(InputError, match="two teachers of --teacher are identical"):
         checked(tmp_path, "--scheme=ensemble()", f"--teacher=saved(path='{path}') + saved(path='{path}')")

@@ -2,10 +2,12 @@
 
 import io
 import json
+import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 
 import numpy as np
@@ -17,7 +19,10 @@ sys.path.insert(0, str(ROOT / "tools"))
 import compare_versions  # noqa: E402
 from versions import cases, differences, runs  # noqa: E402
 
-ROW = {"role": "student without KD", "test_accuracy": 0.75, "bytes": 1000, "zip_bytes": None, "latency_ms_median": 1.0}
+ROW = {
+    **{"role": "student without KD", "test_accuracy": 0.75, "parameters": 10},
+    **{"bytes": 1000, "zip_bytes": None, "latency_ms_median": 1.0},
+}
 NEW_ROW = {"stage": "baseline", **ROW, "role": "baseline (no teacher)", "latency_ms_median": 2.0}
 
 
@@ -81,7 +86,7 @@ def test_optimizers_are_not_compared(workdirs):
     ("change", "message"),
     [
         ({"test_accuracy": 0.7500000001}, "test_accuracy: 0.75 and 0.7500000001"),
-        ({"bytes": None}, "bytes: 1000 and None"),
+        ({"parameters": None}, "parameters: 10 and None"),
         ({"f1": 0.5}, "f1: no such column and 0.5"),
     ],
 )
@@ -90,6 +95,17 @@ def test_a_number_of_the_table_counts(workdirs, change, message):
     (new / "results.json").write_text(json.dumps([{**NEW_ROW, **change}]))
     (text,) = differences.compare(old, new).differences
     assert text == f"results.json, row 1 (student without KD), {message}"
+
+
+def test_the_size_of_a_keras_file_is_a_note_while_its_weights_are_equal(workdirs):
+    old, new, arrays = workdirs
+    (new / "results.json").write_text(json.dumps([{**NEW_ROW, "bytes": 1015}]))
+    result = differences.compare(old, new)
+    assert result.differences == [] and result.notes == [
+        "results.json, row 1 (student without KD), bytes: 1000 and 1015"
+    ]
+    save(new / "student.keras", {name: array + 1 for name, array in arrays.items()})
+    assert len(differences.compare(old, new).differences) == 2
 
 
 def test_what_is_missing_counts(workdirs):
@@ -137,6 +153,54 @@ def test_a_run_that_failed_in_both_versions_is_a_difference(tmp_path):
     ended = runs.Ended(tmp_path, [2], log)
     result = compare_versions.compare_ended(ended, ended)
     assert result.differences == [f"{which} run: exit code 2 (kd_keras: bad flag)" for which in ("old", "new")]
+    assert compare_versions.compare_ended(ended, ended, code=2).differences == []
+    other = runs.Ended(tmp_path, [1], log)
+    assert compare_versions.compare_ended(ended, other, code=2).differences == [
+        "old run: exit code 2",
+        "new run: exit code 1 (kd_keras: bad flag)",
+    ]
+
+
+class Scripted(runs.Tree):
+    """A tree whose runs end as a script says: (exit code, names of finished models) for each run."""
+
+    def __init__(self, root, script):
+        super().__init__("old", root, root, root, fresh=True)
+        self.script, self.seconds = list(script), []
+
+    def _run(self, name, flags, seconds=None):
+        self.seconds.append(seconds)
+        code, models = self.script.pop(0)
+        workdir = self.root / name
+        workdir.mkdir(exist_ok=True)
+        for at, model in enumerate(models):
+            path = workdir / f"{model}.keras"
+            path.touch()
+            # The longest time without a finished model is that of the student: 20 to 60 s after the start.
+            moment = time.time() + (10, 20, 60)[at]
+            os.utime(path, (moment, moment))
+        return runs.Ended(workdir, [code], self.root / "log")
+
+
+KILLED = cases.Case("k", "", (), killed=True)
+ALL = ("teacher", "baseline", "student")
+
+
+def test_a_run_is_killed_within_its_longest_training(tmp_path):
+    tree = Scripted(tmp_path, [(0, ALL), (-9, ALL[:2]), (0, ALL)])
+    ended = tree.run(KILLED)
+    assert ended["resumed"].workdir.name == "k-old-resumed1" and ended["resumed"].codes == [0]
+    assert tree.seconds[0] is tree.seconds[2] is None and 39 < tree.seconds[1] < 41
+
+
+def test_a_run_that_ended_before_it_was_killed_is_killed_earlier(tmp_path):
+    tree = Scripted(tmp_path, [(0, ALL), (0, ALL), (-9, ALL), (-9, ALL[:1]), (0, ALL)])
+    assert tree.run(KILLED)["resumed"].workdir.name == "k-old-resumed3"
+    assert tree.seconds[1] > tree.seconds[2] > tree.seconds[3] > 15
+    tree = Scripted(tmp_path, [(0, ALL), *[(0, ALL)] * 3])
+    (tmp_path / "other").mkdir()
+    ((what, result),) = compare_versions.run_case(KILLED, (tree, Scripted(tmp_path / "other", [(1, ())])))
+    assert what == "k" and result.differences == ["old: could not kill k-old-resumed during training in three attempts"]
 
 
 def test_cases_have_names_of_their_own_and_are_listed(capsys):
@@ -169,13 +233,13 @@ def run_tool(*options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["hint", "compress"])
+@pytest.mark.parametrize("name", ["sim_kd", "cifar"])
 def test_a_forked_process_gives_what_a_new_process_gives(tmp_path, name):
     for folder, options in (("forked", []), ("fresh", ["--fresh"])):
         ended = run_tool(name, f"--old={ROOT}", f"--keep={tmp_path / folder}", *options)
         assert ended.returncode == 0, ended.stdout + ended.stderr
     result = differences.compare(tmp_path / "forked" / f"{name}-old", tmp_path / "fresh" / f"{name}-old")
-    assert result.differences == result.notes == [] and len(result.models) >= 3
+    assert result.differences == result.notes == [] and len(result.models) >= 3 and result.files
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ class Case:
         flags: of `kd_keras.run`; `IMAGES` in them is replaced by the folder of images.
         workers: processes of one run, on the loopback interface if there are several.
         killed: whether it is run a second time, killed (SIGKILL) during training and resumed, and both are compared.
+        code: the exit code that both versions must give.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Case:
     flags: tuple[str, ...]
     workers: int = 1
     killed: bool = False
+    code: int = 0
 
 
 def _tiny(name: str, about: str, *flags: str, **kwargs) -> Case:
@@ -54,8 +56,8 @@ CASES = (
     _tiny(
         "offline",
         "offline, kd with schedules, files of the teacher and the baseline",
-        "--loss=ce(weight=complement(linear(start=0.9, end=0.5))) "
-        "+ kd(weight=linear(start=0.9, end=0.5), temperature=exponential_decay(start=4.0, rate=0.9, floor=1.0))",
+        "--loss=ce(weight=complement(linear(start=0.9, end=0.5, over=2))) "
+        "+ kd(weight=linear(start=0.9, end=0.5, over=2), temperature=exponential_decay(start=4.0, rate=0.9))",
         *("--augment=pad_crop(pixels=1)", "--export=int8,float16", "--export_beside=teacher,baseline"),
     ),
     _tiny("hint", "offline, hint", "--loss=ce() + kd() + hint(weight=0.1)"),
@@ -72,8 +74,14 @@ CASES = (
     ),
     _tiny(
         "cache",
-        "mixup with cache_views and cache_top_k",
-        *("--augment=pad_crop(pixels=1) + mixup(alpha=0.2)", "--cache_views=2", "--cache_top_k=3"),
+        "a teacher cache with cache_views and cache_top_k",
+        *("--augment=pad_crop(pixels=1) + flip()", "--cache_views=2", "--cache_top_k=3"),
+    ),
+    _tiny(
+        "mixup_cache",
+        "mixup with cache_views and cache_top_k: refused",
+        *("--augment=mixup(alpha=0.2)", "--cache_views=2", "--cache_top_k=3"),
+        code=2,
     ),
     _tiny(
         "assistant", "assistant, direct too", "--scheme=assistant(chain=cnn(filters=(6, 12), dense=()), direct=True)"

@@ -13,7 +13,7 @@ import numpy as np
 _TEXTS = ("role", "stage")
 #: Beginnings of the columns that are measured by a clock, or depend on what else runs.
 _MEASURED = ("latency", "memory", "seconds", "time")
-# Sizes of a TFLite file, which change with its metadata.
+# Sizes of a file: of a TFLite file they change with its metadata, of a .keras file with the names of modules in it.
 _SIZES = ("bytes", "zip_bytes")
 
 
@@ -106,7 +106,7 @@ def _compare_tables(old: list[dict], new: list[dict], result: Comparison) -> Non
     """Compares the rows of results.json by their position."""
     if len(old) != len(new):
         result.differences.append(f"results.json has {len(old)} and {len(new)} rows")
-    only_metadata = any("metadata" in note for note in result.notes)
+    sizes_count = {"tflite": not any("metadata" in note for note in result.notes), "keras": bool(result.differences)}
     for number, (first, second) in enumerate(zip(old, new, strict=False), start=1):
         result.rows += 1
         for column in sorted((first.keys() | second.keys()) - set(_TEXTS)):
@@ -115,8 +115,8 @@ def _compare_tables(old: list[dict], new: list[dict], result: Comparison) -> Non
                 continue
             text = f"results.json, row {number} ({first['role']}), {column}: {values[0]} and {values[1]}"
             # Of a Keras model, zip_bytes is null.
-            metadata = only_metadata and column in _SIZES and first.get("zip_bytes") is not None
-            (result.notes if metadata else result.differences).append(text)
+            counts = column not in _SIZES or sizes_count["keras" if first.get("zip_bytes") is None else "tflite"]
+            (result.differences if counts else result.notes).append(text)
 
 
 def _equal(first, second) -> bool:

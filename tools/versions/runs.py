@@ -89,7 +89,8 @@ class Tree:
         ended = {"undisturbed": self._run(f"{case.name}-{self.name}", flags)}
         if case.killed and ended["undisturbed"].codes == [0]:
             moment = _middle_of_a_training(ended["undisturbed"].workdir, start)
-            ended["resumed"] = self._run_killed(f"{case.name}-{self.name}-resumed", flags, moment)
+            name = f"{case.name}-{self.name}-resumed"
+            ended["resumed"] = self._run_killed(name, flags, ended["undisturbed"], moment)
         return ended
 
     def close(self) -> None:
@@ -116,20 +117,19 @@ class Tree:
         pid = json.loads(server.stdout.readline())
         if seconds is not None:
             time.sleep(seconds)
-            # The server has not waited for it yet, or the id would be another process' by now.
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         return Ended(workdir, [json.loads(server.stdout.readline())], log)
 
-    def _run_killed(self, name: str, flags: list[str], seconds: float) -> Ended:
-        """Kills a run after so many seconds, and gives the same command again."""
-        first = self._run(name, flags, seconds)
-        models = len(list(first.workdir.glob("*.keras")))
-        if first.codes != [-signal.SIGKILL] or not first.workdir.is_dir():
-            raise RuntimeError(f"could not kill {name} after {seconds:.1f} s: it had ended with {first.codes[0]}")
-        ended = self._run(name, flags)
-        if ended.codes == [0] and len(list(ended.workdir.glob("*.keras"))) == models:
-            raise RuntimeError(f"{name} was killed after {seconds:.1f} s, when all was trained")
-        return ended
+    def _run_killed(self, name: str, flags: list[str], undisturbed: Ended, seconds: float) -> Ended:
+        """Kills a run after so many seconds, earlier if all was trained by then, and gives the same command again."""
+        models = len(list(undisturbed.workdir.glob("*.keras")))
+        for attempt, share in enumerate((1.0, 0.7, 0.5), start=1):
+            killed = self._run(f"{name}{attempt}", flags, share * seconds)
+            finished = len(list(killed.workdir.glob("*.keras")))
+            if killed.codes == [-signal.SIGKILL] and killed.workdir.is_dir() and finished < models:
+                return self._run(f"{name}{attempt}", flags)
+        raise RuntimeError(f"{self.name}: could not kill {name} during training in three attempts")
 
     def _run_workers(self, case: Case, flags: list[str]) -> Ended:
         """Runs the processes of a run of several workers. They are new processes: a fork has no network of its own."""

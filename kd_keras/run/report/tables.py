@@ -12,6 +12,7 @@ import numpy as np
 from kd_keras import files
 
 COLUMNS = (
+    "stage",
     "role",
     "architecture",
     "train_accuracy",
@@ -47,10 +48,11 @@ def row(role, architecture, **figures):
     """One line of the table.
 
     Args:
-        role: teacher, student without KD, student distilled, a TFLite variant.
+        role: what the table calls it, such as "student distilled" or "TFLite int8".
         architecture: the model's spec.
-        **figures: others of `COLUMNS`: accuracies, precision, recall, f1, ece and agreements in [0, 1], counts,
-            bytes, milliseconds; ``marked`` is true of a row that lost too much.
+        **figures: others of `COLUMNS`: ``stage``, the name that programs read (``teacher``, ``student``); accuracies,
+            precision, recall, f1, ece and agreements in [0, 1], counts, bytes, milliseconds; ``marked`` is true of a
+            row that lost too much.
 
     Returns:
         dict with every one of `COLUMNS`; None where no figure was given.
@@ -81,7 +83,7 @@ def write_table(rows, folder, runtime_note=None):
 
     page = io.StringIO()
     print_table(rows, Console(file=page, width=200, color_system=None), caption=runtime_note)
-    files.write(folder / "results.txt", page.getvalue())
+    files.update(folder / "results.txt", page.getvalue())
 
 
 def write_csv(rows, path):
@@ -90,7 +92,7 @@ def write_csv(rows, path):
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    files.write(path, text.getvalue())
+    files.update(path, text.getvalue())
 
 
 def write_json(obj, path):
@@ -100,7 +102,7 @@ def write_json(obj, path):
         obj: dicts, lists, NumPy values; a number that is not finite becomes null, as JSON has no NaN.
         path: file; its folder is made where it is missing.
     """
-    files.write(path, json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    files.update(path, json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _plain(obj):
@@ -217,7 +219,7 @@ def _percent(value):
     return f"{100 * value:.2f}"
 
 
-def _count(value):
+def count_text(value):
     for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         # 999 950 would print as 1000.0 k.
         if value >= 0.9995 * unit:
@@ -226,8 +228,8 @@ def _count(value):
     return f"{value:.0f}"
 
 
-def _size(value):
-    text = _count(value)
+def size_text(value):
+    text = count_text(value)
     return f"{text}B" if " " in text else f"{text} B"
 
 
@@ -265,11 +267,11 @@ _QUALITY = (
     ("worst\nclass", _drop, "worst_class_drop"),
 )
 _COST = (
-    ("params", _count, "parameters"),
-    ("MACs", _count, "macs"),
-    ("size", _size, "bytes"),
-    ("zipped", _size, "zip_bytes"),
-    ("peak\nmemory", _size, "memory_bytes"),
+    ("params", count_text, "parameters"),
+    ("MACs", count_text, "macs"),
+    ("size", size_text, "bytes"),
+    ("zipped", size_text, "zip_bytes"),
+    ("peak\nmemory", size_text, "memory_bytes"),
     ("latency ms\nmedian ± IQR", _milliseconds, "latency_ms_median", "latency_ms_iqr"),
     ("all threads\nms", _milliseconds, "latency_all_threads_ms_median", "latency_all_threads_ms_iqr"),
 )

@@ -1,0 +1,338 @@
+"""What a scheme may ask before anything is trained, answered from models that are built once and kept.
+
+`Facts` is handed to `kd_keras.schemes`, whose functions see no weights, files or strategy.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+import pathlib
+import sys
+import zipfile
+
+import keras
+
+from kd_keras import data as datasets
+from kd_keras import files, schedules, spec
+from kd_keras import losses as loss_terms
+from kd_keras.compress import imitate, prepare
+from kd_keras.compress.base import check_layers
+from kd_keras.distillation import ensemble, exits
+from kd_keras.distillation.fast_teacher import can_be_copied
+from kd_keras.distillation.taps import Taps
+from kd_keras.errors import InputError
+from kd_keras.losses.base import Loss
+from kd_keras.schemes.plan import Build, Model, Part, Train
+from kd_keras.spec import Spec
+
+# Arguments that a run adds to a spec's own.
+_ADDED = {"models": ("num_classes", "input_shape"), "optimizers": ("learning_rate", "name")}
+# Arguments of a model family that name weights: a file, a folder, or published ones by their name.
+_WEIGHTS = ("path", "preset", "pretrained")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Content hashes of the splits, the number of training images, the classes' names."""
+
+    train: str
+    val: str
+    test: str
+    count: int
+    class_names: tuple[str, ...]
+
+
+class Facts:
+    """Facts of one config's data, of models and of losses.
+
+    Args:
+        session: the machine and the data of the run.
+    """
+
+    def __init__(self, session):
+        self._session, self._splits = session, session.splits
+        self._examples, self._seed = session.config.data.train_examples, session.config.training.seed
+        self._sources = {source.fingerprint: source for source in (self._splits.val, self._splits.test)}
+        self._data: dict[int, Data] = {}
+        # Models by their architecture: each is built once.
+        self._models: dict[str, keras.Model] = {}
+        self._taps: dict[str, list[str]] = {}
+        self.machine = session.machine
+
+    # ---- data ----
+
+    def data(self, seed: int | None = None) -> Data:
+        """The splits, with the training images that ``--train_examples`` and a seed draw."""
+        seed = self._seed if seed is None or self._examples is None else seed
+        if seed not in self._data:
+            train, splits = self._splits.train, self._splits
+            if self._examples is not None:
+                train = datasets.take(train, self._examples, seed)
+            prints = [source.fingerprint for source in (train, splits.val, splits.test)]
+            self._sources[prints[0]] = train
+            self._data[seed] = Data(*prints, len(train), tuple(splits.class_names))
+        return self._data[seed]
+
+    def source(self, fingerprint: str):
+        """The split that has a content hash."""
+        return self._sources[fingerprint]
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Optimizer steps in an epoch."""
+        return datasets.steps_per_epoch(self.data().count, batch_size)
+
+    # ---- parts ----
+
+    def part(self, package: str, given: Spec) -> Part:
+        """A spec bound to its builder: named values, none at its default, specs inside likewise.
+
+        Raises:
+            InputError: an unknown name or argument.
+        """
+        own = package != "optimizers"
+        function = spec.builder(f"kd_keras.{package}", given.name) if own else _optimizer(given.name)
+        needs_samples = "samples" in getattr(function, "needs", ())
+        named = spec.bind(function, given, _ADDED.get(package, ("samples",) * needs_samples))
+        parameters = inspect.signature(function).parameters
+        values = {name: _value(value) for name, value in named.items() if not _same(value, parameters[name].default)}
+        module = sys.modules[function.__module__]
+        version = getattr(module, "VERSION", 1)
+        if ":" in given.name:
+            version = files.sha256(inspect.getsourcefile(function))[:16]
+        places = tuple(name for name in values if name in _WEIGHTS and pathlib.Path(str(values[name])).exists())
+        return Part(given.name, dict(sorted(values.items())), version=version, places=places)
+
+    def parts(self, package: str, given) -> tuple[Part, ...]:
+        """The same for several specs."""
+        return tuple(self.part(package, part_spec) for part_spec in given)
+
+    # ---- models ----
+
+    def precision(self, policy: str) -> str:
+        """A dtype policy, ``auto`` resolved."""
+        return self._session.precision if policy == "auto" else policy
+
+    def comes_trained(self, given: Spec) -> bool:
+        """Whether a family's models come with weights that need no training."""
+        return spec.constant("kd_keras.models", given.name, "TRAINED")
+
+    def weights(self, given: Spec) -> str | None:
+        """The content hash of the weights that a model's spec comes with, or None for new ones."""
+        values = spec.check("kd_keras.models", given, _ADDED["models"])
+        names = [values[name] for name in _WEIGHTS if values.get(name) is not None]
+        return content_of(names[0]) if names else None
+
+    def saved(self, path: pathlib.Path) -> tuple[Part, str]:
+        """The part and the content hash of a saved model."""
+        if not path.is_file():
+            raise InputError(f"{path} is not there: give a file written by model.save('name.keras')")
+        return Part("saved", {"path": str(path)}, places=("path",)), content_of(path)
+
+    def borrowed(self, given: Spec, folders, number: int, **labels) -> Build:
+        """Another run's teacher: its content is its identity, whatever trained it."""
+        path = self._session.lent_teacher(given, folders, number)
+        what, weights = self.saved(path)
+        return Build(**labels, what=what, weights=weights)
+
+    def model(self, model: Model) -> keras.Model:
+        """The model as it is before any training.
+
+        Raises:
+            InputError: it can't be built.
+        """
+        if isinstance(model, Train):
+            return self.model(model.model)
+        name = architecture(model)
+        if name not in self._models:
+            inner = [self.model(part) for part in model.of]
+            self._models[name] = self._session.build(model, inner, trial=True)
+        return self._models[name]
+
+    def taps(self, model: Model) -> list[str]:
+        """Names of the taps that a model offers."""
+        name = architecture(model)
+        if name not in self._taps:
+            self._taps[name] = Taps(self.model(model), "model").names
+        return self._taps[name]
+
+    def exit_stages(self, whole: Model, student: Model) -> list[str]:
+        """Names of a student's stages; raises InputError where exits can't be put on them."""
+        self.model(whole)
+        return exits.stages_of(self.model(student))
+
+    def check_dtype(self, teacher: Model, dtype: str | None) -> None:
+        """Raises InputError where a teacher can't be copied to compute in a dtype."""
+        if dtype not in (None, "auto") and not can_be_copied(self.model(teacher)):
+            raise InputError(f"--teacher_dtype={dtype} takes a functional teacher: give auto or none")
+
+    def check_tap(self, teacher: Model, tap: str) -> None:
+        """Raises InputError where a teacher has no such tap."""
+        Taps(self.model(teacher), "teacher").require([tap])
+
+    def kept_float(self, model: Model, names) -> tuple[str, ...]:
+        """Those names that are a model's layers."""
+        known = {layer.name for layer in self.model(model).layers} if names else ()
+        return tuple(name for name in names if name in known)
+
+    def check_kept_float(self, model: Model, names) -> None:
+        """Raises InputError where a name of ``--keep_float`` is none of a model's layers."""
+        check_layers(names, [layer.name for layer in self.model(model).layers], "--keep_float")
+
+    # ---- losses and compression steps ----
+
+    def loss(self, given: Spec) -> Loss:
+        """A new loss."""
+        return loss_terms.from_spec(given, samples=self.data().count)
+
+    def reads(self, given: Spec, student: list[str], teacher: list[str] | None) -> tuple[str, ...]:
+        """Which of the teacher's taps a loss reads."""
+        # A loss may keep what it was told of the taps: a new one is asked each time.
+        if teacher is not None:
+            if self.grafts(given):
+                return ("sim_kd",)
+            return self.loss(given).taps(list(student), list(teacher))[1]
+        taps = self.loss(given).taps(list(student), None)
+        # A loss that can't say before there is a teacher needs one.
+        return ("?",) if taps == ((), ()) else taps[1]
+
+    def teacher_taps(self, terms, student: Model, teacher: Model) -> tuple[str, ...]:
+        """All the teacher's taps that terms read."""
+        taps = []
+        for term in terms:
+            if not term.teachers:
+                continue
+            loss = self.loss(term.loss)
+            reads = loss.taps(self.taps(student), self.taps(teacher))[1]
+            parts = [part.removeprefix("teacher").removeprefix(".") for part, _ in term.teachers]
+            taps += [f"{part}.{tap}" if part and tap == "logits" else tap for part in parts for tap in reads]
+        return tuple(dict.fromkeys(taps))
+
+    def grafts(self, given: Spec) -> bool:
+        """Whether a loss puts layers of the teacher on the student."""
+        return spec.builder("kd_keras.losses", given.name).adapted is not Loss.adapted
+
+    def needs_pretraining(self, given: Spec) -> bool:
+        """Whether a loss means nothing before it is pretrained."""
+        return self.loss(given).needs_pretraining
+
+    def pretrains(self, given: Spec) -> bool:
+        """Whether a loss has something to pretrain."""
+        loss = self.loss(given)
+        return loss.needs_pretraining or getattr(loss, "pretrains", False)
+
+    def check_voices(self, given: Spec, reads, voices) -> None:
+        """Raises InputError where a loss can't be split over parts of a teacher, or reads more than their logits."""
+        parts = [part for _, heard in voices for part, _ in heard]
+        if all(part == "teacher" for part in parts):
+            return
+        loss = self.loss(given)
+        if self.grafts(given) or loss.needs_pretraining:
+            raise InputError(f"{loss.name} takes one whole teacher: give --scheme=offline()")
+        if all(part.startswith("teacher.") for part in parts) and tuple(reads) != ("logits",):
+            raise InputError(
+                f"{loss.name} reads the teacher's {', '.join(reads)}: with features beside them only ensemble("
+                "combine='logits') has one teacher's logits"
+            )
+
+    def step(self, given: Spec):
+        """A compression step."""
+        return spec.build("kd_keras.compress", given)
+
+
+def architecture(model: Model) -> str:
+    """What a model is, but for its weights: one text for every seed, name and training."""
+    if isinstance(model, Train):
+        return architecture(model.model)
+    return f"{model.what} {model.precision} {model.weights or ''} of [{', '.join(map(architecture, model.of))}]"
+
+
+def make(build: Build, models: list[keras.Model], splits, trial: bool = False) -> keras.Model:
+    """Makes what a `Build` describes.
+
+    Args:
+        build: the stage.
+        models: those that it is made from.
+        splits: the data, for the number of classes and the image shape.
+        trial: whether the model is only looked at: a student to be compressed is then given the zeros and clusters
+            that earlier steps would leave.
+    """
+    name, given = build.what.name, build.what.kwargs
+    if name == "join":
+        return ensemble.join(models, given["combine"], given.get("shares"), given["prefix"])
+    if name == "member":
+        return ensemble.member(models[0], given["prefix"])
+    if name == "add_exits":
+        return exits.with_exits(models[0])
+    if name == "cut":
+        return exits.cut_at(given["tap"])(models[0])
+    if name == "graft":
+        return loss_terms.from_spec(given["loss"], samples=1).adapted(*models)
+    if name == "wrap":
+        return prepared(build, models[0], trial).model
+    if name == "strip":
+        return models[1]
+    return spec.build("kd_keras.models", build.what, num_classes=splits.num_classes, input_shape=splits.image_shape)
+
+
+def prepared(build: Build, student: keras.Model, trial: bool = False):
+    """A student in the wrappers of a compression step; see `kd_keras.compress.prepare`."""
+    given = build.what.kwargs
+    *earlier, step = (spec.build("kd_keras.compress", part) for part in (*given["before"], given["step"]))
+    if not trial:
+        return prepare(student, step, steps=given["steps"], before=tuple(earlier))
+    weights = student.get_weights()
+    imitate(student, earlier)
+    try:
+        return prepare(student, step, steps=given["steps"], before=tuple(earlier))
+    finally:
+        student.set_weights(weights)
+
+
+@functools.cache
+def content_of(name: str | pathlib.Path) -> str:
+    """The content hash of a saved model or of a folder of weights; the name itself where it names published ones."""
+    path = pathlib.Path(name).expanduser()
+    if path.is_dir():
+        parts = [(str(p.relative_to(path)), files.sha256(p)) for p in sorted(path.rglob("*")) if p.is_file()]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+    if not path.is_file():
+        return f"published {name}"
+    if not zipfile.is_zipfile(path):
+        return files.sha256(path)
+    digest = hashlib.sha256()
+    with zipfile.ZipFile(path) as archive:
+        # The other member, metadata.json, holds the time of saving.
+        for member in ("config.json", "model.weights.h5"):
+            if member in archive.namelist():
+                digest.update(archive.read(member))
+    return digest.hexdigest()
+
+
+def _optimizer(name: str):
+    known = {key.lower(): value for key, value in vars(keras.optimizers).items() if isinstance(value, type)}
+    if name.lower() not in known:
+        raise InputError(spec.unknown(name, "optimizers", sorted(set(known) - {"optimizer"})))
+    return known[name.lower()]
+
+
+def _same(value, default) -> bool:
+    # True is not 1 here.
+    return value is default or (value == default and isinstance(value, bool) == isinstance(default, bool))
+
+
+def _value(value):
+    """A value of a part as a key holds it: nested schedules are bound to their defaults, a constant is its number."""
+    if isinstance(value, tuple):
+        return tuple(map(_value, value))
+    if not isinstance(value, Spec):
+        return value
+    if value.name not in schedules.__all__:
+        return Part(value.name, {key: _value(inner) for key, inner in value.kwargs.items()}, value.args)
+    function = getattr(schedules, value.name)
+    named = spec.bind(function, value)
+    if value.name == "constant":
+        return named["value"]
+    defaults = {field.name: field.default for field in dataclasses.fields(function)}
+    values = {name: _value(inner) for name, inner in named.items() if not _same(inner, defaults[name])}
+    return Part(value.name, values)

@@ -1,0 +1,183 @@
+"""The results of a run, made from the records of its stages: rows, notes, figures, and what is logged of them."""
+
+import numpy as np
+
+from kd_keras.evaluate import quality
+from kd_keras.run.report import figures, tables
+from kd_keras.schemes.plan import Export, Plan, Row, Train
+
+
+class Results:
+    """What the stages of a finished plan left.
+
+    Args:
+        plan: the stages.
+        session: for the test labels and the settings.
+        store: where the records are.
+    """
+
+    def __init__(self, plan: Plan, session, store):
+        self.plan, self.session, self.store = plan, session, store
+        self.labels = session.splits.test.labels
+        self._logits: dict[str, np.ndarray] = {}
+
+    def logits(self, stage) -> np.ndarray:
+        """The test logits (N, K) of a model or file of the table."""
+        if stage.key not in self._logits:
+            (row,) = [row for row in self.plan.rows if row.stage.key == stage.key][:1]
+            self._logits[stage.key] = np.load(self.store.folder(row.measures[0]) / "logits.npy")
+        return self._logits[stage.key]
+
+    def is_refused(self, row: Row) -> bool:
+        """Whether a row's file could not be made."""
+        return isinstance(row.stage, Export) and "refused" in self.store.record(row.stage)
+
+    def rows(self) -> list[dict]:
+        """The table; a file that could not be made has no row."""
+        rows, reference_seen = [], False
+        reference = self.plan.reference
+        for row in self.plan.rows:
+            if self.is_refused(row):
+                continue
+            is_reference = reference is not None and row.stage.key == reference.key
+            agreement = None
+            if reference_seen and not is_reference:
+                agreement = quality.agreement(self.logits(row.stage), self.logits(reference))
+            reference_seen = reference_seen or is_reference
+            rows.append(self._row(row, teacher_agreement=agreement))
+        return rows
+
+    def _row(self, row: Row, **columns) -> dict:
+        stage, values = row.stage, dict(columns)
+        for measure in row.measures:
+            values |= self.store.record(measure)["figures"]
+        if isinstance(stage, Export):
+            values |= self.store.record(stage)["figures"]
+            values["float_agreement"] = quality.agreement(self.logits(stage), self.logits(row.reference))
+        else:
+            values["bytes"] = (self.store.folder(stage) / "model.keras").stat().st_size
+        if row.reference is not None:
+            values |= self._against(stage, row.reference)
+        return tables.row(stage.role, stage.architecture, stage=stage.name, **values)
+
+    def _against(self, stage, reference) -> dict:
+        """What is lost against the Keras model that a file or compressed student was made of."""
+        logits, full = self.logits(stage), self.logits(reference)
+        change, low, high = quality.accuracy_change(logits, full, self.labels)
+        return {
+            "accuracy_change": change,
+            "accuracy_change_low": low,
+            "accuracy_change_high": high,
+            "worst_class_drop": quality.worst_class_drop(logits, full, self.labels),
+            "marked": change < -self.session.config.export.max_accuracy_drop,
+        }
+
+    def series(self) -> dict[str, dict]:
+        """Each trained model's curves by its role."""
+        series = {}
+        for stage in (*self.plan.models, *self.plan.compressed):
+            trained = stage
+            if not isinstance(stage, Train) and stage.what.name in ("cut", "strip") and stage.name != "exit":
+                # What was validated is the whole: the deepest classifier's curves are the student's.
+                if stage.what.name == "cut" and stage.what.kwargs["tap"] != "logits":
+                    continue
+                trained = stage.of[0]
+            if isinstance(trained, Train):
+                series[stage.role] = self.store.record(trained)["series"]
+        return series
+
+    def notes(self, rows: list[dict]) -> list[str]:
+        """What has to be known to read the table."""
+        runtimes = [self.store.record(row.measures[2]).get("runtime") for row in self.plan.rows]
+        notes = list(dict.fromkeys(filter(None, runtimes)))
+        notes += [self.store.record(row.stage)["refused"] for row in self.plan.rows if self.is_refused(row)]
+        notes += self._teacher_notes({row["stage"]: row for row in rows})
+        if any(row["marked"] for row in rows):
+            drop = self.session.config.export.max_accuracy_drop
+            notes.append(f"‡ less accurate than the Keras student that it was made of by more than {drop:g}")
+        return notes
+
+    def _stops(self) -> list[tuple[str, dict]]:
+        """(role, what was recorded) of every teacher whose training was to end early."""
+        trained = [stage for stage in self.plan.models if isinstance(stage, Train) and stage.recipe.stop is not None]
+        return [(stage.role, self.store.record(stage)["stop"]) for stage in trained]
+
+    def _teacher_notes(self, row_of: dict[str, dict]) -> list[str]:
+        notes = [_stop_note(role, stop) for role, stop in self._stops()]
+        teacher = self.plan.reference
+        if teacher is None:
+            return notes
+        row, student = row_of[teacher.name], row_of[self.plan.students[0].name]
+        if teacher.role != "teacher":
+            notes.append(f"agreement is with the {teacher.role}")
+        is_reverse = row["parameters"] < student["parameters"]
+        if is_reverse:
+            notes.append("reverse: the teacher has fewer parameters than the student")
+        baseline = row_of.get("baseline")
+        if baseline is None or baseline is row or row["val_accuracy"] > baseline["val_accuracy"]:
+            return notes
+        if any(stop["step"] is not None for _, stop in self._stops()):
+            meaning = ", as it is a defective teacher, on purpose"
+        elif is_reverse:
+            meaning = ", as may be of a smaller teacher, in reverse on purpose"
+        else:
+            meaning = ", so the distilled row says nothing about distillation"
+        return [
+            *notes,
+            f"the {teacher.role} does not beat the baseline on validation data ({row['val_accuracy']:.2%} against "
+            f"{baseline['val_accuracy']:.2%}){meaning}",
+        ]
+
+    def draw(self) -> list:
+        """Draws the curves, and for each model its confusion matrix and its figures by class; returns the curves."""
+        folder, names = self.session.config.run.workdir, list(self.session.splits.class_names)
+        figures.curves(self.series(), folder / "curves.png")
+        for stage in (row.stage for row in self.plan.rows if not isinstance(row.stage, Export)):
+            logits, title = self.logits(stage), f"{stage.role}, test split"
+            matrix = quality.confusion(logits, self.labels, len(names))
+            by_class = quality.class_report(logits, self.labels, names)
+            figures.confusion_figure(matrix, names, folder / f"{stage.name}_confusion.png", title)
+            tables.write_json({"class_names": names, "matrix": matrix}, folder / f"{stage.name}_confusion.json")
+            figures.class_report_figure(by_class, names, folder / f"{stage.name}_report.png", title)
+            tables.write_json(by_class, folder / f"{stage.name}_report.json")
+        return [folder / "curves.png"]
+
+    def log(self, rows: list[dict], tracker, child) -> None:
+        """Logs the table, figures and files.
+
+        Args:
+            rows: the table.
+            tracker: the run.
+            child: gives the tracking run of a stage by its name.
+        """
+        folder = self.session.config.run.workdir
+        for path in ("results.csv", "results.json", "results.txt", "curves.png"):
+            tracker.artifact(folder / path)
+        for row in rows:
+            name, _, variant = row["stage"].rpartition("_")
+            is_file = (folder / f"{row['stage']}.tflite").exists()
+            tracker.metrics({f"{row['stage']}_test_accuracy": row["test_accuracy"]}, 0)
+            run, prefix = (child(name), f"tflite_{variant}_") if is_file else (child(row["stage"]), "")
+            # `val_accuracy` is the name of the series over the epochs.
+            names = {"val_accuracy": "best_val_accuracy"}
+            numbers = {key: value for key, value in row.items() if isinstance(value, (int, float))}
+            run.metrics({f"{prefix}{names.get(key, key)}": value for key, value in numbers.items()}, 0)
+            paths = [folder / f"{row['stage']}.{'tflite' if is_file else 'keras'}"]
+            if not is_file:
+                run.tags({"role": row["role"], "architecture": row["architecture"]})
+                paths += sorted(folder.glob(f"{row['stage']}_*.png")) + sorted(folder.glob(f"{row['stage']}_*.json"))
+            for path in paths:
+                run.artifact(path)
+            run.close()
+
+
+def _stop_note(role: str, stop: dict) -> str:
+    if stop["step"] is None:
+        return (
+            f"{role} not defective: it never reached validation accuracy {stop['at_val_accuracy']:.2%}, and was "
+            "trained to the end"
+        )
+    return (
+        f"defective {role}: training ended on purpose in step {stop['step']}, at validation accuracy "
+        f"{stop['val_accuracy']:.2%}, the first check that found {stop['at_val_accuracy']:.2%}"
+    )

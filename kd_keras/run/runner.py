@@ -1,0 +1,229 @@
+"""Runs a plan: every stage is checked, then each one that is not whole in the store is run."""
+
+import functools
+import pathlib
+import shutil
+import zlib
+
+import keras
+from absl import logging
+
+from kd_keras import spec
+from kd_keras._compat import distribute
+from kd_keras.compress import prepare
+from kd_keras.distillation.taps import Taps
+from kd_keras.errors import InputError
+from kd_keras.export import metadata, tflite
+from kd_keras.models.saved import load as load_model
+from kd_keras.run import training
+from kd_keras.run.facts import prepared
+from kd_keras.run.measure import Measurer
+from kd_keras.run.store import Store
+from kd_keras.run.trainer import Trainer, content_of, siblings_of
+from kd_keras.schemes import additions
+from kd_keras.schemes.plan import Build, Cache, Export, Measure, Plan, Stage, Train
+
+
+def plan_of(config, facts) -> Plan:
+    """The scheme's plan, with everything that the other settings add.
+
+    Raises:
+        InputError: the settings contradict each other or the data.
+    """
+    scheme = spec.builder("kd_keras.schemes", config.training.scheme.name)
+    values = spec.bind(scheme, config.training.scheme, ("config", "facts"))
+    return additions.complete(scheme(config, facts, **values), config, facts)
+
+
+class Runner:
+    """Runs the stages of one plan.
+
+    Args:
+        plan: the stages.
+        session: the machine and the data.
+        store: where finished stages are kept.
+        child: gives the tracking run of a stage by its name.
+    """
+
+    def __init__(self, plan: Plan, session, store: Store, child=None):
+        self.plan, self.session, self.store, self._child = plan, session, store, child
+        self.trainer = Trainer(session, store, self.load)
+        self.measurer = Measurer(session, store, functools.partial(self.load, in_scope=False))
+
+    def is_done(self, stage: Stage) -> bool:
+        """Whether a stage need not be run; of several workers all are given the chief's answer."""
+        done = self.store.record(stage) is not None if self.session.is_chief else False
+        return bool(distribute.gather(self.session.strategy, int(done))[0])
+
+    @property
+    def open_stages(self) -> list[Stage]:
+        """The stages that have to be run."""
+        return [stage for stage in self.plan.stages if stage.name and self.store.record(stage) is None]
+
+    def check(self) -> None:
+        """Builds everything that will be trained, and trains nothing.
+
+        Raises:
+            InputError: something can't work.
+        """
+        for stage in self.plan.stages:
+            if isinstance(stage, Train) and not self.is_done(stage):
+                self.trainer.check(stage)
+
+    def run(self, lender: Store | None = None) -> None:
+        """Makes whatever is not whole.
+
+        Args:
+            lender: another run's store, from which the baseline is taken; see ``--baseline_from``.
+        """
+        for stage in self.plan.stages:
+            if not stage.name:
+                continue
+            self._compare_keys(stage)
+            if not self.is_done(stage):
+                self._make(stage, lender)
+
+    def _compare_keys(self, stage) -> None:
+        strategy = self.session.strategy
+        if len(set(distribute.gather(strategy, int(stage.key[:7], 16)))) > 1:
+            raise InputError(
+                f"the workers' data or settings differ ({stage.name} has another key on each): start all with the same "
+                "command, and share or copy the data"
+            )
+
+    def _make(self, stage, lender) -> None:
+        store, session = self.store, self.session
+
+        def tell(owner):
+            session.console.print(f"{stage.name:<8} is made by {owner}: waiting", highlight=False)
+
+        with store.leased(stage, tell):
+            # Another process may have made it while this one waited.
+            if not self.is_done(stage):
+                if stage.name == "baseline" and lender is not None:
+                    self._borrow(stage, lender)
+                elif session.is_chief:
+                    self._tell(stage, store.write(stage, functools.partial(self._work, stage)))
+                    store.checkpoint(stage).unlink(missing_ok=True)
+                elif isinstance(stage, Train):
+                    self._work(stage, None)
+        distribute.gather(session.strategy, 1)
+        distribute.wait_for(store.folder(stage) / "record.json")
+
+    def _borrow(self, stage, lender) -> None:
+        """Takes the baseline from another run's store."""
+        if self.session.is_chief and not self.store.adopt(stage, lender):
+            raise InputError(
+                f"--baseline_from={self.session.config.student.baseline_from} holds no finished baseline with these "
+                "settings and data: train it here, or name another run"
+            )
+        self.session.console.print(f"baseline taken from {lender.root}", highlight=False)
+
+    def _work(self, stage: Stage, folder: pathlib.Path | None) -> dict:
+        """Does what a stage says; the files go into a folder."""
+        if isinstance(stage, Train):
+            return self._train(stage, folder)
+        if isinstance(stage, Build):
+            return self._build(stage, folder)
+        if isinstance(stage, Cache):
+            return self.trainer.fill(stage, siblings_of(stage, self.plan.stages))
+        if isinstance(stage, Export):
+            return self._export(stage, folder)
+        with self.session.console.status(f"measuring {stage.of.name}"):
+            return self.measurer.measure(stage, folder)
+
+    # ---- models ----
+
+    def load(self, model: Build | Train, in_scope: bool = False) -> keras.Model:
+        """A model as it is after its stage: from its file, or built again where it has none.
+
+        Args:
+            model: the stage.
+            in_scope: whether its variables are made in the strategy's scope, for training.
+        """
+        file = self.store.folder(model) / "model.keras"
+        if model.name and file.exists():
+            if in_scope:
+                with self.session.strategy.scope():
+                    return load_model(file)
+            return load_model(file)
+        if isinstance(model, Build):
+            return self.session.build(model, [self.load(part, in_scope) for part in model.of])
+        trained = self.load(model.model, in_scope)
+        training.read_variables(trained, self.store.folder(model) / "variables.npz")
+        return trained
+
+    def _train(self, stage, folder) -> dict:
+        child = self._child(stage.name)
+        if stage.is_wrapped and self.session.is_chief:
+            self._tell_left_out(stage)
+        try:
+            record = self.trainer.train(stage, folder, child)
+        except BaseException:
+            child.close("FAILED")
+            raise
+        child.close()
+        return record
+
+    def _tell_left_out(self, stage) -> None:
+        step = self.session.facts.step(stage.model.what.kwargs["step"])
+        left = step.left_out(prepared(stage.model, self.session.facts.model(stage.model.of[0]), trial=True).wrapped)
+        if left:
+            what = "stays in float32" if step.quantises else "is left as it is"
+            self.session.console.print(f"{stage.name:<8} {', '.join(left)}: {what}", highlight=False)
+
+    def _build(self, stage, folder) -> dict:
+        """Makes a model of others, or takes one as it comes."""
+        model = self._stripped(*stage.of) if stage.what.name == "strip" else self.load(stage)
+        if stage.what.name == "saved":
+            shutil.copyfile(pathlib.Path(stage.what.kwargs["path"]).expanduser(), folder / "model.keras")
+        else:
+            model.save(folder / "model.keras")
+        return {"content": content_of(model)}
+
+    def _stripped(self, trained: Train, before) -> keras.Model:
+        """A compressed student out of its wrappers."""
+        given, student = trained.model.what.kwargs, self.load(trained.model.of[0])
+        *earlier, step = (spec.build("kd_keras.compress", part) for part in (*given["before"], given["step"]))
+        wrapped = prepare(student, step, steps=given["steps"], before=tuple(earlier))
+        training.read_variables(wrapped.model, self.store.folder(trained) / "variables.npz")
+        return wrapped.finish()
+
+    # ---- files ----
+
+    def _export(self, stage, folder) -> dict:
+        """Writes a TFLite file; a model that can't be converted is reported, and the run goes on."""
+        session, model = self.session, stage.model
+        with session.timed("export"), session.console.status(f"exporting {stage.name}.tflite"):
+            try:
+                if isinstance(model, Train) and model.is_wrapped:
+                    content = tflite.convert_quantised(self.load(model).wrapped(), stage.variant)
+                else:
+                    images = None
+                    if stage.calibration is not None:
+                        images = self.measurer.representative(*stage.calibration)
+                    keras_model = Taps(self.load(model), model.name).logits_model()
+                    content = tflite.convert(keras_model, stage.variant, images, stage.keep_float)
+            except InputError as error:
+                logging.warning("%s", error)
+                return {"refused": str(error), "content": "refused"}
+            content = metadata.attach(content, stage.classes, variant=stage.variant, architecture=stage.architecture)
+            (folder / "model.tflite").write_bytes(content)
+        operators = ", ".join(metadata.read(folder / "model.tflite")["operators"])
+        session.console.print(f"edge     {stage.name}.tflite: {operators}", highlight=False)
+        return {"figures": {"bytes": len(content), "zip_bytes": len(zlib.compress(content, level=9))}}
+
+    def _tell(self, stage, record) -> None:
+        """One line for each model that was made."""
+        if isinstance(stage, Measure | Cache | Export) or (isinstance(stage, Train) and stage.pretraining):
+            return
+        text = f"{stage.architecture}: "
+        if "series" in record:
+            best, series = record["best_epoch"], record["series"]
+            text += (
+                f"validation accuracy {series['val_accuracy'][best]:.4f} in epoch {best + 1} of {len(series['loss'])}, "
+                f"{record['seconds']:.0f} s"
+            )
+        else:
+            text += "made of " + ", ".join(part.name for part in stage.of) if stage.of else "loaded"
+        self.session.console.print(f"{stage.name:<8} {text}", highlight=False)

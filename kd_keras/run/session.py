@@ -1,0 +1,188 @@
+"""The machine and the data of one run: strategy, precision, console, splits."""
+
+import collections
+import contextlib
+import functools
+import importlib.metadata
+import pathlib
+import platform
+import sys
+import time
+
+import keras
+import tensorflow as tf
+from absl import logging
+from rich.console import Console
+
+from kd_keras import data as datasets
+from kd_keras import losses as loss_terms
+from kd_keras import spec
+from kd_keras._compat import distribute
+from kd_keras.errors import InputError
+from kd_keras.evaluate import cost
+from kd_keras.run import facts as planning
+from kd_keras.run import hardware
+from kd_keras.run.config import Config
+from kd_keras.run.workdir import read_state
+from kd_keras.schemes.plan import Build
+
+_PACKAGES = ("tensorflow", "keras")
+
+
+class Session:
+    """What a run works with.
+
+    Args:
+        config: the settings.
+        console: where progress is printed.
+        precision: what ``auto`` was resolved to when the run was begun, or None.
+        splits: the data, where they are not what ``--data`` names.
+
+    Attributes:
+        splits: the data set, before ``--train_examples``.
+        precision: the dtype policy that ``auto`` stands for.
+        worker: (number of this worker, number of workers): worker 0 alone writes and prints.
+
+    Raises:
+        InputError: the data or the machine can't be used as asked.
+    """
+
+    def __init__(self, config: Config, console: Console | None = None, precision: str | None = None, splits=None):
+        self.config = config
+        settings = config.hardware
+        if settings.threads is not None:
+            hardware.limit_threads(settings.threads)
+        # Early, since machines can only be joined before TensorFlow has computed anything.
+        self.strategy = distribute.strategy(settings.strategy, timeout=settings.worker_timeout)
+        self.worker = distribute.worker(self.strategy)
+        self.is_chief = self.worker[0] == 0
+        if not self.is_chief:
+            logging.set_verbosity(logging.ERROR)
+        # A pipe or a log has no width of its own; Rich would take 80 columns, which is narrow for the table.
+        width = None if sys.stdout.isatty() else 120
+        self.console = console or Console(soft_wrap=True, width=width, quiet=not self.is_chief)
+        self.precision = precision or hardware.precision()
+        keras.config.set_dtype_policy(self.policy(settings.precision))
+        keras.config.disable_interactive_logging()
+        if settings.deterministic:
+            keras.utils.set_random_seed(config.training.seed)
+            tf.config.experimental.enable_op_determinism()
+        datasets.augmentations(config.data.augment)
+        _check_keys(config)
+        self.splits = splits or spec.build("kd_keras.data", config.data.source)
+        #: Seconds of this process by what they went into.
+        self.seconds = collections.Counter()
+
+    def policy(self, precision: str) -> str:
+        """A dtype policy, ``auto`` resolved."""
+        return self.precision if precision == "auto" else precision
+
+    @functools.cached_property
+    def facts(self) -> "planning.Facts":
+        """What schemes may ask."""
+        return planning.Facts(self)
+
+    @property
+    def machine(self) -> str:
+        """What latency is measured on."""
+        runtime = importlib.metadata.version("ai-edge-litert")
+        return f"{processor()}, {cost.cores()} cores, TensorFlow {tf.__version__}, LiteRT {runtime}"
+
+    @property
+    def made_by(self) -> dict:
+        """What is recorded of the machine beside each stage."""
+        versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+        return {**versions, "processor": processor(), "replicas": self.strategy.num_replicas_in_sync}
+
+    def data_record(self) -> dict:
+        """What the data are, as a workdir keeps it; the training split is without ``--train_examples``."""
+        splits = self.splits
+        prints = {f"{name} split": getattr(splits, name).fingerprint for name in ("train", "val", "test")}
+        return {**prints, "classes": list(splits.class_names), "image_shape": list(splits.image_shape)}
+
+    def build(self, build: Build, inner: list[keras.Model], trial: bool = False) -> keras.Model:
+        """Makes the model of a `Build`; a new one has the same initial weights each time."""
+        if build.seed is not None:
+            keras.utils.set_random_seed(build.seed)
+        policy = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(build.precision)
+        try:
+            with self.strategy.scope():
+                return planning.make(build, inner, self.splits, trial)
+        finally:
+            keras.config.set_dtype_policy(policy)
+
+    def batches(self, source):
+        """A split once, in order, as (image, label) batches."""
+        return datasets.batches(source, self.config.training.batch_size)
+
+    def lent_teacher(self, given: spec.Spec, folders: tuple[pathlib.Path, ...], number: int) -> pathlib.Path:
+        """The file of the teacher that another run lends; see ``--teacher_from``.
+
+        Args:
+            given: the teacher's spec.
+            folders: one for each teacher.
+            number: of this teacher.
+
+        Raises:
+            InputError: that run has no such teacher, has other data, or would lend one teacher twice.
+        """
+        folder, flag = folders[number], f"--teacher_from={folders[number]}"
+        state = read_state(folder, "--teacher_from")
+        record = self.data_record()
+        differing = [
+            name for name in record if name != "train split" and state.get("data", {}).get(name) != record[name]
+        ]
+        if differing:
+            raise InputError(f"{flag} has other data (another {', another '.join(differing)}): name another folder")
+        names = [
+            name
+            for name, model in state.get("models", {}).items()
+            if name.startswith("teacher") and model["architecture"] == str(given)
+        ]
+        if not names:
+            raise InputError(f"{flag} holds no finished teacher {given}: name another folder")
+        # An ensemble that names one folder for several teachers of one spec takes them in their order.
+        specs = [model for model, where in zip(self.config.teacher.models, folders, strict=True) if where == folder]
+        place = [str(model) for model in specs[: len([f for f in folders[:number] if f == folder])]].count(str(given))
+        if place >= len(names):
+            raise InputError(f"{flag} would give the same teacher twice: both would be identical; name another folder")
+        return folder / f"{names[place]}.keras"
+
+    @contextlib.contextmanager
+    def timed(self, what: str):
+        """Counts the seconds inside as ``what``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[what] += time.perf_counter() - start
+
+    def print_seconds(self, start: float) -> None:
+        """Prints what the time of the process went into.
+
+        Args:
+            start: when it began, by `time.perf_counter`.
+        """
+        total = time.perf_counter() - start
+        seconds = {**self.seconds, "other": total - sum(self.seconds.values())}
+        shares = ", ".join(f"{what} {value / total:.1%}" for what, value in seconds.items())
+        self.console.print(f"time     {total:.1f} s: {shares}", highlight=False)
+
+
+def processor() -> str:
+    """The name of the CPU."""
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.lower().startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _check_keys(config: Config) -> None:
+    """Refuses unknown keys before the data are read, which of many photographs takes minutes."""
+    for model in (*config.teacher.models, config.student.model):
+        spec.check("kd_keras.models", model, ("num_classes", "input_shape"))
+    losses = config.student.loss, config.teacher.loss, config.student.baseline_loss, config.compress.loss
+    for loss in (loss for several in losses for loss in several):
+        loss_terms.check(loss)

@@ -1,0 +1,167 @@
+"""The folder of one run: whose it is, what it was begun with, and the files in it that people read."""
+
+import json
+import pathlib
+import time
+
+from kd_keras import files
+from kd_keras.errors import InputError
+from kd_keras.run.config import EXPERIMENT, Config
+from kd_keras.run.lease import Lease, Owner
+from kd_keras.run.store import Store
+from kd_keras.schemes.plan import Export, Plan
+
+#: What a run is, for people: every setting as text.
+SETTINGS = "config.json"
+# What the package itself keeps: the data's fingerprint, what was decided, the tracking runs, the models by name.
+_STATE = "workdir.json"
+_FORMAT = 2
+
+
+class Workdir:
+    """A run's folder.
+
+    Args:
+        config: the run's settings.
+    """
+
+    def __init__(self, config: Config):
+        self.path, self.config = config.run.workdir, config
+        self._lease = Lease(self.path / ".owner.json")
+
+    def check(self) -> None:
+        """Finds out, without writing, whether the folder is free or holds this very experiment.
+
+        Raises:
+            InputError: it holds another experiment, a run of version 0.1, or other files, or can't be read.
+        """
+        try:
+            if not self.path.exists():
+                return
+            if (self.path / "state").is_dir() and not (self.path / _STATE).exists():
+                raise InputError(
+                    f"--workdir={self.path} holds a run of version 0.1, which this version does not go on with: name "
+                    f"another folder; its models can be used, --teacher=\"saved(path='{self.path}/teacher.keras')\""
+                )
+            if (self.path / SETTINGS).exists():
+                self._compare(self._read(SETTINGS))
+            elif any(not path.name.startswith(".") and path.name != "store" for path in self.path.iterdir()):
+                raise InputError(f"--workdir={self.path} is not empty and holds no experiment: name another folder")
+        except OSError as error:
+            raise InputError(f"--workdir={self.path} can't be used: {error.strerror}") from error
+
+    def _read(self, name) -> dict:
+        try:
+            return dict(json.loads((self.path / name).read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:  # no UTF-8, no JSON, no dict
+            raise InputError(f"{self.path / name} can't be read: name another --workdir") from error
+
+    def _compare(self, before: dict[str, str]) -> None:
+        now = self.config.affecting(*EXPERIMENT)
+        changed = [
+            f"{flag} was {before[flag]}, is {text}" for flag, text in now.items() if before.get(flag, text) != text
+        ]
+        if changed:
+            raise InputError(
+                f"--workdir={self.path} holds another experiment ({'; '.join(changed)}): name another --workdir"
+            )
+
+    def claim(self) -> None:
+        """Makes the folder this process' own, until `release`.
+
+        Raises:
+            InputError: another process uses it, or it can't be written.
+        """
+        try:
+            told = False
+            while (owner := self._lease.take()) is not None:
+                if not self.config.run.wait:
+                    raise InputError(
+                        f"--workdir={self.path} is used by {owner}: wait until it has ended, give --wait, or name "
+                        "another folder"
+                    )
+                if not told:
+                    print(f"waiting for {owner}, which uses {self.path}", flush=True)
+                    told = True
+                time.sleep(0.5)
+            self.check()
+        except OSError as error:
+            raise InputError(f"--workdir={self.path} can't be written: {error.strerror}") from error
+
+    def owner(self) -> Owner | None:
+        """The process that uses the folder, or None."""
+        return self._lease.owner()
+
+    def release(self) -> None:
+        """Lets others use the folder."""
+        self._lease.release()
+
+    def begin(self, data: dict) -> str | None:
+        """Records the settings and the data that the folder was begun with.
+
+        Args:
+            data: what the data are; see `Session.data_record`.
+
+        Returns:
+            A sentence where the same data are read from elsewhere, or None.
+
+        Raises:
+            InputError: the folder was begun with other data.
+        """
+        note, state = None, self.state
+        before = state.get("data")
+        if before is not None:
+            if changed := [name for name, value in data.items() if before.get(name) != value]:
+                raise InputError(
+                    f"--workdir={self.path} was begun with other data (another {', another '.join(changed)}): the "
+                    "images or labels have changed; name another --workdir, or bring the data back"
+                )
+            text, was = str(self.config.data.source), self._read(SETTINGS).get("data")
+            if was is not None and was != text:
+                note = f"the same images and labels as before, now read by {text} (before {was})"
+        files.update(self.path / SETTINGS, json.dumps(self.config.texts(), indent=2, ensure_ascii=False) + "\n")
+        self.update(data=data)
+        return note
+
+    @property
+    def state(self) -> dict:
+        """What the package itself keeps of the run."""
+        return self._read(_STATE) if (self.path / _STATE).exists() else {}
+
+    def update(self, **values) -> None:
+        """Keeps further values in `state`."""
+        state = {"format": _FORMAT, **self.state, **values}
+        files.update(self.path / _STATE, json.dumps(state, indent=2, ensure_ascii=False) + "\n")
+
+    def publish(self, plan: Plan, store: Store) -> None:
+        """Copies the finished models and files from the store, where they are not there yet or damaged."""
+        models = {}
+        for stage in plan.roots:
+            record = store.record(stage) if stage.name else None
+            if record is None:
+                continue
+            for name, sha256 in record["files"].items():
+                target = self.path / f"{stage.name}{pathlib.Path(name).suffix}"
+                if name.startswith("model.") and store.sha256(target) != sha256:
+                    files.copy(store.folder(stage) / name, target)
+            if not isinstance(stage, Export) and "model.keras" in record["files"]:
+                models[stage.name] = {"architecture": stage.architecture, "content": record["content"]}
+        self.update(models=models)
+
+
+def read_state(folder: pathlib.Path, flag: str) -> dict:
+    """What another run's workdir keeps of itself.
+
+    Raises:
+        InputError: the folder holds no run, or one of version 0.1.
+    """
+    path = folder / _STATE
+    if not path.exists() and (folder / "state").is_dir():
+        raise InputError(
+            f"{flag}={folder} is a run of version 0.1: use its model, "
+            f"--teacher=\"saved(path='{folder}/teacher.keras')\""
+        )
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{flag}={folder} holds no run: give the --workdir of one") from error
