@@ -159,7 +159,7 @@ def _source(archive, file, split, image_size, channels, cache):
         images = mapped_images(
             f"{file.stem}-{place}-{split}-{size}", digest.digest(), (given[0], *shape), lambda: blocks
         )
-        return NumpySource(images, labels, digest.hexdigest())
+        return NumpySource(images, labels)
     images, start = aligned((given[0], *shape)), 0
     for block in blocks:
         images[start : start + len(block)] = block
