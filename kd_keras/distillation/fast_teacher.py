@@ -8,7 +8,6 @@ import numpy as np
 from kd_keras._compat import keras as graph
 from kd_keras.distillation import device
 from kd_keras.errors import InputError
-from kd_keras.models.networks import can_be_rebuilt
 
 DTYPES = ("float32", "bfloat16", "float16")
 #: Share of samples that a copy in another dtype has to give the class that float32 gives them.
@@ -82,7 +81,7 @@ def fast_copy(model: keras.Model, dtype: str = "auto", keep: tuple[str, ...] = (
 def can_be_copied(model: keras.Model) -> bool:
     """Whether a model, and each model inside it, is functional or Sequential, of layers that can be rebuilt."""
     return graph.is_graph(model) and all(
-        can_be_copied(layer) if isinstance(layer, keras.Model) else can_be_rebuilt(layer) for layer in model.layers
+        (can_be_copied if isinstance(layer, keras.Model) else graph.can_be_rebuilt)(layer) for layer in model.layers
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
+from kd_keras._compat import keras as graph
 from kd_keras.errors import InputError, check_switch
 from kd_keras.models import layers as _layers
 from kd_keras.models import networks as _networks
@@ -166,7 +167,7 @@ def _applied(tower, x, preset):
             f"preset {preset!r} takes images of shape {expected}, these have {x.shape[1:]}: leave resize=True"
         )
     inputs = {tower.inputs[0].name: x} if isinstance(tower.input, dict) else x
-    return tower.call(inputs) if all(map(_networks.can_be_rebuilt, tower.layers)) else tower(inputs)
+    return tower.call(inputs) if all(map(graph.can_be_rebuilt, tower.layers)) else tower(inputs)
 
 
 def _pooled(x, tower, pool, preset):

@@ -37,18 +37,6 @@ def keras_hub():
     return package
 
 
-def can_be_rebuilt(layer: keras.layers.Layer) -> bool:
-    """Whether a layer can be made from its config; not every layer of other packages can."""
-    if type(layer).__module__.startswith("keras."):
-        return True
-    try:
-        type(layer).from_config(layer.get_config())
-    # TypeError for a config that does not fit, NotImplementedError for none; the layer's own code may raise anything.
-    except Exception:
-        return False
-    return True
-
-
 def finished(image: keras.KerasTensor, x: keras.KerasTensor, *, names: Mapping[str, str], name: str) -> keras.Model:
     """A copy of the model from ``image`` to ``x``, with the same weights.
 
