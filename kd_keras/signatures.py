@@ -92,8 +92,10 @@ def _arguments(node: ast.ClassDef | ast.FunctionDef, constants, folder: pathlib.
     function = node
     if isinstance(node, ast.ClassDef):
         inits = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"]
-        if not inits and (inherited := _base_of(node, folder)) is not None:
-            return _arguments(inherited, constants, folder)
+        is_dataclass = any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
+        if not inits and not is_dataclass:
+            inherited = _base_of(node, folder)
+            return {} if inherited is None else _arguments(inherited, constants, folder)
         if not inits:
             fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
             return {field.target.id: _default(field.value, constants) for field in fields}
