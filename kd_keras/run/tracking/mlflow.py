@@ -208,7 +208,7 @@ class MLflowWriter:
         return writer
 
     def close(self, status="FINISHED"):
-        """Ends the run, as ``FINISHED`` or ``FAILED``; a second call changes nothing. Children are closed separately."""
+        """Ends the run, as ``FINISHED`` or ``FAILED``; a second call changes nothing. Children are closed apart."""
         if self.run_id is not None and not self._closed:
             self._link.call(self._link.client.set_terminated, self.run_id, status)
         self._closed = True
