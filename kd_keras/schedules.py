@@ -10,7 +10,7 @@ Wherever a schedule is taken, a plain number is one too, and a `Spec` names one 
 import dataclasses
 import functools
 import math
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from kd_keras import spec
 from kd_keras.errors import InputError
@@ -44,6 +44,10 @@ class Schedule:
 
 def _text(value: Any) -> str:
     return str(value) if isinstance(value, (Schedule, spec.Spec)) else repr(value)
+
+
+#: What is taken wherever a schedule is: see `get`.
+ScheduleLike: TypeAlias = Schedule | float | str | spec.Spec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=False)

@@ -20,16 +20,19 @@ MAY_IMPORT = {
     "distillation": BEFORE | LEAVES,
     "export": BEFORE | LEAVES,
     "evaluate": BEFORE | LEAVES | {"distillation", "export"},
-    "schemes": BEFORE | LEAVES | OBJECTS | {"run"},
+    # Plans: of export they read which kinds of file there are.
+    "schemes": BASE | {"export"},
     "run": BEFORE | LEAVES | OBJECTS | {"schemes"},
     "sweep": BEFORE | LEAVES | OBJECTS | {"schemes", "run"},
     # The console command lies in run/ and starts all that there is.
     "run.commands": BASE | {"run", "sweep"},
     "__main__": {"run"},
-    "__init__": BEFORE | LEAVES | OBJECTS,
+    "testing": BEFORE | {"losses", "models", "data"},
+    "__init__": BEFORE | LEAVES | OBJECTS | {"testing"},
 }
 # Modules that answer at once: no TensorFlow is imported before a function needs it.
 QUICK = {*BASE, "__init__", "__main__", "run.__main__", "run.config", "export.variants", "sweep.__main__"}
+QUICK |= {f"schemes.{path.stem}" for path in PACKAGE.glob("schemes/*.py")}
 QUICK |= {f"run.commands.{path.stem}" for path in PACKAGE.glob("run/commands/*.py")}
 HEAVY = {"tensorflow", "keras", "tf_keras", "keras_cv", "keras_hub", "tensorflow_model_optimization"}
 
@@ -161,3 +164,41 @@ def test_a_forbidden_import_is_found(module, line):
 )
 def test_an_allowed_import_passes(module, line):
     assert offences(line, module) == []
+
+
+def tensorflow_in(source: str, module: str) -> list[str]:
+    """The imports of TensorFlow in a module's source, late ones too."""
+    return [f"{module}:{item.line}" for item in imports(source, module) if item.name.split(".")[0] == "tensorflow"]
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "losses").glob("*.py")), ids=module_of)
+def test_losses_use_keras_ops_and_no_tensorflow(path):
+    assert tensorflow_in(path.read_text("utf-8"), module_of(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("start", "reached"),
+    [
+        ("kd_keras.losses.crd", {"kd_keras.losses.base", "kd_keras._compat.replicas", "kd_keras._compat.ops"}),
+        ("kd_keras.losses.ft", {"kd_keras.losses.features"}),
+        ("kd_keras.distillation.__init__", {"kd_keras.distillation.taps", "kd_keras.models.layers"}),
+    ],
+)
+def test_losses_and_distillation_import_no_tensorflow_by_themselves(start, reached):
+    """Follows the imports within the package, as another backend than TensorFlow would."""
+    left, seen = {start}, {"kd_keras.distillation.tensorflow_step"}  # which the distiller imports under TensorFlow
+    while left - seen:
+        module = (left - seen).pop()
+        seen.add(module)
+        path = PACKAGE.parent / (module.replace(".", "/") + ".py")
+        for item in imports(path.read_text("utf-8"), module):
+            assert item.late or item.name.split(".")[0] != "tensorflow", f"{module}:{item.line}"
+            for name in (item.name, item.name.rpartition(".")[0]):
+                if not item.late and (PACKAGE.parent / (name.replace(".", "/") + ".py")).exists():
+                    left.add(name)
+    assert reached <= seen
+
+
+@pytest.mark.parametrize("line", ["import tensorflow as tf", "def f():\n    from tensorflow import cast"])
+def test_tensorflow_is_found(line):
+    assert len(tensorflow_in(line, "kd_keras.losses.kd")) == 1

@@ -87,8 +87,8 @@ def is_softmax(operation) -> bool:
     return isinstance(operation, keras.layers.Softmax) or type(operation).__name__ == "Softmax"
 
 
-def all_layers(model: keras.Model) -> list[keras.layers.Layer]:
-    """A model, its layers, and the layers inside them."""
+def all_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """A model or layer, its layers, and the layers inside them."""
     return list(model._flatten_layers())
 
 

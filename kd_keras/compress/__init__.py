@@ -11,5 +11,12 @@ They use tensorflow-model-optimization, which wraps a tf_keras copy of the stude
 from kd_keras import _lazy
 
 __getattr__, __dir__, __all__ = _lazy.exports(
-    __name__, {"Prepared": "wrapped", "Step": "base", "imitate": "wrapped", "prepare": "wrapped"}
+    __name__,
+    {
+        **_lazy.parts(__name__),
+        "Prepared": "wrapped",
+        "Step": "base",
+        "imitate": "wrapped",
+        "prepare": "wrapped",
+    },
 )

@@ -162,8 +162,8 @@ class Distiller(Step):
             shapes = student.shapes(names), {} if teacher is None else teacher.shapes(teacher_names)
             if not term.built:
                 term.build(student_shape=shapes[0], teacher_shape=shapes[1])
-            elif (config := term.get_build_config()) is not None:
-                for before, now in zip(config.values(), shapes, strict=True):
+            elif "student_shape" in (config := term.get_build_config() or {}):
+                for before, now in zip((config["student_shape"], config["teacher_shape"]), shapes, strict=True):
                     if any(tuple(before[name])[1:] != tuple(now[name])[1:] for name in before):
                         raise InputError(
                             f"{term.name}'s adapters were made for {before}, but these models have {now}: "

@@ -5,16 +5,16 @@ from keras import ops
 
 from kd_keras.distillation import ensemble
 from kd_keras.errors import InputError
-from kd_keras.losses.base import DistillationLoss
+from kd_keras.losses.base import Loss
 
 
-class Wrapped(DistillationLoss):
+class Wrapped(Loss):
     """A loss that reads the taps for another loss and returns that loss's value.
 
     Args:
         term: the other loss; its weight and schedules are this one's.
         share: factor of the value.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Raises:
         InputError: the loss replaces the student by another model, or needs pretraining.
@@ -22,7 +22,7 @@ class Wrapped(DistillationLoss):
 
     def __init__(self, *, term, share=1.0, **kwargs):
         super().__init__(**{"name": term.name, **kwargs})
-        if type(term).adapted is not DistillationLoss.adapted:
+        if type(term).adapted is not Loss.adapted:
             raise InputError(f"{term.name} changes the student, which only one teacher can do: give --scheme=offline()")
         if term.needs_pretraining:
             raise InputError(
@@ -57,7 +57,7 @@ class Within(Wrapped):
         student: the loss's name for a tap → the model's, for the part that learns.
         teacher: the same for the part that teaches, which gets no gradient; None where the loss reads no teacher.
         share: factor of the value.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
     """
 
     def __init__(self, *, term, student, teacher=None, share=1.0, **kwargs):
@@ -103,7 +103,7 @@ class OfTeachers(Wrapped):
         term: a loss that reads the teacher's logits and none of its other taps. Its weight is this one's.
         teachers: tap → w_m: the teachers' logits, and their shares of the mean, which sum to 1.
         share: factor of the value: these teachers' share, where other teachers have a loss of their own.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
         As the loss.
@@ -148,11 +148,11 @@ class OfTeachers(Wrapped):
         return {**super().get_config(), "teachers": dict(self.teachers)}
 
 
-def copy(term: DistillationLoss) -> DistillationLoss:
+def copy(term: Loss) -> Loss:
     """A loss of the same configuration, with its own trainable parts."""
     return type(term).from_config(term.get_config())
 
 
-def reads_teacher(term: DistillationLoss, student, teacher) -> bool:
+def reads_teacher(term: Loss, student, teacher) -> bool:
     """Whether a loss reads the teacher, given the taps that student and teacher offer."""
     return bool(copy(term).taps(list(student), list(teacher))[1])

@@ -21,6 +21,7 @@ from kd_keras.data import arrays
 from kd_keras.distillation import device
 from kd_keras.distillation.fast_teacher import fast_copy
 from kd_keras.distillation.model_hash import model_hash, places
+from kd_keras.distillation.tap_storage import TapStorage
 from kd_keras.distillation.taps import Taps
 from kd_keras.errors import InputError, is_count
 
@@ -35,9 +36,7 @@ class TeacherCache:
     the augmentation and its seed, the dtype that the teacher computes in and the dtype of the files. So outputs of
     another teacher or of other views are never read.
 
-    Logits in float16 are stored as their difference from the row's largest logit, which is stored in float32: the
-    likeliest classes are the most exact. With ``top_k`` only the largest k are stored, and the probability mass of all
-    others at temperature 1, which is divided among them evenly.
+    Logits in float16, or only the ``top_k`` largest, are stored as `TapStorage` says.
 
     Args:
         folder: root of caches; runs may share it.
@@ -83,8 +82,8 @@ class TeacherCache:
             teacher_dtype = device.teacher_dtype()
         self.views, self.taps = views, tuple(taps)
         self._places = places(teacher)
-        self._dtype, self._top_k, self._teacher_dtype = dtype, top_k, teacher_dtype
-        self._formats = {tap: self._format(tap) for tap in self.taps}
+        self._teacher_dtype = teacher_dtype
+        self._storages = {tap: self._storage(tap, dtype, top_k) for tap in self.taps}
         identity = {
             "teacher": model_hash(teacher),
             "teacher_dtype": teacher_dtype,
@@ -101,20 +100,13 @@ class TeacherCache:
         self._check_size("limit_gb", self.nbytes, None if limit_gb is None else limit_gb * 1e9)
         self._rows: dict[tuple[int, str], dict[str, arrays.Rows]] = {}
 
-    def _format(self, tap) -> dict[str, tuple[tuple[int, ...], str]]:
-        """The arrays that store a tap: part → (shape of a sample, dtype)."""
+    def _storage(self, tap, dtype, top_k) -> TapStorage:
         shape = tuple(self._teacher.shapes([tap])[tap][1:])
         if any(size is None for size in shape):
             raise InputError(
                 f"the teacher's {tap} is {shape}: a cache needs known sizes, so fix the model's input size"
             )
-        if not _is_logits(tap) or (self._dtype == "float32" and self._top_k is None):
-            return {"values": (shape, self._dtype)}
-        if self._top_k is None:
-            return {"values": (shape, "float16"), "largest": ((), "float32")}
-        index = "int16" if self._teacher.num_classes <= 1 << 15 else "int32"
-        k = (self._top_k,)
-        return {"values": (k, self._dtype), "largest": ((), "float32"), "index": (k, index), "rest": ((), "float32")}
+        return TapStorage(tap, shape, dtype, top_k)
 
     @property
     def nbytes(self) -> int:
@@ -122,8 +114,7 @@ class TeacherCache:
         return sum(self._tap_bytes(tap) for tap in self.taps) * self.views.count
 
     def _tap_bytes(self, tap) -> int:
-        sample = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in self._formats[tap].values())
-        return sample * len(self.views)
+        return self._storages[tap].nbytes * len(self.views)
 
     def _check_identity(self):
         path = self.folder / _IDENTITY
@@ -203,7 +194,7 @@ class TeacherCache:
             with _Writer([tap for v, tap in missing if v == view], self, view) as writer:
                 for images in self.views.batches(view, batch_size):
                     outputs = forward(images)
-                    writer.add({tap: self._encode(tap, value.numpy()) for tap, value in outputs.items()})
+                    writer.add({tap: self._storages[tap].encode(value.numpy()) for tap, value in outputs.items()})
                     count += len(images)
                     if progress is not None:
                         progress(count, total)
@@ -229,32 +220,6 @@ class TeacherCache:
             if not is_whole:
                 path.unlink()
 
-    def _encode(self, tap, value) -> dict[str, np.ndarray]:
-        """The arrays to store, by part, for a batch of a tap."""
-        value = np.asarray(value, np.float32)
-        parts = {"values": value}
-        if "largest" in self._formats[tap]:
-            largest = value.max(axis=-1)
-            below = value - largest[:, None]
-            parts = {"values": below, "largest": largest}
-            if self._top_k is not None:
-                index = np.argpartition(-below, self._top_k - 1, axis=-1)[:, : self._top_k]
-                others = below.astype(np.float64)
-                np.put_along_axis(others, index, -np.inf, axis=-1)
-                # The logit that gives the others, if each has it, the probability mass that they have together.
-                with np.errstate(divide="ignore"):
-                    rest = np.log(np.exp(others).sum(axis=-1) / (value.shape[-1] - self._top_k))
-                parts = {"values": np.take_along_axis(below, index, axis=-1), "largest": largest, "index": index}
-                # -inf for a mass of 0, and all below what float32 can tell from it, become a finite logit.
-                parts["rest"] = np.maximum(rest, -1e4)
-        if not np.isfinite(parts["values"]).all():
-            raise InputError(f"the teacher's {tap} is not finite: nothing can be learned from it; check the teacher")
-        with np.errstate(over="ignore"):
-            stored = parts["values"].astype(self._formats[tap]["values"][1])
-        if not np.isfinite(stored).all():
-            raise InputError(f"the teacher's {tap} is too large for float16: store the cache in dtype='float32'")
-        return {**parts, "values": stored}
-
     def read(self, view, index) -> dict[str, tf.Tensor]:
         """The taps of some samples, as TensorFlow operations.
 
@@ -273,7 +238,7 @@ class TeacherCache:
         index = tf.cast(index, tf.int64)
         views = [lambda view=view: self._parts(view, index) for view in range(self.views.count)]
         parts = views[0]() if len(views) == 1 else tf.switch_case(tf.cast(view, tf.int32), views)
-        return {tap: self._decode(parts[tap]) for tap in self.taps}
+        return {tap: self._storages[tap].decode(parts[tap]) for tap in self.taps}
 
     def _parts(self, view, index):
         # Cast here: on a CPU few of TensorFlow's operations take float16, and none is faster in it.
@@ -285,29 +250,19 @@ class TeacherCache:
             for tap in self.taps
         }
 
-    def _decode(self, parts):
-        values = parts["values"]
-        if "index" in parts:
-            count = tf.shape(values)[0]
-            rows = tf.repeat(tf.range(count), self._top_k)
-            positions = tf.stack([rows, tf.reshape(parts["index"], [-1])], axis=-1)
-            rest = tf.repeat(parts["rest"][:, None], self._teacher.num_classes, axis=1)
-            values = tf.tensor_scatter_nd_update(rest, positions, tf.reshape(values, [-1]))
-        return values + parts["largest"][:, None] if "largest" in parts else values
-
     def _open(self):
         if self.missing:
             raise InputError(f"the teacher cache {self.folder} lacks {len(self.missing)} parts: call fill() first")
         opened = {}
         for view, tap in self._pairs:
             sums = json.loads(self._record(view, tap).read_text(encoding="utf-8"))
-            opened[view, tap] = {part: self._map(view, tap, part, sums) for part in self._formats[tap]}
+            opened[view, tap] = {part: self._map(view, tap, part, sums) for part in self._storages[tap].arrays}
         self._rows = opened
 
     def _map(self, view, tap, part, sums) -> arrays.Rows:
         """One file, mapped into memory and checked."""
         path = self._part(view, tap, part)
-        shape, dtype = self._formats[tap][part]
+        shape, dtype = self._storages[tap].arrays[part]
         try:
             array = np.load(path, mmap_mode="r")
             fits = array.shape == (len(self.views), *shape) and array.dtype == dtype
@@ -319,11 +274,6 @@ class TeacherCache:
         return arrays.Rows(arrays.mapped(path, array.dtype, array.shape, array.offset))
 
 
-def _is_logits(tap: str) -> bool:
-    """Whether a tap is the teacher's logits, or those of a classifier joined in it (``teacher1.logits``)."""
-    return tap.rpartition(".")[2] == "logits"
-
-
 class _Writer:
     """Writes the files of one view under temporary names, and renames them once they are complete."""
 
@@ -333,7 +283,7 @@ class _Writer:
 
     def __enter__(self):
         for tap in self._taps:
-            for part, (shape, dtype) in self._cache._formats[tap].items():
+            for part, (shape, dtype) in self._cache._storages[tap].arrays.items():
                 path = self._cache._part(self._view, tap, part)
                 partial = files.partial(path)
                 self._partial[tap, part] = (partial, path)

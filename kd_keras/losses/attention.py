@@ -1,29 +1,29 @@
-"""Attention transfer: where a feature map is active, whatever by."""
+"""Attention transfer: where a feature map is active, summed over the channels."""
 
 import keras
 from keras import ops
 
-from kd_keras.losses import base as _base
-from kd_keras.losses import features as _features
+from kd_keras.losses.base import unit_norm
+from kd_keras.losses.features import FeatureLoss, mean_over_features, on_one_grid
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="Attention")
-class Attention(_features.PairedLoss):
-    """Σ over pairs of mean (a_s − a_t)², a the map of mean_c F², as a vector of L2 norm 1.
+class Attention(FeatureLoss):
+    """Σ over pairs of mean (a_s − a_t)², a the map mean_c F² as a vector of L2 norm 1.
 
     Args:
         weight: factor in the total, applied by the Distiller; 1000 in the CIFAR-100 benchmarks.
         pairs: ``'stage1:stage1,stage2:stage3'``, student:teacher; by default all stages, matched from the last.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
-        (B,) values, 0 where the attention maps are equal. Where the grids differ, both maps go on the smaller one.
+        (B,) values, 0 where the attention maps are equal. Maps of different grids are resized to the smaller grid.
 
-    Source: Zagoruyko and Komodakis, arXiv:1612.03928, section 3.1; the mean over the grid is the benchmarks', and the
-    weight belongs to it.
+    Reference: Zagoruyko and Komodakis, arXiv:1612.03928, section 3.1. The mean over the grid is that of the benchmarks,
+    and the weight belongs to it.
     """
 
     def compare(self, student, teacher, adapter, training):
         maps = (ops.mean(ops.square(features), axis=-1, keepdims=True) for features in (student, teacher))
-        a_s, a_t = (_base.unit(a, axis=(1, 2)) for a in _features.on_one_grid(*maps))
-        return _features.mean_over_features(ops.square(a_s - a_t))
+        a_s, a_t = (unit_norm(a, axis=(1, 2)) for a in on_one_grid(*maps))
+        return mean_over_features(ops.square(a_s - a_t))

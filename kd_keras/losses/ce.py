@@ -1,28 +1,32 @@
-"""Cross-entropy with the hard labels: a term like any other."""
+"""Cross-entropy with the hard labels."""
+
+from typing import Any
 
 import keras
 
 from kd_keras.errors import InputError
-from kd_keras.losses import base as _base
+from kd_keras.losses.base import Loss
 from kd_keras.losses.labels import cross_entropy
+from kd_keras.schedules import ScheduleLike
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="CE")
-class CE(_base.DistillationLoss):
+class CE(Loss):
     """−Σ_k y_k log softmax(z)_k, at temperature 1.
 
     Args:
+        weight: factor in the total, applied by the Distiller.
         label_smoothing: ε in [0, 1): y becomes (1 − ε)·y + ε / K (arXiv:1512.00567, section 7).
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
         (B,) values, at least 0.
 
     Raises:
-        InputError: ε out of range.
+        InputError: ε is out of range.
     """
 
-    def __init__(self, *, weight=1.0, label_smoothing=0.0, **kwargs):
+    def __init__(self, *, weight: ScheduleLike = 1.0, label_smoothing: float = 0.0, **kwargs: Any) -> None:
         super().__init__(weight=weight, **kwargs)
         if not isinstance(label_smoothing, (int, float)) or not 0 <= label_smoothing < 1:
             raise InputError(f"{self.name}(label_smoothing={label_smoothing}): it lies in [0, 1)")

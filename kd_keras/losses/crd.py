@@ -1,52 +1,56 @@
-"""Contrastive representation distillation: the same sample's embeddings are close, other samples' are not."""
+"""Contrastive representation distillation: embeddings of one sample are close, those of different samples are not."""
 
 import math
+from typing import Any
 
 import keras
-import tensorflow as tf
 from keras import ops
 
 from kd_keras import schedules
+from kd_keras._compat import replicas
+from kd_keras._compat.ops import backend
 from kd_keras.errors import InputError
-from kd_keras.losses import base as _base
-from kd_keras.losses import features as _features
+from kd_keras.losses.base import add_state, unit_norm
+from kd_keras.losses.features import FeatureLoss, flatten
+from kd_keras.schedules import ScheduleLike
 
 _MOMENTUM = 0.5
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="CRD")
-class CRD(_features.PairedLoss):
+class CRD(FeatureLoss):
     """−log(P⁺ / (P⁺ + k·Pₙ)) − Σ log(k·Pₙ / (P⁻ + k·Pₙ)), of the student's embeddings and of the teacher's.
 
-    An embedding v is a dense layer's output on the features, of L2 norm 1. P = exp(v·m / temperature) / Z with m the
-    *other* model's embedding in a memory bank: P⁺ of the sample itself, P⁻ of k others; Pₙ = 1 / N, and Z is N times
-    the mean at the first step, and stays. The bank moves by a momentum of 0.5 towards each embedding that it sees.
+    An embedding v is the output of a dense layer on the features, with L2 norm 1. P = exp(v·m / temperature) / Z with m
+    the *other* model's embedding in a memory bank: P⁺ of the sample itself, P⁻ of k other samples; Pₙ = 1 / N. Z is N
+    times the mean at the first step, and constant from then on. The bank moves with a momentum of 0.5 towards each new
+    embedding.
 
-    The banks are weights that are not trained, N × size for either model: they are saved with a checkpoint, mirrored
-    on every replica, and of one size from the start.
+    The banks are weights that are not trained, N × size for each model: they are saved with a checkpoint and mirrored
+    on every replica.
 
     Args:
         weight: factor in the total, applied by the Distiller; 0.8 in the CIFAR-100 benchmarks.
-        samples: N, of the training split; a run fills it in.
-        negatives: k; at most N are worth it.
+        samples: N, the size of the training split; a run fills it in.
+        negatives: k; more than N are of no use.
         size: of an embedding.
-        temperature: of the similarities, a number or a schedule; with a schedule Z is each step's own.
-        seed: of the bank's start and of the negatives.
+        temperature: of the similarities, a number or a schedule; with a schedule Z is computed at each step.
+        seed: of the initial bank and of the negatives.
         pairs: ``'pooled:pooled'``, student:teacher, one pair; by default the pooled features.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Call arguments:
-        index: number of each sample in its split (B,); batches have to bring it.
+        index: number of each sample in its split (B,), which batches have to contain.
 
     Returns:
         (B,) values.
 
     Raises:
-        InputError: no ``samples``, several pairs, or a value out of range.
+        InputError: ``samples`` is missing, several pairs are given, or a value is out of range.
 
-    Source: Tian et al., arXiv:1910.10699, equations 17 to 19 and section 3.4; defaults of its code. Negatives are drawn
-    from all samples, and by the step, not by the sample: one draw serves the batch, which makes k products with the
-    bank of B·k, and leaves what each sample draws uniform.
+    Reference: Tian et al., arXiv:1910.10699, equations 17 to 19 and section 3.4; defaults of its code. Negatives are
+    drawn uniformly from all samples, once per step for the whole batch, not for each sample: k rows of the bank are
+    read instead of B·k.
     """
 
     needs = frozenset({"index", "samples"})
@@ -56,15 +60,15 @@ class CRD(_features.PairedLoss):
     def __init__(
         self,
         *,
-        weight=1.0,
-        samples=None,
-        negatives=16384,
-        size=128,
-        temperature=0.07,
-        seed=0,
-        pairs=None,
-        **kwargs,
-    ):
+        weight: ScheduleLike = 1.0,
+        samples: int | None = None,
+        negatives: int = 16384,
+        size: int = 128,
+        temperature: ScheduleLike = 0.07,
+        seed: int = 0,
+        pairs: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(weight=weight, pairs=pairs, **kwargs)
         self.samples = None if samples is None else self._count("samples", samples)
         self.negatives, self.size = self._count("negatives", negatives), self._count("size", size)
@@ -93,45 +97,44 @@ class CRD(_features.PairedLoss):
             )
         (s, t), contrast = self.pairs[0], self.adapters[0]
         index = ops.cast(ops.reshape(index, (-1,)), "int32")
-        told = f"{self.name}(samples={self.samples}) was given a sample of a higher number: give the split's size"
-        tf.debugging.assert_less(index, self.samples, message=told)
+        too_high = f"{self.name}(samples={self.samples}) was given a sample of a higher number: give the split's size"
+        backend().assert_below(index, self.samples, too_high)
         v_s, v_t = contrast.embed(student[s], teacher[t])
         drawn, temperature = self._draw(), self.now(self.temperature)
-        # Similarities at another temperature are of another size.
-        stays = isinstance(self.temperature, schedules.constant)
+        # Another temperature gives similarities of another magnitude.
+        is_fixed = isinstance(self.temperature, schedules.constant)
         value = 0.0
         for v, bank, constant in (
             (v_s, contrast.teacher_bank, "of_student"),
             (v_t, contrast.student_bank, "of_teacher"),
         ):
-            alike = ops.exp(ops.sum(v * ops.take(bank, index, axis=0), axis=-1) / temperature)
-            other = ops.exp(v @ ops.transpose(ops.take(bank, drawn, axis=0)) / temperature)
-            z = contrast.normaliser(constant, alike, other, training, stays)
+            positive = ops.exp(ops.sum(v * ops.take(bank, index, axis=0), axis=-1) / temperature)
+            negative = ops.exp(v @ ops.transpose(ops.take(bank, drawn, axis=0)) / temperature)
+            z = contrast.normaliser(constant, positive, negative, training, is_fixed)
             noise = self.negatives / self.samples
-            value += ops.log1p(noise * z / alike) + ops.sum(ops.log1p(other / z / noise), axis=-1)
+            value += ops.log1p(noise * z / positive) + ops.sum(ops.log1p(negative / z / noise), axis=-1)
         if training:
             contrast.remember(index, v_s, v_t)
         return value
 
     def _draw(self):
-        """k numbers of samples, the same on every replica, others at every step."""
+        """Numbers of k samples, the same on every replica, different at every step."""
         step = 0 if self.clock is None else self.clock()[1]
-        seed = tf.stack([tf.constant(self.seed, tf.int32), tf.cast(step, tf.int32)])
-        return tf.random.stateless_uniform((self.negatives,), seed, 0, self.samples, tf.int32)
+        return backend().random_integers(self.seed, step, self.negatives, self.samples)
 
     def get_config(self):
-        own = {name: getattr(self, name) for name in ("samples", "negatives", "size", "seed")}
-        return {**super().get_config(), **own}
+        options = {name: getattr(self, name) for name in ("samples", "negatives", "size", "seed")}
+        return {**super().get_config(), **options}
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="CRDContrast")
 class Contrast(keras.layers.Layer):
-    """Two embeddings, their banks, and the constants that similarities are divided by.
+    """Two embeddings, their memory banks, and the constants Z that similarities are divided by.
 
     Args:
         samples: N.
         size: of an embedding.
-        seed: of the banks' start.
+        seed: of the initial banks.
     """
 
     def __init__(self, samples, size, seed, **kwargs):
@@ -146,40 +149,40 @@ class Contrast(keras.layers.Layer):
         self.teacher_embedding.build((None, teacher))
         limit = 1 / math.sqrt(self.size / 3)
         self.student_bank, self.teacher_bank = (
-            _base.kept(
+            add_state(
                 *(self, f"{name}_bank", (self.samples, self.size)),
                 keras.initializers.RandomUniform(-limit, limit, seed),
             )
             for name, seed in (("student", self.seed), ("teacher", self.seed + 1))
         )
-        self.of_student, self.of_teacher = (_base.kept(self, f"z_{name}", ()) for name in ("student", "teacher"))
+        self.of_student, self.of_teacher = (add_state(self, f"z_{name}", ()) for name in ("student", "teacher"))
         self.built = True
 
     def embed(self, student, teacher):
-        """Both embeddings (B, size), of L2 norm 1."""
+        """Both embeddings (B, size), with L2 norm 1."""
         return (
-            _base.unit(self.student_embedding(_features.flat(student)), axis=-1),
-            _base.unit(self.teacher_embedding(_features.flat(teacher)), axis=-1),
+            unit_norm(self.student_embedding(flatten(student)), axis=-1),
+            unit_norm(self.teacher_embedding(flatten(teacher)), axis=-1),
         )
 
-    def normaliser(self, name, alike, other, training, stays):
-        """Z: N times the mean over the global batch, of the first step if it ``stays``."""
-        kept = getattr(self, name)
-        total = _base.summed(ops.stop_gradient(ops.sum(alike) + ops.sum(other)))
-        count = _base.summed(ops.cast(ops.size(alike) + ops.size(other), "float32"))
+    def normaliser(self, name, positive, negative, training, is_fixed):
+        """Z: N times the mean over the global batch, that of the first step if ``is_fixed``."""
+        stored = getattr(self, name)
+        total = replicas.total(ops.stop_gradient(ops.sum(positive) + ops.sum(negative)))
+        count = replicas.total(ops.cast(ops.size(positive) + ops.size(negative), "float32"))
         z = total / count * self.samples
-        if stays:
-            z = ops.where(kept > 0, kept, z)
+        if is_fixed:
+            z = ops.where(stored > 0, stored, z)
         if training:
-            kept.assign(z)
+            stored.assign(z)
         return z
 
     def remember(self, index, student, teacher):
-        """Moves the banks halfway to the embeddings of these samples, those of every replica."""
-        index = _base.gathered(index)
+        """Moves the banks halfway to the embeddings of the samples of all replicas."""
+        index = replicas.gather(index)
         for bank, v in ((self.student_bank, student), (self.teacher_bank, teacher)):
-            moved = _MOMENTUM * ops.take(bank, index, axis=0) + (1 - _MOMENTUM) * _base.gathered(v)
-            bank.value.scatter_update(tf.IndexedSlices(ops.stop_gradient(_base.unit(moved, axis=-1)), index))
+            moved = _MOMENTUM * ops.take(bank, index, axis=0) + (1 - _MOMENTUM) * replicas.gather(v)
+            backend().scatter_rows(bank, index, ops.stop_gradient(unit_norm(moved, axis=-1)))
 
     def get_config(self):
         return {**super().get_config(), "samples": self.samples, "size": self.size, "seed": self.seed}

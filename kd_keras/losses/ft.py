@@ -1,41 +1,51 @@
 """Factor transfer: the student imitates a paraphrase of the teacher's last map."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
 from kd_keras.errors import InputError
-from kd_keras.losses import base as _base
-from kd_keras.losses import features as _features
+from kd_keras.losses.base import add_state, unit_norm
+from kd_keras.losses.features import FeatureLoss, batch_norm_layer, mean_over_features, resize
+from kd_keras.schedules import ScheduleLike
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="FT")
-class FT(_features.PairedLoss):
+class FT(FeatureLoss):
     """mean |f_t / ‖f_t‖ − f_s / ‖f_s‖|^p, f_t a paraphraser's factors of the teacher's map, f_s a translator's.
 
-    The paraphraser is an autoencoder that is trained first, on the teacher's maps alone (`Distiller.pretrain`, or
-    ``--pretrain_epochs``), and then stays as it is; the translator is trained with the student.
+    The paraphraser is an autoencoder that is pretrained on the teacher's maps alone (`Distiller.pretrain`, or
+    ``--pretrain_epochs``) and then frozen; the translator is trained with the student.
 
     Args:
         weight: factor in the total, applied by the Distiller; 200 in the CIFAR-100 benchmarks.
-        rate: the factors' channels over the teacher's.
+        rate: number of channels of the factors, relative to the teacher's map.
         power: p, 1 or 2.
         pairs: ``'stage3:stage3'``, student:teacher; by default the last stage of each.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
-        (B,) values, 0 where the factors have one direction. Where the grids differ, the student's map goes on the
-        teacher's.
+        (B,) values, 0 where the factors have one direction. The student's map is resized to the teacher's grid.
 
     Raises:
-        InputError: a value out of range; or, by `Distiller.fit`, a paraphraser that was never trained.
+        InputError: a value is out of range; or, by `Distiller.fit`, the paraphraser was not pretrained.
 
-    Source: Kim et al., arXiv:1802.04977, equations 1 and 2; rate 0.5 and p = 1 as there. The norm is over all of a
+    Reference: Kim et al., arXiv:1802.04977, equations 1 and 2; rate 0.5 and p = 1 as there. The norm is over all of a
     sample's factors, the mean over their entries.
     """
 
     needs_pretraining = True
 
-    def __init__(self, *, weight=1.0, rate=0.5, power=1, pairs=None, **kwargs):
+    def __init__(
+        self,
+        *,
+        weight: ScheduleLike = 1.0,
+        rate: float = 0.5,
+        power: int = 1,
+        pairs: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(weight=weight, pairs=pairs, **kwargs)
         self.rate = self._factor("rate", rate)
         if self.rate == 0:
@@ -49,33 +59,33 @@ class FT(_features.PairedLoss):
 
     def adapter(self, source, target, name):
         factors = max(1, round(self.rate * target[-1]))
-        both = Factors(factors, target[-1], target[1:3], name=name)
-        both.build(source)
-        return both
+        layer = Factors(factors, target[-1], target[1:3], name=name)
+        layer.build(source)
+        return layer
 
     def compare(self, student, teacher, adapter, training):
         f_t = ops.stop_gradient(adapter.paraphrase(teacher))
         f_s = adapter.translate(student, training=training)
-        f_t, f_s = (_base.unit(f, axis=(1, 2, 3)) for f in (f_t, f_s))
+        f_t, f_s = (unit_norm(f, axis=(1, 2, 3)) for f in (f_t, f_s))
         difference = ops.abs(f_t - f_s)
-        return _features.mean_over_features(difference if self.power == 1 else ops.square(difference))
+        return mean_over_features(difference if self.power == 1 else ops.square(difference))
 
     def pretrain_taps(self):
-        return None if self.pairs is None else ((), self._read()[1])
+        return None if self.pairs is None else ((), self._tap_names()[1])
 
     def pretraining(self, on):
         for adapter in self.adapters:
-            adapter.paraphrases(on)
+            adapter.train_paraphraser(on)
 
     def pretrained(self):
         return all(ops.convert_to_numpy(adapter.steps) > 0 for adapter in self.adapters)
 
     def pretrain(self, student, teacher, labels):
-        """(B,) mean squared errors of what the paraphraser makes of the teacher's maps."""
+        """(B,) mean squared errors of the teacher's maps as the paraphraser reconstructs them."""
         for adapter in self.adapters:
             adapter.steps.assign(adapter.steps + 1)
         return sum(
-            _features.mean_over_features(ops.square(adapter.restore(teacher[t]) - teacher[t]))
+            mean_over_features(ops.square(adapter.restore(teacher[t]) - teacher[t]))
             for (_, t), adapter in zip(self.pairs, self.adapters, strict=True)
         )
 
@@ -87,10 +97,8 @@ class FT(_features.PairedLoss):
 class Factors(keras.layers.Layer):
     """Paraphraser (teacher's map → factors → the map again) and translator (student's map → factors).
 
-    The paraphraser is trained ahead only.
-
     Args:
-        factors: their channels.
+        factors: channels of the factors.
         channels: of the teacher's map.
         grid: (height, width) of the teacher's map.
     """
@@ -105,13 +113,13 @@ class Factors(keras.layers.Layer):
         self.encoder.build((None, *self.grid, self.channels))
         self.decoder.build((None, *self.grid, self.factors))
         self.translator.build((None, *self.grid, shape[-1]))
-        #: Of the paraphraser's training.
-        self.steps = _base.kept(self, "steps", ())
-        self.paraphrases(False)
+        # Counts the steps of pretraining.
+        self.steps = add_state(self, "steps", ())
+        self.train_paraphraser(False)
         self.built = True
 
-    def paraphrases(self, on):
-        """Whether the paraphraser is trained."""
+    def train_paraphraser(self, on):
+        """Makes the paraphraser trainable, or freezes it."""
         self.encoder.trainable = self.decoder.trainable = on
 
     def paraphrase(self, teacher):
@@ -121,7 +129,7 @@ class Factors(keras.layers.Layer):
         return self.decoder(self.encoder(teacher, training=True), training=True)
 
     def translate(self, student, training):
-        return self.translator(_features.resize(student, self.grid), training=training)
+        return self.translator(resize(student, self.grid), training=training)
 
     def get_config(self):
         return {**super().get_config(), "factors": self.factors, "channels": self.channels, "grid": self.grid}
@@ -143,7 +151,7 @@ class Convolutions(keras.layers.Layer):
         self.convolutions, self.norms = [], []
         for i, filters in enumerate((shape[-1], self.channels, self.channels)):
             conv = keras.layers.Conv2D(filters, 3, padding="same", use_bias=False, name=f"conv{i + 1}", dtype="float32")
-            norm = _features.batch_norm_layer(name=f"norm{i + 1}")
+            norm = batch_norm_layer(name=f"norm{i + 1}")
             conv.build(shape)
             shape = (*shape[:-1], filters)
             norm.build(shape)

@@ -1,4 +1,4 @@
-"""Labels in their two forms: classes (B,) or (B, 1), and, after mixup and cutmix, class weights (B, K)."""
+"""Labels in their two forms: classes (B,) or (B, 1), and class weights (B, K) after mixup and cutmix."""
 
 from keras import ops
 
@@ -16,20 +16,20 @@ def classes(labels):
 
 
 def class_weights(labels, num_classes: int):
-    """Class weights (B, K) float32 of labels in either form; of classes, one-hot, and NaN for one that is none of K."""
+    """Class weights (B, K) float32 of labels in either form: one-hot of classes, NaN for a class out of range."""
     if are_class_weights(labels):
         return ops.cast(labels, "float32")
-    known = classes(labels)
-    # One-hot alone is 0 for a class out of range, and so would be its cross-entropy: an error nobody sees.
-    valid = ops.logical_and(known >= 0, known < num_classes)
-    return ops.where(valid[:, None], ops.one_hot(known, num_classes), float("nan"))
+    indices = classes(labels)
+    # One-hot of a class out of range is 0, and so would be its cross-entropy: an error that nobody sees.
+    valid = ops.logical_and(indices >= 0, indices < num_classes)
+    return ops.where(valid[:, None], ops.one_hot(indices, num_classes), float("nan"))
 
 
 def cross_entropy(labels, logits, smoothing: float = 0.0):
     """Cross-entropy (B,) of logits (B, K) with labels in either form.
 
     Args:
-        labels: see the module.
+        labels: classes (B,) or (B, 1), or class weights (B, K).
         logits: (B, K).
         smoothing: ε in [0, 1): the weights y become (1 − ε)·y + ε / K.
     """

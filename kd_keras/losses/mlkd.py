@@ -1,15 +1,20 @@
 """Multi-level logit distillation: samples, pairs of samples and pairs of classes, at several temperatures."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 from keras import ops
 
 from kd_keras import schedules
+from kd_keras._compat import replicas
 from kd_keras.errors import InputError
-from kd_keras.losses import base as _base
+from kd_keras.losses.base import LogitLoss, divergence
+from kd_keras.schedules import ScheduleLike
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="MLKD")
-class MLKD(_base.LogitLoss):
+class MLKD(LogitLoss):
     """Σ_T [T²·KL(p_t ‖ p_s) + ‖p_t p_tᵀ − p_s p_sᵀ‖² / B + ‖p_tᵀ p_t − p_sᵀ p_s‖² / K], p = softmax(z / T), (B, K).
 
     Args:
@@ -17,42 +22,47 @@ class MLKD(_base.LogitLoss):
         temperatures: the T that are summed over, numbers or schedules.
         standardize: standardise the logits first (arXiv:2403.01427).
         squared: whether to multiply the KL by T².
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
-        (B,) values: a sample's own KL, and the other two terms, statistics of the batch (of the global one where there
-        are several replicas). 0 where student and teacher are equal.
+        (B,) values, 0 where student and teacher are equal: a sample's own KL plus the other two terms, which are
+        statistics of the (global) batch.
 
     Raises:
-        InputError: temperatures that are no positive numbers.
+        InputError: the temperatures are not positive numbers.
 
-    Source: Jin et al., "Multi-Level Logit Distillation", CVPR 2023, equations 3 to 8. There each image is seen in two
-    augmentations, of which one is weak; here in the one that the pipeline gives. T² is that of the authors' code.
+    Reference: Jin et al., "Multi-Level Logit Distillation", CVPR 2023, equations 3 to 8. There each image is seen in
+    two augmentations, one of them weak; here in the one of the pipeline. T² is that of the authors' code.
     """
 
     compares_samples = True
     one_temperature = False
 
     def __init__(
-        self, *, weight=1.0, temperatures=(2.0, 3.0, 4.0, 5.0, 6.0), standardize=False, squared=True, **kwargs
-    ):
+        self,
+        *,
+        weight: ScheduleLike = 1.0,
+        temperatures: Sequence[ScheduleLike] = (2.0, 3.0, 4.0, 5.0, 6.0),
+        standardize: bool = False,
+        squared: bool = True,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(weight=weight, standardize=standardize, squared=squared, **kwargs)
-        given = temperatures if isinstance(temperatures, (tuple, list)) else ()
-        if not given:
+        if not isinstance(temperatures, (tuple, list)) or not temperatures:
             raise InputError(f"{self.name}(temperatures={temperatures!r}): give positive numbers, such as (2, 3, 4)")
         self.temperatures = tuple(
-            self._schedule(f"temperature{n}", one, positive=True) for n, one in enumerate(given, start=1)
+            self._schedule(f"temperature{n}", value, positive=True) for n, value in enumerate(temperatures, start=1)
         )
 
     def call(self, student, teacher, labels):
         z_s, z_t = self.prepared(student, teacher)
-        all_s, all_t = _base.gathered(z_s), _base.gathered(z_t)
+        all_s, all_t = replicas.gather(z_s), replicas.gather(z_t)
         batch = ops.cast(ops.shape(all_s)[0], "float32")
         total = 0.0
         for temperature in map(self.now, self.temperatures):
             log_p_s, log_p_t = ops.log_softmax(z_s / temperature), ops.log_softmax(z_t / temperature)
             factor = temperature**2 if self.squared else 1.0
-            total += factor * _base.divergence(log_p_t, log_p_s)
+            total += factor * divergence(log_p_t, log_p_s)
             p_s, p_t = ops.softmax(all_s / temperature), ops.softmax(all_t / temperature)
             samples = p_t @ ops.transpose(p_t) - p_s @ ops.transpose(p_s)
             classes = ops.transpose(p_t) @ p_t - ops.transpose(p_s) @ p_s
@@ -61,4 +71,4 @@ class MLKD(_base.LogitLoss):
 
     def get_config(self):
         config = {key: value for key, value in super().get_config().items() if not key.startswith("temperature")}
-        return {**config, "temperatures": [schedules.to_config(one) for one in self.temperatures]}
+        return {**config, "temperatures": [schedules.to_config(temperature) for temperature in self.temperatures]}

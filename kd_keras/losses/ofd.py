@@ -3,30 +3,31 @@
 import keras
 from keras import ops
 
-from kd_keras.losses import base as _base
-from kd_keras.losses import features as _features
+from kd_keras._compat import replicas
+from kd_keras.losses.base import add_state
+from kd_keras.losses.features import FeatureLoss, FeatureProjector, mean_over_features
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="OFD")
-class OFD(_features.PairedLoss):
-    """Σ over pairs of mean d(max(F_t, m), r(F_s)) on pre-activations; d is 0 where r(F_s) ≤ the other ≤ 0.
+class OFD(FeatureLoss):
+    """Σ over pairs of mean d(max(F_t, m), r(F_s)) on pre-activations; d is 0 where r(F_s) ≤ max(F_t, m) ≤ 0.
 
-    Elsewhere d is the squared difference. r is a 1×1 convolution and batch norm; m is, a channel, the mean of the
-    teacher's negative pre-activations, over all that were seen in training so far.
+    Elsewhere d is the squared difference. r is a 1×1 convolution and batch norm; m is, per channel, the mean of the
+    teacher's negative pre-activations in all training batches so far.
 
     Args:
         weight: factor in the total, applied by the Distiller.
         pairs: ``'stage1_pre:stage1_pre'``, student:teacher; by default all stages before their activation, matched from
             the last.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
-        (B,) values, 0 where the student's agree, or are as negative as the teacher's or more. Where the grids differ,
-        the student's map goes on the teacher's.
+        (B,) values, 0 where the student's agree, or are as negative as the teacher's or more. The student's map is
+        resized to the teacher's grid.
 
-    Source: Heo et al., arXiv:1904.01866, equations 2 to 5. There m comes from the batch norm before the activation,
+    Reference: Heo et al., arXiv:1904.01866, equations 2 to 5. There m comes from the batch norm before the activation,
     taken for a Gaussian, or is estimated on data, as here; and the sum over the neurons is taken, with the stages
-    weighing 1, ½, ¼ … from the last, where here is the mean of each stage.
+    weighted 1, ½, ¼ … from the last, where here is the mean of each stage.
     """
 
     ending = "_pre"
@@ -40,12 +41,12 @@ class OFD(_features.PairedLoss):
         s = adapter(student, training=training)
         t = ops.maximum(teacher, adapter.margin(teacher, training))
         counts = ops.logical_or(s > t, t > 0)
-        return _features.mean_over_features(ops.where(counts, ops.square(t - s), 0.0))
+        return mean_over_features(ops.where(counts, ops.square(t - s), 0.0))
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="OFDMargin")
-class Margin(_features.FeatureProjector):
-    """The student's connector, and the mean of the teacher's negative values a channel.
+class Margin(FeatureProjector):
+    """The student's connector, and the mean of the teacher's negative values per channel.
 
     Args:
         channels: of the teacher's map.
@@ -58,14 +59,14 @@ class Margin(_features.FeatureProjector):
     def build(self, shape):
         super().build(shape)
         self.total, self.count = (
-            _base.kept(self, name, (self.channels,)) for name in ("negative_total", "negative_count")
+            add_state(self, name, (self.channels,)) for name in ("negative_total", "negative_count")
         )
 
     def margin(self, teacher, training):
-        """(C,) means of the negatives seen so far, this batch's too; 0 where there was none."""
+        """(C,) means of the negatives so far, including this batch's; 0 where there was none."""
         negative = teacher < 0
-        total = self.total + _base.summed(ops.sum(ops.where(negative, teacher, 0.0), axis=(0, 1, 2)))
-        count = self.count + _base.summed(ops.sum(ops.cast(negative, "float32"), axis=(0, 1, 2)))
+        total = self.total + replicas.total(ops.sum(ops.where(negative, teacher, 0.0), axis=(0, 1, 2)))
+        count = self.count + replicas.total(ops.sum(ops.cast(negative, "float32"), axis=(0, 1, 2)))
         if training:
             self.total.assign(total)
             self.count.assign(count)

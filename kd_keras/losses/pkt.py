@@ -3,30 +3,29 @@
 import keras
 from keras import ops
 
-from kd_keras.losses import base as _base
-from kd_keras.losses import features as _features
+from kd_keras.losses.base import unit_norm
+from kd_keras.losses.relations import RelationalLoss
 
 _EPSILON = 1e-7
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="PKT")
-class PKT(_features.RelationalLoss):
+class PKT(RelationalLoss):
     """Σ over pairs of mean over B² of K_t·log((K_t + ε) / (K_s + ε)), K = (cosine + 1) / 2 with rows of sum 1.
 
     Args:
         weight: factor in the total, applied by the Distiller; 30000 in the CIFAR-100 benchmarks.
         pairs: ``'pooled:pooled'``, student:teacher; by default the pooled features.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
-        A scalar, a statistic of the batch (of the global one where there are several replicas); 0 where the
-        probabilities are equal.
+        A scalar, a statistic of the (global) batch; 0 where the probabilities are equal.
 
-    Source: Passalis and Tefas, arXiv:1803.10837, equations 4 to 7, ε = 1e-7.
+    Reference: Passalis and Tefas, arXiv:1803.10837, equations 4 to 7, ε = 1e-7.
     """
 
     def relation(self, features):
-        features = _base.unit(features, axis=-1)
+        features = unit_norm(features, axis=-1)
         kernel = (features @ ops.transpose(features) + 1) / 2
         return kernel / ops.sum(kernel, axis=-1, keepdims=True)
 

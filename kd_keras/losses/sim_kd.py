@@ -1,41 +1,44 @@
-"""SimKD: the student borrows the teacher's classifier, and learns the features that it expects."""
+"""SimKD: the student takes over the teacher's classifier and learns the features that it expects."""
+
+from typing import Any
 
 import keras
 from keras import ops
 
 from kd_keras._compat import keras as graph
 from kd_keras.errors import InputError
-from kd_keras.losses import features as _features
+from kd_keras.losses.features import FeatureLoss, batch_norm_layer, mean_over_features, on_one_grid, require_tap
+from kd_keras.schedules import ScheduleLike
 
 _TAP = "sim_kd"
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="SimKD")
-class SimKD(_features.PairedLoss):
-    """mean (projector(F_s) − F_t)² of the last stages' maps; no cross-entropy and no soft targets beside it.
+class SimKD(FeatureLoss):
+    """mean (projector(F_s) − F_t)² of the last stages' maps, used without cross-entropy and soft targets.
 
     The student *changes*: its backbone, the projector (1×1, 3×3, 1×1 convolutions with batch norm and ReLU) and the
-    teacher's classifier, whose weights stay, make one model. That is what is trained, evaluated and exported:
+    teacher's classifier, which is frozen, become one model. That model is trained, evaluated and exported:
     `Distiller.student`.
 
     Args:
         weight: factor in the total, applied by the Distiller; 1, alone.
-        factor: the teacher's channels over those inside the projector.
+        factor: the teacher's channels divided by those inside the projector.
         pairs: ``'stage3:stage3'``, student:teacher, one pair; by default the last stage of each.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
-        (B,) values, 0 where the projected map is the teacher's. Where the grids differ, both go on the smaller one: the
-        student's by average pooling, the teacher's resized.
+        (B,) values, 0 where the projected map is the teacher's. Both are brought to the smaller grid: the student's map
+        by average pooling, the teacher's by resizing.
 
     Raises:
-        InputError: there is no teacher when the Distiller is made; a model is no graph of layers; its classifier does
-            not take maps of the student's grid; or several pairs.
+        InputError: there is no teacher when the Distiller is made, a model is not functional, the classifier does not
+            take maps of the student's grid, or several pairs are given.
 
-    Source: Chen et al., arXiv:2203.14001, equation 2 and section 3.2.
+    Reference: Chen et al., arXiv:2203.14001, equation 2 and section 3.2.
     """
 
-    def __init__(self, *, weight=1.0, factor=2, pairs=None, **kwargs):
+    def __init__(self, *, weight: ScheduleLike = 1.0, factor: int = 2, pairs: str | None = None, **kwargs: Any) -> None:
         super().__init__(weight=weight, pairs=pairs, **kwargs)
         self.factor = self._count("factor", factor)
         if self.pairs is not None and len(self.pairs) > 1:
@@ -50,7 +53,7 @@ class SimKD(_features.PairedLoss):
         if _TAP not in student or self.pairs is None:
             return (), ()
         if teacher is not None:
-            _features.require("teacher", self.pairs[0][1], teacher)
+            require_tap("teacher", self.pairs[0][1], teacher)
         return (_TAP,), (self.pairs[0][1],)
 
     def build(self, student_shape, teacher_shape, labels_shape=None):
@@ -59,8 +62,8 @@ class SimKD(_features.PairedLoss):
         self.built = True
 
     def call(self, student, teacher, labels, training=None):
-        s, t = _features.on_one_grid(student[_TAP], teacher[self.pairs[0][1]])
-        return _features.mean_over_features(ops.square(s - t))
+        s, t = on_one_grid(student[_TAP], teacher[self.pairs[0][1]])
+        return mean_over_features(ops.square(s - t))
 
     def adapted(self, student, teacher):
         if graph.is_graph(student) and any(layer.name == _TAP for layer in student.layers):
@@ -74,9 +77,9 @@ class SimKD(_features.PairedLoss):
             names.append([layer.name for layer in model.layers])
         if self.pairs is None:
             self.pairs = self.default_pairs(*names)
-        (s, t), offered = self.pairs[0], zip(("student", "teacher"), names, strict=True)
-        for name, (whose, there) in zip((s, t), offered, strict=True):
-            _features.require(whose, name, there)
+        s, t = self.pairs[0]
+        require_tap("student", s, names[0])
+        require_tap("teacher", t, names[1])
         features, target = student.get_layer(s).output, teacher.get_layer(t).output
         self._check(s, tuple(features.shape), t, tuple(target.shape))
         x = self._projected(features, target)
@@ -88,7 +91,7 @@ class SimKD(_features.PairedLoss):
         grid = tuple(min(sizes) for sizes in zip(features.shape[1:3], target.shape[1:3], strict=True))
         x = features
         if tuple(x.shape[1:3]) != grid:
-            # A stock layer that runs everywhere, on the edge too; antialiased resizing does not.
+            # Average pooling, a stock layer that edge devices run; they do not run antialiased resizing.
             sides = list(zip(x.shape[1:3], grid, strict=True))
             if any(size % target for size, target in sides):
                 raise InputError(
@@ -101,7 +104,7 @@ class SimKD(_features.PairedLoss):
         for i, (filters, size) in enumerate(((inside, 1), (inside, 3), (channels, 1))):
             last = i == 2
             x = keras.layers.Conv2D(filters, size, padding="same", use_bias=False, name=f"{_TAP}_conv{i + 1}")(x)
-            x = _features.batch_norm_layer(name=f"{_TAP}_bn{i + 1}", dtype=None)(x)
+            x = batch_norm_layer(name=f"{_TAP}_bn{i + 1}", dtype=None)(x)
             x = keras.layers.ReLU(name=_TAP if last else f"{_TAP}_relu{i + 1}")(x)
         return x
 
@@ -110,17 +113,17 @@ class SimKD(_features.PairedLoss):
 
 
 def _classifier(name, teacher, target, x):
-    """What the teacher makes of a map, of ``x``: a copy of its layers from there on, which is not trained."""
+    """The teacher's layers that follow the map ``target``, copied, frozen and applied to ``x``."""
     try:
         head = keras.Model(target, teacher.outputs[0], name="classifier")
-    except ValueError as error:  # Keras' only word for outputs that other ways lead to
+    except ValueError as error:  # Keras' error where the output depends on other inputs too
         raise InputError(
             f"{name}: the teacher's classifier reads more than that map, as of a transformer its class token: take a "
             "teacher that pools its map, such as vit(pool='mean')"
         ) from error
     try:
         copy = keras.models.clone_model(head, input_tensors=keras.Input(x.shape[1:], name="map"))
-    # Keras raises whatever the layer's own code does for a shape that it does not take.
+    # A layer's own code may raise anything for a shape that it does not take.
     except Exception as error:
         raise InputError(
             f"{name}: the teacher's classifier takes maps of {tuple(target.shape[1:])}, not of {tuple(x.shape[1:])}: "

@@ -1,29 +1,40 @@
 """Cross-entropy with the teacher's soft targets."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
-from kd_keras.losses import base as _base
+from kd_keras.losses.base import ResponseLoss
+from kd_keras.schedules import ScheduleLike
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="SoftCE")
-class SoftCE(_base.ResponseLoss):
-    """−T² · Σ_k softmax(z_t / T)_k log softmax(z_s / T)_k: `KD` plus the teacher's entropy, so the same gradient.
+class SoftCE(ResponseLoss):
+    """−T² · Σ_k softmax(z_t / T)_k log softmax(z_s / T)_k: `KD` plus the teacher's entropy, with the same gradient.
 
     Args:
         weight: factor in the total, applied by the Distiller.
         temperature: T > 0, a number or a schedule.
         standardize: standardise the logits first (arXiv:2403.01427).
-        squared: whether to multiply by T², as in `KD`.
-        **kwargs: see `DistillationLoss`.
+        squared: whether to multiply by T², see `LogitLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
-        (B,) values; the least is T² times the entropy of the teacher's softened distribution.
+        (B,) values; the minimum is T² times the entropy of the teacher's softened distribution.
 
-    Source: Hinton et al., arXiv:1503.02531, section 2.
+    Reference: Hinton et al., arXiv:1503.02531, section 2.
     """
 
-    def __init__(self, *, weight=1.0, temperature=1.0, standardize=False, squared=True, **kwargs):
+    def __init__(
+        self,
+        *,
+        weight: ScheduleLike = 1.0,
+        temperature: ScheduleLike = 1.0,
+        standardize: bool = False,
+        squared: bool = True,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(weight=weight, temperature=temperature, standardize=standardize, squared=squared, **kwargs)
 
     def call(self, student, teacher, labels):

@@ -1,33 +1,32 @@
-"""Similarity-preserving distillation: samples that are alike to the teacher are alike to the student."""
+"""Similarity-preserving distillation: samples that are similar for the teacher are similar for the student."""
 
 import keras
 from keras import ops
 
-from kd_keras.losses import base as _base
-from kd_keras.losses import features as _features
+from kd_keras.losses.base import unit_norm
+from kd_keras.losses.relations import RelationalLoss
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="SP")
-class SP(_features.RelationalLoss):
+class SP(RelationalLoss):
     """Σ over pairs of ‖G_t − G_s‖²_F / B², G = F·Fᵀ with rows of L2 norm 1, F a sample's features in one row.
 
     Args:
         weight: factor in the total, applied by the Distiller; 3000 in the CIFAR-100 benchmarks.
         pairs: ``'stage3:stage3'``, student:teacher; by default the last stage of each.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
-        A scalar, a statistic of the batch (of the global one where there are several replicas); 0 where the
-        similarities are equal. Grids and channels may differ.
+        A scalar, a statistic of the (global) batch; 0 where the similarities are equal.
 
-    Source: Tung and Mori, arXiv:1907.09682, equations 1 to 4. L2, where some public code has L1.
+    Reference: Tung and Mori, arXiv:1907.09682, equations 1 to 4. L2, where some public code has L1.
     """
 
     def default_pairs(self, student, teacher):
         return self.stages(student, teacher)[-1:]
 
     def relation(self, features):
-        return _base.unit(features @ ops.transpose(features), axis=-1)
+        return unit_norm(features @ ops.transpose(features), axis=-1)
 
     def distance(self, student, teacher):
         return ops.mean(ops.square(student - teacher))

@@ -1,56 +1,59 @@
-"""Teacher-free knowledge distillation: an earlier copy of the student, or a virtual teacher, in the teacher's place."""
+"""Teacher-free knowledge distillation: an earlier copy of the student, or a virtual teacher."""
+
+from typing import Any, Literal
 
 import keras
 from keras import ops
 
 from kd_keras.errors import InputError, is_number
-from kd_keras.losses import base as _base
 from kd_keras.losses import labels as label_forms
+from kd_keras.losses.base import ResponseLoss, divergence
+from kd_keras.schedules import ScheduleLike
 
 KINDS = ("self", "reg")
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="TeacherFree")
-class TeacherFree(_base.ResponseLoss):
-    """(1 − α)·CE + α·T²·KL(p̃ ‖ softmax(z_s / T)); it holds the hard labels' part itself.
+class TeacherFree(ResponseLoss):
+    """(1 − α)·CE + α·T²·KL(p̃ ‖ softmax(z_s / T)), which includes the hard labels' part.
 
-    Of ``kind='self'``, p̃ is softmax(z_t / T) of a teacher that is an earlier copy of the student: the same
-    architecture, trained by itself. Of ``kind='reg'`` (regularisation) there is no teacher: p̃ is that of a virtual one
-    that gives the label 0.99 and shares the rest evenly, softened like any other.
+    With ``kind='self'``, p̃ is softmax(z_t / T) of a teacher of the student's architecture that was trained alone. With
+    ``kind='reg'`` (regularisation) there is no teacher: p̃ is that of a virtual teacher that gives the label 0.99 and
+    shares the rest evenly, softened like any other.
 
     Args:
         weight: factor in the total, applied by the Distiller.
         kind: ``'reg'`` or ``'self'``.
-        alpha: α; 0.1 for ``reg`` and 0.95 for ``self`` by default.
-        temperature: T > 0, a number or a schedule; 20 for ``reg`` and 6 for ``self`` by default.
+        alpha: α; by default 0.1 for ``reg`` and 0.95 for ``self``.
+        temperature: T > 0, a number or a schedule; by default 20 for ``reg`` and 6 for ``self``.
         correct: the virtual teacher's probability of the label.
         standardize: standardise the logits first (arXiv:2403.01427); for ``self`` only.
-        squared: whether to multiply by T².
-        **kwargs: see `DistillationLoss`.
+        squared: whether to multiply by T², see `LogitLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
         (B,) values, at least 0.
 
     Raises:
-        InputError: an unknown kind, or a value out of range.
+        InputError: the kind is unknown, or a value is out of range.
 
-    Source: Yuan et al., arXiv:1909.11723, equations 8 and 10. T² is not printed there; without it the term vanishes at
-    T = 20. The authors' code softens the virtual teacher's *probabilities* as if they were logits, and averages over
-    the classes, which its factors of 50 and 100 make good.
+    Reference: Yuan et al., arXiv:1909.11723, equations 8 and 10. T² is not printed there; without it the term vanishes
+    at T = 20. The authors' code softens the virtual teacher's *probabilities* as if they were logits and averages over
+    the classes, which its factors of 50 and 100 compensate.
     """
 
     def __init__(
         self,
         *,
-        weight=1.0,
-        kind="reg",
-        alpha=None,
-        temperature=None,
-        correct=0.99,
-        standardize=False,
-        squared=True,
-        **kwargs,
-    ):
+        weight: ScheduleLike = 1.0,
+        kind: Literal["self", "reg"] = "reg",
+        alpha: float | None = None,
+        temperature: ScheduleLike | None = None,
+        correct: float = 0.99,
+        standardize: bool = False,
+        squared: bool = True,
+        **kwargs: Any,
+    ) -> None:
         if kind not in KINDS:
             raise InputError(f"teacher_free(kind={kind!r}): known are {', '.join(KINDS)}")
         if temperature is None:
@@ -71,13 +74,13 @@ class TeacherFree(_base.ResponseLoss):
 
     def call(self, student, teacher, labels):
         if self.kind == "reg":
-            teacher = {"logits": self._virtual(labels, student["logits"].shape[-1])}
+            teacher = {"logits": self._virtual_logits(labels, student["logits"].shape[-1])}
         factor, log_p_s, log_p_t = self.softened(student, teacher)
-        soft = factor * _base.divergence(log_p_t, log_p_s)
+        soft = factor * divergence(log_p_t, log_p_s)
         return (1 - self.alpha) * label_forms.cross_entropy(labels, student["logits"]) + self.alpha * soft
 
-    def _virtual(self, labels, num_classes):
-        """Log-probabilities (B, K): logits whose softmax at T = 1 is what the virtual teacher says."""
+    def _virtual_logits(self, labels, num_classes):
+        """Logits (B, K) whose softmax at T = 1 is the virtual teacher's distribution: its log-probabilities."""
         weights = label_forms.class_weights(labels, num_classes)
         rest = (1 - self.correct) / (num_classes - 1)
         return ops.log(weights * (self.correct - rest) + rest)

@@ -1,33 +1,33 @@
-"""Variational information distillation: the student's features tell the teacher's, with a learned certainty."""
+"""Variational information distillation: the student's features predict the teacher's, with a learned variance."""
 
 import math
 
 import keras
 from keras import ops
 
-from kd_keras.losses import features as _features
+from kd_keras.losses.features import FeatureLoss, mean_over_features, resize
 
-_LEAST = 1e-5
-_START = 5.0
+_MIN_VARIANCE = 1e-5
+_INITIAL_VARIANCE = 5.0
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="VID")
-class VID(_features.PairedLoss):
+class VID(FeatureLoss):
     """Σ over pairs of mean ½[(μ(F_s) − F_t)² / σ² + log σ²].
 
-    μ is three 1×1 convolutions with ReLUs between them, σ² = softplus(v) + 1e-5 one number a channel of the teacher's,
-    5 at the start; both are trained.
+    μ is three 1×1 convolutions with ReLUs between them; σ² = softplus(v) + 1e-5 is one number per channel of the
+    teacher's map, 5 at the start. Both are trained.
 
     Args:
         weight: factor in the total, applied by the Distiller; 1 in the CIFAR-100 benchmarks.
         pairs: ``'stage1:stage1,stage2:stage3'``, student:teacher; by default all stages, matched from the last.
-        **kwargs: see `DistillationLoss`.
+        **kwargs: see `Loss`.
 
     Returns:
-        (B,) values, of any sign: where μ(F_s) = F_t, the mean of ½ log σ². Where the grids differ, the student's map
-        goes on the teacher's.
+        (B,) values of any sign: where μ(F_s) = F_t, the mean of ½ log σ². The student's map is resized to the teacher's
+        grid.
 
-    Source: Ahn et al., arXiv:1904.05835, equations 5 and 6.
+    Reference: Ahn et al., arXiv:1904.05835, equations 5 and 6.
     """
 
     def adapter(self, source, target, name):
@@ -37,12 +37,12 @@ class VID(_features.PairedLoss):
 
     def compare(self, student, teacher, adapter, training):
         mean, variance = adapter(student)
-        return _features.mean_over_features(0.5 * (ops.square(mean - teacher) / variance + ops.log(variance)))
+        return mean_over_features(0.5 * (ops.square(mean - teacher) / variance + ops.log(variance)))
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="VIDGaussian")
 class Gaussian(keras.layers.Layer):
-    """What a student's map (B, h, w, c) tells of a teacher's: mean (B, H, W, C) and variance (C,).
+    """Predicts a teacher's map from a student's map (B, h, w, c): mean (B, H, W, C) and variance (C,).
 
     Args:
         channels: C.
@@ -61,17 +61,17 @@ class Gaussian(keras.layers.Layer):
         for layer in self.layers:
             layer.build(shape)
             shape = (*shape[:-1], self.channels)
-        start = math.log(math.expm1(_START - _LEAST))
+        start = math.log(math.expm1(_INITIAL_VARIANCE - _MIN_VARIANCE))
         self.spread = self.add_weight(
             name="spread", shape=(self.channels,), initializer=keras.initializers.Constant(start)
         )
         self.built = True
 
     def call(self, features):
-        x = _features.resize(features, self.grid)
+        x = resize(features, self.grid)
         for layer in self.layers:
             x = layer(x)
-        return x, ops.softplus(self.spread) + _LEAST
+        return x, ops.softplus(self.spread) + _MIN_VARIANCE
 
     def get_config(self):
         return {**super().get_config(), "channels": self.channels, "grid": self.grid}

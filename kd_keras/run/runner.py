@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import shutil
 import zlib
 
 import keras
@@ -174,7 +175,10 @@ class Runner:
     def _build(self, stage, folder) -> dict:
         """Makes a model of others, or takes one as it comes."""
         model = self._stripped(*stage.of) if stage.what.name == "strip" else self.load(stage)
-        model.save(folder / "model.keras")
+        if stage.what.name == "saved":
+            shutil.copyfile(pathlib.Path(stage.what.kwargs["path"]).expanduser(), folder / "model.keras")
+        else:
+            model.save(folder / "model.keras")
         return {"content": content_of(model)}
 
     def _stripped(self, trained: Train, before) -> keras.Model:

@@ -25,7 +25,7 @@ def complete(plan: Plan, config, facts) -> Plan:
     for model in plan.models:
         adding.row(model)
     beside = {"teacher": plan.reference, "baseline": adding.baseline}
-    for model in (beside[name] for name in config.export.beside if beside[name] is not None):
+    for model in (model for name, model in beside.items() if name in config.export.beside and model is not None):
         adding.files(model, ("float32",), f"{model.role}, TFLite")
     for number, model in enumerate(plan.students):
         adding.files(model, config.export.variants, f"{model.role} TFLite" if number else "TFLite")

@@ -545,12 +545,12 @@ def test_the_loss_is_the_weighted_terms_and_the_regularisation():
     assert logs["loss"][0] == pytest.approx(0.25 * logs["ce"][0] + 2 * logs["kd"][0] + regularization, rel=1e-5)
 
 
-class BatchStatistic(_base.DistillationLoss):
+class BatchStatistic(_base.Loss):
     def call(self, student, teacher, labels):
         return ops.mean(ops.square(student["logits"] - teacher["logits"]))
 
 
-class PerSample(_base.DistillationLoss):
+class PerSample(_base.Loss):
     def call(self, student, teacher, labels):
         return ops.mean(ops.square(student["logits"] - teacher["logits"]), axis=1)
 

@@ -1,16 +1,14 @@
 """What holds for every model family. A new file of kd_keras/models is tested here on arrival, at its defaults.
 
+The contract itself is `kd_keras.testing`, which users call on models of their own.
 A family whose default is deep or large is named in LARGE, and has a small case of the same code among CASES.
 """
-
-import itertools
 
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
-from kd_keras import spec
+from kd_keras import spec, testing
 from kd_keras.distillation.fast_teacher import fast_copy
 from kd_keras.errors import InputError
 from kd_keras.export import tflite
@@ -50,7 +48,7 @@ CASES = [
     "vit(depth=1, heads=2, width=8, pool='mean', dropout=0.1)",
     "wide_resnet(depth=10, width=1, dropout=0.1)",
 ]
-SHAPES = [(8, 8, 1), pytest.param((28, 28, 1), marks=pytest.mark.slow), (32, 32, 3)]
+SHAPES = [(8, 8, 1), pytest.param((28, 28, 1), marks=pytest.mark.slow)]
 
 
 def first_of_each(cases):
@@ -81,7 +79,8 @@ def make(tmp_path_factory):
             if not (folder / "hub").exists():
                 presets.write("resnet", folder / "hub")
             parsed = spec.Spec("hub", {"preset": str(folder / "hub")})
-        keras.utils.set_random_seed(seed)
+        if seed is not None:
+            keras.utils.set_random_seed(seed)
         return spec.build(PACKAGE, parsed, num_classes=CLASSES, input_shape=input_shape)
 
     return build
@@ -101,55 +100,44 @@ def moved(make):
     return get
 
 
-@pytest.fixture
-def policy(request):
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(request.param)
-    yield request.param
-    keras.config.set_dtype_policy(before)
-
-
 def pixels(input_shape=(32, 32, 3), n=4) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (n, *input_shape)).astype("float32")
-
-
-def stages(model: keras.Model, suffix: str = "") -> list[keras.layers.Layer]:
-    names = [f"stage{i}{suffix}" for i in range(1, len(model.layers))]
-    present = {layer.name: layer for layer in model.layers}
-    return [present[name] for name in names if name in present]
 
 
 def assert_same_logits(found, expected) -> None:
     assert np.max(np.abs(found - expected)) <= 1e-4 * np.max(np.abs(expected))
 
 
+def contract(make, case, shape=(32, 32, 3)):
+    if case == "hub":
+        make(case, shape)  # writes its preset, which draws weights of its own
+    # A file keeps its weights, names and precision.
+    return testing.ModelCase(lambda: make(case, shape, seed=None), CLASSES, shape, spec.parse(case).name != "saved")
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("check", testing.MODEL_CHECKS, ids=lambda check: check.__name__)
+def test_keeps_the_contract(make, case, check):
+    check(contract(make, case))
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_gives_finite_float32_logits(make, case, shape):
+def test_gives_float32_logits_of_small_images(make, case, shape):
     try:
-        model = make(case, shape)
+        make(case, shape)
     except InputError:  # a family may refuse small images, in words
-        assert shape != (32, 32, 3)
         pytest.skip(f"{case} refuses {shape}")
-    assert isinstance(model, keras.Model)
-    assert model.input_shape == (None, *shape)
-    logits = model(pixels(shape))
-    assert logits.shape == (4, CLASSES)
-    assert logits.dtype == tf.float32
-    assert np.isfinite(logits).all()
-    assert not np.allclose(np.sum(logits, axis=-1), 1), "the outputs look like a softmax"
+    testing.models.returns_float32_logits(contract(make, case, shape))
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"], indirect=True)
-def test_logits_are_float32_under_mixed_precision(make, case, policy):
-    model = make(case)
-    assert model.get_layer("logits").compute_dtype == "float32"
-    if spec.parse(case).name != "saved":  # a file keeps the precision that it was saved with
-        assert model.get_layer("stage1").compute_dtype == policy.removeprefix("mixed_")
-    logits = model(pixels())
-    assert logits.dtype == tf.float32
-    assert np.isfinite(logits).all()
+@pytest.mark.parametrize("policy", ["float16", "bfloat16"])
+def test_all_but_the_logits_follow_the_policy(make, case, policy):
+    testing.models.keeps_logits_float32_under_mixed_precision(contract(make, case), policy)
+    if spec.parse(case).name != "saved":
+        keras.config.set_dtype_policy(f"mixed_{policy}")  # tests/conftest.py sets it back
+        assert make(case).get_layer("stage1").compute_dtype == policy
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != pytest.param("hub", marks=[])])
@@ -161,72 +149,10 @@ def test_first_layer_scales_pixels(moved, case):  # but for hub, whose preset sa
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_taps(moved, case):
-    model = moved(case)
-    after, before = stages(model), stages(model, "_pre")
-    assert after, "no tap stage1"
-    assert [layer.name for layer in after] == [f"stage{i + 1}" for i in range(len(after))]
-    assert len(before) in (0, len(after)), "some stages have a map before the activation, some have none"
-    names = [layer.name for layer in (*after, *before)] + ["pooled", "logits"]
-    maps = dict(zip(names, keras.Model(model.input, [model.get_layer(n).output for n in names])(pixels()), strict=True))
-    assert len(maps["pooled"].shape) == 2
-    sizes = [maps[layer.name].shape[1:-1] for layer in after]
-    assert all(b <= a for one, two in itertools.pairwise(sizes) for a, b in zip(one, two, strict=True))
-    for layer in before:  # the tap after the activation is what the activation makes of the tap before it
-        name = layer.name.removesuffix("_pre")
-        np.testing.assert_allclose(maps[name], model.get_layer(name)(maps[layer.name]), rtol=1e-5)
-        assert np.min(maps[layer.name]) < np.min(maps[name])
-    np.testing.assert_allclose(maps["logits"], model(pixels()), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_layers_are_stock_and_named_alike_every_time(make, moved, case):
-    one, two = moved(case), make(case)
-    names = [layer.name for layer in one.layers]
-    assert len(set(names)) == len(names)
-    # Keras numbers what is not named, and counts on: such a name would differ in the second model.
-    assert names == [layer.name for layer in two.layers]
-    assert one.name == two.name
-    for layer in one.layers:
+def test_layers_are_stock(moved, case):
+    for layer in moved(case).layers:
         assert type(layer).__module__.startswith("keras."), f"{layer.name} is not of Keras"
         assert not isinstance(layer, keras.layers.Lambda)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_same_seed_same_weights(make, moved, case):
-    one, two = make(case, seed=3), make(case, seed=3)
-    for a, b in zip(one.weights, two.weights, strict=True):
-        np.testing.assert_array_equal(a, b)
-    if spec.parse(case).name != "saved":
-        other = moved(case).trainable_weights  # of another seed
-        assert any(not np.array_equal(a, b) for a, b in zip(one.trainable_weights, other, strict=True))
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_round_trip_through_a_file(moved, case, tmp_path):
-    model = moved(case)
-    model.save(tmp_path / "round.keras")
-    again = keras.models.load_model(tmp_path / "round.keras", safe_mode=True, compile=False)
-    np.testing.assert_array_equal(model(pixels()), again(pixels()))
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_predict_on_tf_data_equals_the_call(moved, case):
-    model = moved(case)
-    data = tf.data.Dataset.from_tensor_slices(pixels(n=5)).batch(2)
-    np.testing.assert_allclose(model.predict(data, verbose=0), model(pixels(n=5)), rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_every_weight_gets_a_gradient(make, case):
-    model = make(case)
-    with tf.GradientTape() as tape:
-        logits = model(pixels(n=8), training=True)
-        loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(np.arange(8) % CLASSES, logits, True))
-    gradients = tape.gradient(loss, model.trainable_variables)
-    for weight, gradient in zip(model.trainable_variables, gradients, strict=True):
-        assert gradient is not None, weight.path
-        assert np.isfinite(gradient).all() and np.any(gradient), weight.path
 
 
 @pytest.mark.parametrize("case", CASES)

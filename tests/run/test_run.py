@@ -244,7 +244,10 @@ BAD = {
     "a cache without teacher": (["--cache_views=2", "--teacher=none", "--loss=ce()"], "reads a teacher: leave it out"),
     "a cache of no tap": (["--cache_views=2", "--cache_taps=stage9"], "stage9"),
     "a cache too large": (["--cache_views=2", "--cache_limit_gb=1e-6"], "limit_gb"),
-    "a cache's setting without a cache": (["--cache_taps=pooled"], "--cache_taps=pooled has no effect without --cache_views"),
+    "a cache's setting without a cache": (
+        ["--cache_taps=pooled"],
+        "--cache_taps=pooled has no effect without --cache_views",
+    ),
     "a cache that nothing reads": (["--cache_views=2", "--loss=ce()"], "no loss of --loss reads a teacher"),
     "nobody's teacher": (["--teacher_from=no/such"], "holds no run"),
     "a module that is not there": (["--loss=no.such:Loss()"], "no.such can't be imported"),

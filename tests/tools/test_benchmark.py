@@ -223,7 +223,7 @@ def test_a_new_loss_is_measured_or_named_without_a_table(tmp_path):
 
     import kd_keras.losses
 
-    head = "from kd_keras.losses import base\n\n\nclass {name}(base.DistillationLoss):\n    "
+    head = "from kd_keras.losses import base\n\n\nclass {name}(base.Loss):\n    "
     (tmp_path / "new_plain.py").write_text(
         head.format(name="NewPlain") + "def call(self, student, teacher, labels):\n        return 0 * labels\n"
     )

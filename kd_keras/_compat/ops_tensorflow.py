@@ -1,0 +1,26 @@
+"""Operations that `keras.ops` lacks, in TensorFlow; `kd_keras._compat.ops.backend` chooses this file."""
+
+import tensorflow as tf
+
+
+def random_integers(seed: int, step, count: int, below: int):
+    """Integers (count,) in [0, below): the same for the same seed and step, on every replica.
+
+    Args:
+        seed: a Python int.
+        step: a number or a scalar tensor.
+        count: how many.
+        below: exclusive upper limit.
+    """
+    seed = tf.stack([tf.constant(seed, tf.int32), tf.cast(step, tf.int32)])
+    return tf.random.stateless_uniform((count,), seed, 0, below, tf.int32)
+
+
+def assert_below(indices, limit: int, message: str) -> None:
+    """Raises an error with this message, in eager code and in a graph, where an index is not below the limit."""
+    tf.debugging.assert_less(indices, limit, message=message)
+
+
+def scatter_rows(variable, indices, rows) -> None:
+    """Overwrites some rows of a Keras variable, without a copy of the others."""
+    variable.value.scatter_update(tf.IndexedSlices(rows, indices))

@@ -1,0 +1,19 @@
+# Written by tools/stubs.py.
+from kd_keras.data.augment import augmentations as augmentations
+from kd_keras.data.chest_xray import ChestXray as ChestXray
+from kd_keras.data.cifar10 import CIFAR10 as CIFAR10
+from kd_keras.data.cifar100 import CIFAR100 as CIFAR100
+from kd_keras.data.digits import Digits as Digits
+from kd_keras.data.fashion_mnist import FashionMNIST as FashionMNIST
+from kd_keras.data.folder import Folder as Folder
+from kd_keras.data.medmnist import MedMNIST as MedMNIST
+from kd_keras.data.mura import MURA as MURA
+from kd_keras.data.pipeline import Views as Views
+from kd_keras.data.pipeline import batches as batches
+from kd_keras.data.pipeline import steps_per_epoch as steps_per_epoch
+from kd_keras.data.sources import ArraySource as ArraySource
+from kd_keras.data.sources import FileSource as FileSource
+from kd_keras.data.sources import Source as Source
+from kd_keras.data.sources import Splits as Splits
+from kd_keras.data.sources import take as take
+from kd_keras.data.tfds import TFDS as TFDS
