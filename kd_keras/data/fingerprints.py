@@ -1,4 +1,4 @@
-"""The content hash of many image files. A table in the cache saves reading unchanged files again."""
+"""Content hashes of images. A table in the cache saves reading unchanged files again."""
 
 import concurrent.futures
 import hashlib
@@ -18,15 +18,22 @@ MOST_FILES = 100_000
 _ENTRY = np.dtype([("key", "<u8"), ("digest", "V16")])
 
 
-def of_files(paths: Sequence[str]) -> bytes:
-    """A hash of the content of files, in their order; the folder that they lie in does not count."""
-    digest, root = hashlib.sha256(), os.path.commonpath(paths)
+def of_images(images: np.ndarray) -> np.ndarray:
+    """A hash of each of N images uint8 in memory: (N, 16) uint8."""
+    return _rows(hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest() for image in images)
+
+
+def of_rows(content: bytes, count: int) -> np.ndarray:
+    """A hash for each of ``count`` samples whose content is known as a whole only: (N, 16) uint8."""
+    return _rows(hashlib.blake2b(content + b"%d" % row, digest_size=16).digest() for row in range(count))
+
+
+def of_files(paths: Sequence[str]) -> np.ndarray:
+    """A hash of the content of each of N files, (N, 16) uint8; the folder that they lie in does not count."""
+    root = os.path.commonpath(paths)
     if len(paths) > MOST_FILES:
-        for path in paths:
-            digest.update(
-                f"{os.path.relpath(path, root)}\0{os.stat(path).st_size}\n".encode("utf-8", "surrogateescape")
-            )
-        return digest.digest()
+        texts = (os.fsencode(f"{os.path.relpath(path, root)}\0{os.stat(path).st_size}") for path in paths)
+        return _rows(hashlib.blake2b(text, digest_size=16).digest() for text in texts)
     name = hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
     table = cache_folder("kd_keras") / "fingerprints" / f"{os.path.basename(root)}-{name}"
     known, current = _read(table), keys(paths).tolist()
@@ -34,9 +41,11 @@ def of_files(paths: Sequence[str]) -> bytes:
     if new:
         known |= dict(zip(new, _in_blocks(_digest, list(new.values())), strict=True))
         _write(table, known)
-    for key in current:
-        digest.update(known[key])
-    return digest.digest()
+    return _rows(known[key] for key in current)
+
+
+def _rows(digests) -> np.ndarray:
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16)
 
 
 def keys(paths: Sequence[str], salt: str = "") -> np.ndarray:

@@ -105,7 +105,7 @@ class ImageReader:
             for batch in _decoded(source):
                 images[at : at + len(batch)] = batch
                 at += len(batch)
-        return NumpySource(images, source.labels, source.fingerprint), usable
+        return NumpySource(images, source.labels, source.digests), usable
 
 
 def mapped_images(

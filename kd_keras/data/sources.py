@@ -48,9 +48,16 @@ class Source:
         raise NotImplementedError
 
     @functools.cached_property
+    def digests(self) -> np.ndarray:
+        """A hash of each image, (N, 16) uint8; by default every image is read for it."""
+        batches = (np.arange(start, min(start + 256, len(self))) for start in range(0, len(self), 256))
+        return np.concatenate([fingerprints.of_images(self.read(rows)[0].numpy()) for rows in batches])
+
+    @functools.cached_property
     def fingerprint(self) -> str:
-        """A hash of the samples: another one where an image or a label is another."""
-        raise NotImplementedError
+        """A hash of the samples: it differs where an image, a label or the image shape does."""
+        parts = self.digests, self.labels, np.asarray(self.image_shape)
+        return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
 
     def subset(self, indices: Any) -> "Source":
         """A source of the given samples, in the given order, that shares this one's memory.
@@ -92,8 +99,8 @@ class ArraySource(Source):
             return tf.gather(self._images, indices), tf.gather(self._labels, indices)
 
     @functools.cached_property
-    def fingerprint(self) -> str:
-        return _hash(self._images.numpy(), self.labels)
+    def digests(self) -> np.ndarray:
+        return fingerprints.of_images(self._images.numpy())
 
 
 class NumpySource(Source):
@@ -102,13 +109,13 @@ class NumpySource(Source):
     Args:
         images: uint8 (N, H, W, C), writable (nothing is written), from `kd_keras.arrays`.
         labels: integers (N,).
-        fingerprint: hash of the samples, where it is known without reading all images.
+        digests: (N, 16) uint8, where they are known without reading all images; see `Source.digests`.
     """
 
-    def __init__(self, images: np.ndarray, labels: Any, fingerprint: str | None = None):
+    def __init__(self, images: np.ndarray, labels: Any, digests: np.ndarray | None = None):
         self.labels = np.asarray(labels, np.int32)
         self.image_shape = tuple(int(side) for side in images.shape[1:])
-        self._images, self._fingerprint = arrays.Rows(images), fingerprint
+        self._images, self._digests = arrays.Rows(images), digests
         with tf.device("CPU:0"):
             self._labels = tf.constant(self.labels)
 
@@ -117,8 +124,8 @@ class NumpySource(Source):
             return self._images(indices), tf.gather(self._labels, indices)
 
     @functools.cached_property
-    def fingerprint(self) -> str:
-        return self._fingerprint or _hash(self._images.numpy(), self.labels)
+    def digests(self) -> np.ndarray:
+        return fingerprints.of_images(self._images.numpy()) if self._digests is None else self._digests
 
 
 class FileSource(Source):
@@ -157,8 +164,8 @@ class FileSource(Source):
             return self._decode_batch(tf.gather(self._paths, indices)), tf.gather(self._labels, indices)
 
     @functools.cached_property
-    def fingerprint(self) -> str:
-        return _hash(fingerprints.of_files(self.paths), repr(self.image_shape).encode(), self.labels)
+    def digests(self) -> np.ndarray:
+        return fingerprints.of_files(self.paths)
 
 
 class _Subset(Source):
@@ -179,16 +186,8 @@ class _Subset(Source):
             return self._source.read(tf.gather(self._rows, indices))
 
     @functools.cached_property
-    def fingerprint(self) -> str:
-        return _hash(self._source.fingerprint.encode(), self._rows.numpy())
-
-
-def _hash(*parts: Any) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part if isinstance(part, bytes) else np.ascontiguousarray(part))
-        digest.update(repr(getattr(part, "shape", len(part))).encode())
-    return digest.hexdigest()
+    def digests(self) -> np.ndarray:
+        return self._source.digests[self._rows.numpy()]
 
 
 def decode_rgb(content: tf.Tensor) -> tf.Tensor:

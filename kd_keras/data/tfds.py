@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from kd_keras.data.downloads import existing_folder
+from kd_keras.data.fingerprints import of_rows
 from kd_keras.data.image_files import checked_size, mapped_images
 from kd_keras.data.sources import NumpySource, Source, Splits, carve, carve_three, fit
 from kd_keras.errors import InputError, check_switch, needs
@@ -226,8 +227,7 @@ def _read(name, builder, split, keys, shape) -> tuple[Source, np.ndarray | None]
     file = f"tfds-{re.sub(r'[^0-9A-Za-z]+', '-', builder.info.full_name)}-{place}-{'x'.join(map(str, shape))}"
     pixels = mapped_images(file, digest.digest(), (count, *shape), images)
     # Over the labels too: one set of images may have several.
-    fingerprint = hashlib.sha256(digest.digest() + labels.tobytes()).hexdigest()
-    return NumpySource(pixels, labels, fingerprint), columns.get("group")
+    return NumpySource(pixels, labels, of_rows(digest.digest(), len(labels))), columns.get("group")
 
 
 def _carved(read, val_fraction, test_fraction, seed):

@@ -22,7 +22,7 @@ from kd_keras.distillation import ensemble, exits
 from kd_keras.distillation.fast_teacher import can_be_copied
 from kd_keras.distillation.taps import Taps
 from kd_keras.errors import InputError
-from kd_keras.losses.base import DistillationLoss
+from kd_keras.losses.base import Loss
 from kd_keras.schemes.plan import Build, Model, Part, Train
 from kd_keras.spec import Spec
 
@@ -181,7 +181,7 @@ class Facts:
 
     # ---- losses and compression steps ----
 
-    def loss(self, given: Spec) -> DistillationLoss:
+    def loss(self, given: Spec) -> Loss:
         """A new loss."""
         return loss_terms.from_spec(given, samples=self.data().count)
 
@@ -210,7 +210,7 @@ class Facts:
 
     def grafts(self, given: Spec) -> bool:
         """Whether a loss puts layers of the teacher on the student."""
-        return spec.builder("kd_keras.losses", given.name).adapted is not DistillationLoss.adapted
+        return spec.builder("kd_keras.losses", given.name).adapted is not Loss.adapted
 
     def needs_pretraining(self, given: Spec) -> bool:
         """Whether a loss means nothing before it is pretrained."""
