@@ -45,7 +45,7 @@ def test_the_teacher_teaches_the_large_student_and_that_the_small_student(scheme
 
 
 def test_what_it_can_not_do_is_refused(scheme, tmp_path):
-    with pytest.raises(InputError, match="my_schemes:plan.* takes 1 teacher"):
+    with pytest.raises(InputError, match=r"my_schemes:plan.* takes 1 teacher"):
         checked(tmp_path, "--teacher=none", FLAGS[1])
     with pytest.raises(InputError, match="no loss of --loss reads a teacher"):
         checked(tmp_path, *FLAGS, "--loss=ce()")
