@@ -3,8 +3,8 @@
     python tools/torture.py --kills=20
     python tools/torture.py --kills=5 -- --flagfile=experiments/cifar_resnet.flags --epochs=2
 
-What stands after ``--`` are flags of `kd_keras.run`; by default the quick start. Weights, tables and TFLite files have to
-be equal. Exit code 1: something differs.
+What stands after ``--`` are flags of `kd_keras.run`; by default the quick start. Weights, tables and TFLite files have
+to be equal. Exit code 1: something differs.
 """
 
 import argparse

@@ -45,11 +45,9 @@ class Trainer:
         model = self.facts.model(stage.model)
         teacher = None if stage.teacher is None else self.facts.model(stage.teacher)
         dtype = None if isinstance(stage.computes_in, Measure) else stage.computes_in
-        distiller = self.distiller(stage, model, teacher, dtype)
+        self.distiller(stage, model, teacher, dtype)
         if stage.answers:
             self.cache(stage.answers, teacher, dtype)
-        if stage.pretraining and not distiller.pretrains:
-            raise InputError("--pretrain_epochs but no loss of --loss is pretrained: ft, ab and fsp are")
         if stage.is_wrapped:
             self._check_quantised(stage)
 

@@ -18,6 +18,11 @@ def complete(plan: Plan, config, facts) -> Plan:
     file = config.student.file
     if file is not None and plan.students[0].inputs:
         raise InputError(f"--scheme={config.training.scheme} trains its own student: leave out --student_from={file}")
+    if config.student.pretrain_epochs and not any(getattr(model, "after", None) for model in _all(plan.models)):
+        raise InputError(
+            f"--pretrain_epochs={config.student.pretrain_epochs} but no loss of --loss needs pretraining here: ft, ab "
+            "and fsp do, with a teacher"
+        )
     if config.export.keep_float:
         facts.check_kept_float(plan.students[0], config.export.keep_float)
     adding = _Adding(plan, config, facts)
@@ -35,6 +40,13 @@ def complete(plan: Plan, config, facts) -> Plan:
     return dataclasses.replace(
         plan, compressed=tuple(adding.compressed), rows=tuple(adding.rows), extras=tuple(adding.extras)
     )
+
+
+def _all(models):
+    """The models and those that they are made of."""
+    for model in models:
+        yield model
+        yield from _all(stage for stage in model.inputs if isinstance(stage, Build | Train))
 
 
 class _Adding:

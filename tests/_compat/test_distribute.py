@@ -92,7 +92,7 @@ def assert_equal(actual, expected):
 ONE = """
 import sys
 import tensorflow as tf
-from tests import test_distribute as t
+from tests._compat import test_distribute as t
 t.train_all(tf.distribute.get_strategy(), sys.argv[1] + "/one")
 t.train_all(tf.distribute.MirroredStrategy(["CPU:0"]), sys.argv[1] + "/mirrored1")
 """
@@ -104,7 +104,7 @@ count = int(sys.argv[2])
 devices = [tf.config.LogicalDeviceConfiguration()] * count
 tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], devices)
 from kd_keras import distribute
-from tests import test_distribute as t
+from tests._compat import test_distribute as t
 t.train_all(distribute.strategy("mirrored"), f"{sys.argv[1]}/mirrored{count}")
 # Of 33 images in batches of 32 one is left over.
 flags = ["--train_examples=33", "--batch_size=32", "--teacher=none", "--loss=ce()", "--nobaseline"]
@@ -123,7 +123,7 @@ WORKER = """
 import sys
 from kd_keras import distribute
 strategy = distribute.strategy("multi_worker", timeout=120)
-from tests import test_distribute as t
+from tests._compat import test_distribute as t
 t.train_all(strategy, f"{sys.argv[1]}/worker{distribute.worker(strategy)[0]}")
 """
 
@@ -236,8 +236,8 @@ def launch(workdir, *flags):
 
 
 def series(workdir):
-    states = {stage: json.loads((workdir / "state" / f"{stage}.json").read_text()) for stage in ("teacher", "student")}
-    return {f"{stage} {name}": values for stage, state in states.items() for name, values in state["series"].items()}
+    records = [json.loads(path.read_text()) for path in (workdir / "store" / "train").glob("*/record.json")]
+    return {f"{record['stage']} {name}": values for record in records for name, values in record["series"].items()}
 
 
 def weights(workdir):
@@ -279,8 +279,9 @@ def test_when_a_worker_dies_the_other_ends_and_all_go_on(tmp_path, dies):
     for process in launch(tmp_path / "undisturbed", *flags):
         assert end(process)[0] == 0
     workers = launch(tmp_path / "killed", *flags)
-    checkpoint = tmp_path / "killed" / "state" / "student.npz"
-    while not checkpoint.exists():
+    store = tmp_path / "killed" / "store"
+    # The teacher is trained, and the student has a checkpoint.
+    while not (list(store.glob("train/*/record.json")) and list(store.glob("checkpoints/*.npz"))):
         assert workers[dies].poll() is None, "ended before it could be killed"
         time.sleep(0.01)
     workers[dies].send_signal(signal.SIGKILL)

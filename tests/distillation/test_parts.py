@@ -1,5 +1,7 @@
 """Schemes whose teacher is a part of the model that is trained: peers, and early exits."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -10,10 +12,8 @@ from kd_keras.distillation import exits
 from kd_keras.distillation import parts as _terms
 from kd_keras.distillation.distiller import Distiller
 from kd_keras.models import cnn, resnet
-from kd_keras.schemes import mutual
-from kd_keras.spec import Spec
 from tests.losses import reference
-from tests.schemes.tiny import trained
+from tests.schemes.tiny import stage_of, trained
 
 SHAPE = (8, 8, 1)
 A, B = "cnn(filters=(4,), dense=())", "cnn(filters=(3,), dense=())"
@@ -33,7 +33,11 @@ def peers(count=3):
 
 def test_peers_learn_from_labels_and_from_each_other():
     models, together = peers()
-    terms = mutual.Mutual((Spec("cnn", {}),) * 2)._adapt([losses.CE(), losses.KD(temperature=1.0)], together)
+    taps = [{"logits": f"peer{n}.logits"} for n in (1, 2, 3)]
+    terms = [_terms.Within(term=losses.CE(), student=taps[i], name=f"peer{i + 1}_ce") for i in range(3)]
+    for i, j in itertools.permutations(range(3), 2):
+        names = {"student": taps[i], "teacher": taps[j], "name": f"peer{i + 1}_kd_peer{j + 1}"}
+        terms.append(_terms.Within(term=losses.KD(temperature=1.0), share=1 / 2, **names))
     logs = step(Distiller(student=together, losses=terms))
     logits = [np.float64(model(X, training=True)) for model in models]
     p = [np.exp(reference.log_softmax(z)) for z in logits]
@@ -49,9 +53,9 @@ def test_peers_learn_from_labels_and_from_each_other():
 
 def test_the_part_that_teaches_gets_no_gradient():
     _, together = peers(2)
-    own, other = ({"logits": f"peer{n}.logits"} for n in (1, 2))
+    learner, source = ({"logits": f"peer{n}.logits"} for n in (1, 2))
     before = [w.numpy() for w in together.trainable_variables]
-    step(Distiller(student=together, losses=[_terms.Within(term=losses.KD(), student=own, teacher=other)]))
+    step(Distiller(student=together, losses=[_terms.Within(term=losses.KD(), student=learner, teacher=source)]))
     moved = {
         w.path.partition(".")[0]
         for w, b in zip(together.trainable_variables, before, strict=True)
@@ -62,10 +66,10 @@ def test_the_part_that_teaches_gets_no_gradient():
 
 def test_a_term_within_keeps_weight_schedule_and_share_and_is_saved_so(tmp_path):
     _, together = peers(2)
-    own, other = ({"logits": f"peer{n}.logits", "stage1": f"peer{n}.stage1"} for n in (1, 2))
+    learner, source = ({"logits": f"peer{n}.logits", "stage1": f"peer{n}.stage1"} for n in (1, 2))
     term = losses.KD(weight=0.5, temperature="exponential_decay(start=8.0, rate=0.5)")
-    told = {"student": own, "teacher": other}
-    terms = [_terms.Within(term=term, share=0.25, **told), _terms.Within(term=losses.Hint(), **told)]
+    names = {"student": learner, "teacher": source}
+    terms = [_terms.Within(term=term, share=0.25, **names), _terms.Within(term=losses.Hint(), **names)]
     distiller = Distiller(student=together, losses=terms)
     assert list(distiller.terms[0].schedules) == ["temperature"]
     distiller.epoch.assign(1)
@@ -80,12 +84,12 @@ def test_a_term_within_keeps_weight_schedule_and_share_and_is_saved_so(tmp_path)
 
 
 def test_peers_leave_as_models_of_their_own(tmp_path):
-    rows, exported, teacher = trained(tmp_path, "--teacher=none", f"--scheme=mutual(peers={A} + {B})")
-    assert [one.stage for one in rows] == ["baseline", "student", "peer2", "peer3", "peers"] and teacher is None
-    assert exported == rows[1:4]
-    *own, together = (keras.models.load_model(one.path) for one in rows[1:])
-    assert [model.get_layer("stage1").output.shape[-1] for model in own] == [2, 4, 3]
-    mean = np.mean([keras.ops.softmax(model(X)) for model in own], axis=0)
+    runner = trained(tmp_path, "--teacher=none", f"--scheme=mutual(peers={A} + {B})")
+    assert [stage.name for stage in runner.plan.students] == ["student", "peer2", "peer3"]
+    students = [runner.load(stage) for stage in runner.plan.students]
+    together = runner.load(stage_of(runner, "peers"))
+    assert [model.get_layer("stage1").output.shape[-1] for model in students] == [2, 4, 3]
+    mean = np.mean([keras.ops.softmax(model(X)) for model in students], axis=0)
     np.testing.assert_allclose(keras.ops.softmax(together(X)), mean, rtol=1e-4, atol=1e-6)
 
 
@@ -95,31 +99,28 @@ def test_exits_learn_from_the_deepest_which_learns_from_the_labels():
     maps = [tuple(whole.get_layer(f"exit{n}.map").output.shape) for n in (1, 2)]
     assert maps == [tuple(student.get_layer("stage3").output.shape)] * 2
     np.testing.assert_allclose(whole(X), student(X), rtol=1e-6)
-    own = {"logits": "exit1.logits", "stage3": "exit1.map", "pooled": "exit1.pooled"}
+    learner = {"logits": "exit1.logits", "stage3": "exit1.map", "pooled": "exit1.pooled"}
     deepest = {"logits": "logits", "stage3": "stage3", "pooled": "pooled"}
     terms = [
-        _terms.Within(term=losses.KD(temperature=3.0), student=own, teacher=deepest),
-        _terms.Within(term=losses.Hint(), student=own, teacher=deepest),
+        _terms.Within(term=losses.KD(temperature=3.0), student=learner, teacher=deepest),
+        _terms.Within(term=losses.Hint(), student=learner, teacher=deepest),
     ]
     distiller = Distiller(student=whole, losses=terms)
     before = {w.path: w.numpy() for w in whole.trainable_variables}
     step(distiller)
     moved = {w.path for w in whole.trainable_variables if (w.numpy() != before[w.path]).any()}
-    # Stage 1 is on the way to the first exit; nothing behind it is.
+    # Stage 1 is on the way to the first exit; nothing after it is.
     assert any(path.startswith("exit1") for path in moved) and any(path.startswith("stage1") for path in moved)
     assert not any(path.startswith(("stage2", "stage3", "logits", "exit2")) for path in moved)
 
 
 def test_the_student_ships_without_its_exits(tmp_path):
     flags = ["--teacher=none", "--student=cnn(filters=(2, 3), dense=())", "--scheme=self_distillation()"]
-    rows, exported, _ = trained(
-        tmp_path, *flags, "--loss=ce(weight=0.7) + kd(weight=0.3, temperature=3.0) + hint(weight=0.03)"
-    )
-    assert [one.stage for one in rows] == ["baseline", "exit1", "student"] and exported == rows[-1:]
-    student, exit1 = (keras.models.load_model(one.path) for one in rows[:0:-1])
+    runner = trained(tmp_path, *flags, "--loss=ce(weight=0.7) + kd(weight=0.3, temperature=3.0) + hint(weight=0.03)")
+    assert [stage.name for stage in runner.plan.students] == ["student"]
+    student, exit1, whole = (runner.load(stage_of(runner, name)) for name in ("student", "exit1", "exits"))
     plain = cnn.CNN(10, SHAPE, filters=(2, 3), dense=())
     assert [layer.name for layer in student.layers] == [layer.name for layer in plain.layers]
-    whole = keras.models.load_model(tmp_path / "w" / "exits.keras")
     np.testing.assert_allclose(student(X), whole(X), rtol=1e-5)
     np.testing.assert_allclose(
         exit1(X), keras.Model(whole.inputs[0], whole.get_layer("exit1.logits").output)(X), rtol=1e-5

@@ -1,4 +1,4 @@
-"""What losses train ahead of the student, and samples that are known by their number."""
+"""Pretraining that some losses need, and losses that read each sample's index."""
 
 import keras
 import numpy as np
@@ -8,7 +8,7 @@ from kd_keras import Distiller, data, losses
 from kd_keras.errors import InputError
 from kd_keras.models import cnn
 from kd_keras.run import training
-from tests.schemes.tiny import checked, trained
+from tests.schemes.tiny import checked, records, trained, weights
 
 SHAPE, CLASSES, COUNT = (8, 8, 1), 4, 20
 RNG = np.random.default_rng(0)
@@ -27,6 +27,12 @@ def distiller(*terms, filters=(6, 8)):
 
 def batches(epochs, **kwargs):
     return data.batches(SOURCE, 10, training=True, epochs=epochs, **kwargs)
+
+
+def assert_same_runs(run, expected):
+    series, wanted = ({name: left["series"] for name, left in records(each).items()} for each in (run, expected))
+    assert series == wanted
+    assert all(map(np.array_equal, weights(run, "student"), weights(expected, "student")))
 
 
 def moved(variables, train):
@@ -84,13 +90,13 @@ def test_the_student_is_trained_by_the_term_alone_whatever_its_weight(name):
 def test_nothing_to_train_ahead_is_told(tmp_path):
     with pytest.raises(InputError, match="no loss needs pretraining"):
         distiller(losses.CE(), losses.KD()).pretrain(batches(1))
-    with pytest.raises(InputError, match="--pretrain_epochs=1 but no loss of --loss is trained ahead here: ft, ab"):
+    with pytest.raises(InputError, match="--pretrain_epochs=1 but no loss of --loss needs pretraining here: ft, ab"):
         checked(tmp_path, f"--teacher={A}", "--pretrain_epochs=1")
 
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_after_what_is_ahead_does_not_repeat_it(tmp_path, monkeypatch):
-    whole = trained(tmp_path / "whole", *FT)[0]
+    whole = trained(tmp_path / "whole", *FT)
     asked = []
     pretrain, fit = Distiller.pretrain, Distiller.fit
 
@@ -99,7 +105,7 @@ def test_a_run_that_was_killed_after_what_is_ahead_does_not_repeat_it(tmp_path, 
         pretrain(self, *args, **kwargs)
         raise KeyboardInterrupt
 
-    # Once before its result is kept, and once behind it.
+    # Once before its result is stored, and once after it.
     monkeypatch.setattr(Distiller, "pretrain", killed)
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path, *FT)
@@ -114,20 +120,18 @@ def test_a_run_that_was_killed_after_what_is_ahead_does_not_repeat_it(tmp_path, 
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path, *FT)
     monkeypatch.setattr(Distiller, "fit", fit)
-    again = trained(tmp_path, *FT)[0]
+    again = trained(tmp_path, *FT)
     assert asked == ["pretrain", "again"]
-    assert [model.series for model in again] == [model.series for model in whole]
-    ours, theirs = (keras.models.load_model(models[-1].path).get_weights() for models in (again, whole))
-    assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert_same_runs(again, whole)
 
 
 def test_ft_is_refused_where_nothing_trains_it_ahead(tmp_path):
     d = distiller(losses.CE(), losses.FT())
     with pytest.raises(InputError, match=r"ft needs pretraining first: call distiller.pretrain"):
         d.fit(batches(1), epochs=1, steps_per_epoch=2, verbose=0)
-    with pytest.raises(InputError, match="--loss has ft, part of which is trained ahead: give --pretrain_epochs"):
+    with pytest.raises(InputError, match="--loss has ft, which needs pretraining: give --pretrain_epochs"):
         checked(tmp_path, f"--teacher={A}", "--loss=ce() + ft()")
-    with pytest.raises(InputError, match=r"ft needs pretraining with a single teacher.*offline"):
+    with pytest.raises(InputError, match=r"ft takes one whole teacher.*offline"):
         checked(tmp_path, "--teacher=none", f"--scheme=mutual(peers={A})", "--loss=ce() + ft()")
 
 
@@ -164,7 +168,7 @@ def test_crd_needs_batches_that_number_the_samples():
 @pytest.mark.slow
 def test_a_run_numbers_its_samples_and_its_bank_goes_on_from_a_checkpoint(tmp_path, monkeypatch):
     flags = [f"--teacher={A}", "--nobaseline", "--loss=ce() + crd(negatives=8, size=4)", "--epochs=2"]
-    whole = trained(tmp_path / "whole", *flags)[0]
+    whole = trained(tmp_path / "whole", *flags)
     begin = training.StopAtNaN.on_epoch_begin
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -176,5 +180,4 @@ def test_a_run_numbers_its_samples_and_its_bank_goes_on_from_a_checkpoint(tmp_pa
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path, *flags)
     monkeypatch.undo()
-    again = trained(tmp_path, *flags)[0]
-    assert [model.series for model in again] == [model.series for model in whole]
+    assert_same_runs(trained(tmp_path, *flags), whole)
