@@ -1,9 +1,9 @@
-"""Values that change while training: temperatures, loss weights, learning rates.
+"""Values that change during training: temperatures, loss weights, learning rates.
 
-A schedule is a frozen function of the number of epochs or steps done (``per``), counted from 0. It takes a Python
-number or a scalar tensor, so the same object is read in eager code and compiled into a training step.
+A schedule is a frozen function of the number of completed epochs or steps (``per``), counted from 0. It takes a Python
+number or a scalar tensor, so the same object works in eager code and in a compiled training step.
 
-Wherever a schedule is taken, a plain number is one too, and a `Spec` names one of this module's:
+Where a schedule is expected, a number is accepted too, and so is a spec of one of this module's:
 ``temperature=exponential_decay(start=0.5, rate=0.95, floor=0.3)``.
 """
 
@@ -22,9 +22,9 @@ Per = Literal["epoch", "step"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The base: a value at each epoch or step. ``str()`` gives the text from which `get` makes an equal one."""
+    """The base of schedules. ``str()`` returns the text from which `get` makes an equal schedule."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if getattr(self, "per", "epoch") not in ("epoch", "step"):
             raise InputError(f"{type(self).__name__}(per={self.per!r}): per is 'epoch' or 'step'")
         for field in dataclasses.fields(self):
@@ -62,7 +62,7 @@ class constant(Schedule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class linear(Schedule):
-    """A straight line from ``start`` to ``end`` within ``over`` epochs or steps, and ``end`` from then on."""
+    """Linear from ``start`` to ``end`` over ``over`` epochs or steps, then constant at ``end``."""
 
     start: float
     end: float
@@ -75,9 +75,9 @@ class linear(Schedule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class cosine(Schedule):
-    """Half a cosine from ``start`` to ``end`` within ``over`` epochs or steps, and ``end`` from then on.
+    """Half a cosine from ``start`` to ``end`` over ``over`` epochs or steps, then constant at ``end``.
 
-    Source: SGDR without restarts (arXiv:1608.03983, equation 5).
+    Reference: SGDR without restarts (arXiv:1608.03983, equation 5).
     """
 
     start: float
@@ -104,13 +104,13 @@ class exponential_decay(Schedule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class warmup(Schedule):
-    """``to``, reached in equal parts: times min((t + 1) / over, 1). ``to`` is a number or another schedule."""
+    """Linear warm-up: ``to``, a number or another schedule, times min((t + 1) / over, 1)."""
 
     to: Any = 1.0
     over: float = 1
     per: Per = "epoch"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "to", get(self.to))
         if self.over <= 0:
@@ -123,11 +123,11 @@ class warmup(Schedule):
 
 @dataclasses.dataclass(frozen=True, kw_only=False)
 class complement(Schedule):
-    """1 − ``of``: the other side of a pair of weights."""
+    """1 − ``of``, the other of two weights with the sum 1."""
 
     of: Any
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "of", get(self.of))
 
     def __call__(self, *, epoch, step):
@@ -138,7 +138,7 @@ def get(value: Any) -> Schedule:
     """Makes a schedule of a number, a `Spec`, a spec's text or a schedule.
 
     Raises:
-        InputError: none of these, or a spec that names no schedule.
+        InputError: it is none of these, or a spec that names no schedule.
     """
     if isinstance(value, Schedule):
         return value
@@ -157,22 +157,22 @@ def to_config(schedule: Schedule) -> float | str:
 
 
 def check(schedule: Schedule, what: str, *, positive: bool = False, total: float | None = None) -> Schedule:
-    """Fills in ``over`` with ``total`` and refuses values that cannot be.
+    """Sets a missing ``over`` to ``total``, and refuses impossible values.
 
     Args:
-        schedule: what to check.
-        what: how the value is called in the message, such as ``"temperature"``.
-        positive: the value has to stay above 0 (else: at least 0).
-        total: the length of the training in the schedule's unit, where it is known.
+        schedule: the schedule to check.
+        what: name of the value in the message, such as ``"temperature"``.
+        positive: whether the value has to stay above 0, not only at least 0.
+        total: length of the training in the schedule's unit, if it is known.
 
     Raises:
-        InputError: ``over`` is not known, or the value goes below 0 (or reaches it).
+        InputError: ``over`` is missing, or the value falls below 0 (or to 0).
     """
 
     def complete(part):
         if hasattr(part, "over") and part.over is None:
             if total is None:
-                raise InputError(f"{what}={part} lacks over: say within how many {part.per}s it runs its course")
+                raise InputError(f"{what}={part} lacks over: say over how many {part.per}s it runs")
             part = dataclasses.replace(part, over=total)
         if getattr(part, "over", 1) <= 0:
             raise InputError(f"{what}={part}: over is a positive number of {part.per}s")
@@ -191,20 +191,20 @@ def check(schedule: Schedule, what: str, *, positive: bool = False, total: float
 
 
 def to_keras(schedule: Schedule, *, epochs: int, steps_per_epoch: int):
-    """The learning rate as Keras takes it: a float, or a `LearningRateSchedule` that is read every step.
+    """The learning rate for Keras: a float, or a `LearningRateSchedule` that is evaluated at every step.
 
     Args:
         schedule: any schedule of this module; ``over`` defaults to the whole training.
         epochs: length of the training.
-        steps_per_epoch: steps an epoch.
+        steps_per_epoch: steps per epoch.
 
     Returns:
-        A float or a `keras.optimizers.schedules.LearningRateSchedule`, which is saved with the optimizer: Keras' own
-        where it has one for the same formula, else one that reads this schedule. What goes ``over`` so many epochs
-        moves smoothly with the steps; exponential_decay ``per='epoch'`` goes in stairs.
+        A float or a `keras.optimizers.schedules.LearningRateSchedule`, which is saved with the optimizer: that of Keras
+        with the same formula, else one that evaluates this schedule. A schedule ``over`` a number of epochs changes at
+        each step; exponential_decay ``per='epoch'`` changes once per epoch.
 
     Raises:
-        InputError: the learning rate goes below 0, or ``over`` is not positive.
+        InputError: the learning rate falls below 0, or ``over`` is not positive.
     """
 
     def by_step(part):
@@ -217,21 +217,21 @@ def to_keras(schedule: Schedule, *, epochs: int, steps_per_epoch: int):
     schedule = check(_map(by_step, schedule), "learning_rate")
     if isinstance(schedule, constant):
         return float(schedule.value)
-    from keras.optimizers import schedules as own
+    from keras.optimizers import schedules as keras_schedules
 
     if isinstance(schedule, cosine) and schedule.start > 0:
-        return own.CosineDecay(schedule.start, schedule.over, alpha=schedule.end / schedule.start)
+        return keras_schedules.CosineDecay(schedule.start, schedule.over, alpha=schedule.end / schedule.start)
     if isinstance(schedule, linear):
-        return own.PolynomialDecay(schedule.start, schedule.over, end_learning_rate=schedule.end)
+        return keras_schedules.PolynomialDecay(schedule.start, schedule.over, end_learning_rate=schedule.end)
     if isinstance(schedule, exponential_decay) and schedule.floor == 0:
         steps = steps_per_epoch if schedule.per == "epoch" else 1
-        return own.ExponentialDecay(schedule.start, steps, schedule.rate, staircase=True)
+        return keras_schedules.ExponentialDecay(schedule.start, steps, schedule.rate, staircase=True)
     return learning_rate_class()(str(schedule), steps_per_epoch)
 
 
 @functools.cache
 def learning_rate_class() -> type:
-    """Keras' view of a schedule. Made (and registered, for `load_model`) late, for it needs Keras."""
+    """The class of a schedule as a learning rate, made and registered for `load_model` when it is first needed."""
     import keras
 
     @keras.saving.register_keras_serializable(package="kd_keras", name="LearningRate")
@@ -252,7 +252,7 @@ def learning_rate_class() -> type:
 
 
 def _map(change, schedule):
-    """The schedule with ``change`` made to it and, before that, to those inside it."""
+    """Applies ``change`` to the schedules inside a schedule, then to the schedule."""
     values = {field.name: getattr(schedule, field.name) for field in dataclasses.fields(schedule)}
     inner = {key: _map(change, value) for key, value in values.items() if isinstance(value, Schedule)}
     return change(dataclasses.replace(schedule, **inner))
@@ -260,7 +260,7 @@ def _map(change, schedule):
 
 def _progress(t, schedule):
     if schedule.over is None:
-        raise InputError(f"{schedule} lacks over: say within how many {schedule.per}s it runs its course")
+        raise InputError(f"{schedule} lacks over: say over how many {schedule.per}s it runs")
     return _minimum(t / schedule.over, 1.0)
 
 
@@ -281,7 +281,7 @@ def _is_number(value) -> bool:
 
 
 def _ops():
-    # Late: this module is read for `--help`, which must not wait for TensorFlow.
+    # Late, because `--help` imports this module and must not wait for TensorFlow.
     from keras import ops
 
     return ops

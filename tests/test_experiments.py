@@ -1,6 +1,7 @@
-"""Every shipped flagfile is read, its parts are built, and it is run, shrunk."""
+"""Every shipped flagfile is read, has a plan, and is run, shrunk."""
 
 import functools
+import itertools
 import json
 import pathlib
 import sys
@@ -10,11 +11,15 @@ import PIL.Image
 import pytest
 import sklearn.datasets
 
-import kd_keras
-from kd_keras import losses, spec
+from kd_keras import spec
+from kd_keras._compat.keras import shapes_only
+from kd_keras.data.sources import ArraySource, Splits
 from kd_keras.errors import InputError
 from kd_keras.run import __main__ as run
-from kd_keras.run import compressed, config
+from kd_keras.run import config
+from kd_keras.run.runner import plan_of
+from kd_keras.run.session import Session
+from kd_keras.schemes.plan import Cache, Export, Train
 from tests.models import presets
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -56,87 +61,119 @@ def test_there_are_flagfiles():
     assert sorted(map(tuple, pairs)) == sorted(expected | {("reverse", t, s) for t in small for s in large})
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _models_are_let_go():
-    yield
-    made.cache_clear()
-
-
 @functools.cache
-def made(text, data):
-    """A model, or what stands for one that has to be downloaded: built once for all flagfiles that name it."""
-    one = spec.parse(text)
-    if one.name == "hub":
-        spec.check("kd_keras.models", one, ("num_classes", "input_shape"))
-        return None
-    num_classes, input_shape = SHAPES[data]
-    return spec.build("kd_keras.models", one, num_classes=num_classes, input_shape=input_shape)
+def blank(name):
+    """A data set of black images, two of each class in every split."""
+    count, shape = SHAPES[name]
+    splits = [ArraySource(np.full((2 * count, *shape), n, np.uint8), np.repeat(np.arange(count), 2)) for n in range(3)]
+    return Splits(*splits, tuple(map(str, range(count))), shape)
 
 
-@functools.cache
-def fits(data, teacher, student, terms):
-    """Builds a Distiller of a pair, once for all flagfiles that have it."""
-    if (found := made(teacher, data)) is not None:
-        built = [losses.from_spec(one, samples=50) for one in spec.parse_many(terms)]
-        kd_keras.Distiller(student=made(student, data), teacher=found, losses=built)
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory):
+    """A function that gives the plan of a flagfile; models are built without variables, and each of them once."""
+    preset = tmp_path_factory.mktemp("clip")
+    models, plans = {}, {}
+
+    def plan(path):
+        if path not in plans:
+            flags = ["--nopretrained", "--train_examples=none", "--tracking=none"]
+            if "hub(" in path.read_text():
+                if not any(preset.iterdir()):
+                    presets.write("clip", preset)
+                # In place of the published network, which has to be downloaded.
+                flags.append(f"--teacher=hub(preset='{preset}')")
+            resolved = settings(path, *flags)
+            data = resolved.data.source.name
+            session = Session(resolved, splits=blank(data))
+            session.facts._models, session.facts._taps = models.setdefault(data, ({}, {}))
+            with shapes_only():
+                plans[path] = plan_of(resolved, session.facts), session.facts
+        return plans[path]
+
+    return plan
 
 
 @pytest.mark.parametrize("path", FLAGFILES, ids=lambda path: path.stem)
-def test_its_parts_are_built(path):
+def test_it_has_a_plan(path, planned):
+    resolved, (plan, _) = settings(path, "--nopretrained"), planned(path)
+    spec.check("kd_keras.data", resolved.data.source)
+    names = [stage.name for stage in plan.stages if stage.name]
+    assert {"baseline", "student"} <= {model.name for model in plan.models} and len(set(names)) == len(names)
+    # Each stage comes after those that it needs, and nothing reads the test split before all is trained.
+    places = {stage.key: place for place, stage in enumerate(plan.stages)}
+    assert all(places[needed.key] < places[stage.key] for stage in plan.stages for needed in stage.inputs)
+    last_training = max(places[stage.key] for stage in plan.stages if isinstance(stage, Train))
+    assert all(places[row.measures[0].key] > last_training for row in plan.rows)
+    for name, epochs in (("student", resolved.training.epochs), ("teacher", resolved.teacher.epochs)):
+        for stage in plan.models:
+            if stage.name == name and isinstance(stage, Train) and epochs is not None:
+                assert stage.recipe.epochs == epochs
+    files = {stage.name for stage in plan.stages if isinstance(stage, Export)}
+    assert {f"student_{variant}" for variant in resolved.export.variants} <= files
+    assert any(isinstance(stage, Cache) for stage in plan.stages) == bool(resolved.cache.views)
+    assert len(plan.rows) == len({row.stage.role for row in plan.rows})
+    assert all([measure.what for measure in row.measures] == ["quality", "size", "latency"] for row in plan.rows)
+
+
+@pytest.mark.parametrize("path", FLAGFILES, ids=lambda path: path.stem)
+def test_its_optimizers_augmentations_and_compression_steps_are_built(path):
     from kd_keras.run import training
 
-    resolved = settings(path, "--nopretrained")
-    spec.check("kd_keras.data", resolved.data)
-    spec.build("kd_keras.schemes", resolved.scheme)
-    data = resolved.data.name
-    made(str(resolved.student), data)
-    for one in resolved.teacher:
-        fits(data, str(one), str(resolved.student), " + ".join(map(str, resolved.loss)))
-    for one in (*resolved.teacher_loss, *resolved.baseline_loss):
-        spec.build("kd_keras.losses", one)
-    for optimizer, rate in (
-        (resolved.optimizer, resolved.learning_rate),
-        (resolved.teacher_optimizer, resolved.teacher_learning_rate),
-    ):
-        training.optimizer(optimizer, rate, epochs=resolved.epochs, steps_per_epoch=10)
-    for one in resolved.augment:
-        spec.build("kd_keras.data.augment", one)
-    compressed.check_chains(resolved)
+    resolved = settings(path)
+    for section in (resolved.training, resolved.teacher, resolved.compress):
+        training.optimizer(section.optimizer, section.learning_rate, epochs=resolved.training.epochs, steps_per_epoch=9)
+    for part_spec in (*resolved.data.augment, *resolved.teacher.augment):
+        spec.build("kd_keras.data.augment", part_spec)
+    for part_spec in itertools.chain(*resolved.compress.pipelines):
+        spec.build("kd_keras.compress", part_spec)
+
+
+@pytest.mark.parametrize(
+    ("study", "teachers", "baselines"),
+    # Of an ensemble, the second and third teacher have seeds that no other row's teacher has.
+    [("s1", 8, 6), ("s2", 3, 3), ("s4", 1, 1), ("ensemble", 5, 1), ("assistant", 1, 1)],
+)
+def test_rows_of_a_study_share_teachers_and_baselines(study, teachers, baselines, planned):
+    trained = [stage for path in in_study(study) for stage in planned(path)[0].models if isinstance(stage, Train)]
+    keys = [{stage.key for stage in trained if stage.name.startswith(name)} for name in ("teacher", "baseline")]
+    assert [len(found) for found in keys] == [teachers, baselines]
 
 
 @pytest.mark.parametrize("path", FLAGFILES, ids=lambda path: path.stem)
 def test_what_is_pretrained_has_published_weights(path):
-    """All that is asked of such a network fits; it stops where its weights would be read, which nothing downloads."""
+    """Such a network takes all other arguments; it stops where its weights would be read, which nothing downloads."""
     resolved = settings(path)
-    num_classes, input_shape = SHAPES[resolved.data.name]
-    for one in (*resolved.teacher, resolved.student):
-        if "pretrained" in one.kwargs:
-            assert one.kwargs["pretrained"] == "imagenet"
-            elsewhere = spec.Spec(one.name, {**one.kwargs, "pretrained": "nowhere"})
+    num_classes, input_shape = SHAPES[resolved.data.source.name]
+    for model_spec in (*resolved.teacher.models, resolved.student.model):
+        if "pretrained" in model_spec.kwargs:
+            assert model_spec.kwargs["pretrained"] == "imagenet"
+            elsewhere = spec.Spec(model_spec.name, {**model_spec.kwargs, "pretrained": "nowhere"})
             with pytest.raises(InputError, match="pretrained='nowhere': there is no such file"):
                 spec.build("kd_keras.models", elsewhere, num_classes=num_classes, input_shape=input_shape)
 
 
 @pytest.mark.parametrize("path", FLAGFILES, ids=lambda path: path.stem)
-def test_its_header_tells_how_and_what(path):
+def test_its_header_says_how_and_what(path):
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     for word in ("Source:", "Command:", "Hardware:", "Time:", "Result:"):
         assert any(word in line for line in header), word
     assert all(len(line) <= 160 for line in header)
     if path.stem not in ALONE:
         assert f"experiments/{path.name}" in "\n".join(header)
-        # One MLflow experiment a study, and one kind of table.
+        # One MLflow experiment and one kind of table for each study.
         study = next(study for study in STUDIES if path in in_study(study))
-        assert settings(path).experiment == study
+        assert settings(path).tracking.experiment == study
         row = run_matrix.read_row(path)
         assert row.columns == run_matrix.read_row(in_study(study)[0]).columns
 
 
-def test_what_is_called_smaller_is():
+def test_what_is_called_smaller_is(planned):
     """Pairs whose direction is in their name."""
     for path in in_study("s1"):
-        one = settings(path)
-        sizes = [made(str(spec_), "mura").count_params() for spec_ in (one.teacher[0], one.student)]
+        plan, facts = planned(path)
+        models = {model.name.rstrip("1"): model for model in plan.models}
+        sizes = [facts.model(models[name]).count_params() for name in ("teacher", "student")]
         if path.stem.startswith("s1_reverse") and "vgg11" not in path.stem:
             assert sizes[0] < sizes[1], path.stem
 
@@ -151,19 +188,19 @@ def test_it_runs_shrunk(name, tmp_path):
 
 
 def digits_as_files(folder):
-    """Handwritten digits, real ones, as a tree of image files: what stands in for data that have to be downloaded."""
+    """Writes real handwritten digits as a tree of image files, in place of data that have to be downloaded."""
     digits = sklearn.datasets.load_digits()
     for label in digits.target_names:
         pixels = digits.images[digits.target == label][:12] * (255 / 16)
-        for i, one in enumerate(pixels.astype(np.uint8)):
+        for i, image in enumerate(pixels.astype(np.uint8)):
             path = folder / ("train" if i < 8 else "test") / str(label) / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            PIL.Image.fromarray(one).save(path)
+            PIL.Image.fromarray(image).save(path)
     return folder
 
 
 def run_shrunk(study, rows, tmp_path, *flags):
-    """Runs rows of a study through the tool on real images, S1's on a tree in MURA's layout; looks at what is left."""
+    """Runs rows of a study through the tool on real images, S1's on a tree in MURA's layout, and checks the files."""
     if study == "s1":
         small = [f"--data=mura(folder='{draw_mura.draw(tmp_path)}')", "--train_examples=28"]
     else:
@@ -180,11 +217,9 @@ def run_shrunk(study, rows, tmp_path, *flags):
     assert run_matrix.main(line) == 0, "\n".join(path.read_text()[-2000:] for path in runs.glob("*.log"))
     for row in rows:
         folder = runs / f"{row}-seed0"
-        roles = {one["role"] for one in json.loads((folder / "results.json").read_text())}
-        assert {"student without KD", "student distilled"} <= roles
-        # A confusion matrix and a report of every model in the table.
-        models = [file.name.removesuffix("-measured.json") for file in folder.glob("state/*-measured.json")]
+        models = [row["stage"] for row in json.loads((folder / "results.json").read_text())]
         assert {"baseline", "student"} <= set(models)
+        # A confusion matrix and a report of every model in the table.
         for model in models:
             for figure in ("confusion.png", "confusion.json", "report.png", "report.json"):
                 assert (folder / f"{model}_{figure}").exists(), (folder, model, figure)

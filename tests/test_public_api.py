@@ -1,13 +1,18 @@
 """The public names: found without TensorFlow, the same for Python and for type checkers, none hidden by a module."""
 
+import ast
 import importlib
+import inspect
 import pkgutil
+import subprocess
+import sys
 import types
 
 import pytest
 
 import kd_keras
 from kd_keras import spec
+from tests.conftest import ROOT
 from tests.test_package import python
 from tools import stubs
 
@@ -52,3 +57,48 @@ def test_names_are_listed_without_importing_tensorflow():
 def test_an_unknown_name_is_an_attribute_error(package):
     with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'Resnet'"):
         _ = importlib.import_module(package).Resnet
+
+
+def mypy(path, cache):
+    """What mypy says about a user's script, one line per mistake."""
+    options = ["--strict", "--ignore-missing-imports", "--follow-imports=silent", f"--cache-dir={cache}"]
+    line = [sys.executable, "-m", "mypy", "--no-error-summary", "--no-pretty", *options, str(path)]
+    result = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert not result.stderr, result.stderr
+    return [line for line in result.stdout.splitlines() if ": error:" in line]
+
+
+def test_a_users_typed_script_passes_mypy_and_mistakes_are_found(tmp_path):
+    assert mypy(ROOT / "tests" / "user_script.py", tmp_path) == []
+    (tmp_path / "wrong.py").write_text(
+        "from kd_keras import Destiller, losses, models\n"
+        "models.CNN(num_classes='ten', input_shape=(8, 8, 1))\n"
+        "models.ResNet(10, (8, 8, 1), deepness=18)\n"
+        "losses.KD(temperature=[4.0])\n"
+        "losses.Kd()\n"
+    )
+    assert [line.split(":")[1] for line in mypy(tmp_path / "wrong.py", tmp_path)] == ["1", "2", "3", "4", "5"]
+
+
+def test_the_users_typed_script_uses_every_public_name():
+    tree = ast.parse((ROOT / "tests" / "user_script.py").read_text("utf-8"))
+    used = {(node.value.id, node.attr) for node in ast.walk(tree) if getattr(getattr(node, "value", None), "id", None)
+            and isinstance(node, ast.Attribute)}  # fmt: skip
+    for room in ROOMS:
+        assert {(room, name) for name in getattr(kd_keras, room).__all__} <= used
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    assert set(kd_keras.__all__) <= names
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_public_name_is_typed(room):
+    package = getattr(kd_keras, room)
+    for name in package.__all__:
+        value = getattr(package, name)
+        # A class without a constructor of its own has that of its base, which is checked as well.
+        function = value.__init__ if isinstance(value, type) else value
+        if not inspect.isfunction(function):
+            continue
+        signature = inspect.signature(function)
+        untyped = [p.name for p in signature.parameters.values() if p.annotation is p.empty and p.name != "self"]
+        assert not untyped and signature.return_annotation is not signature.empty, f"{room}.{name}: {untyped}"

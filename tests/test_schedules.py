@@ -133,9 +133,9 @@ def test_get_refuses(value, message):
 
 @pytest.mark.parametrize("text", ["linear(start=1, end=0)", "cosine(start=1)", "complement(cosine(start=1))"])
 def test_a_course_without_length_is_refused(text):
-    with pytest.raises(InputError, match="lacks over: say within how many epochs"):
+    with pytest.raises(InputError, match="lacks over: say over how many epochs"):
         schedules.get(text)(epoch=0, step=0)
-    with pytest.raises(InputError, match=r"T=.*lacks over: say within how many epochs"):
+    with pytest.raises(InputError, match=r"T=.*lacks over: say over how many epochs"):
         schedules.check(schedules.get(text), "T")
 
 

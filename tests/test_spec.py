@@ -138,11 +138,26 @@ def test_never_evaluates(text, tmp_path):
     assert not path.exists()
 
 
-def test_names_are_the_files_of_a_package_and_the_functions_of_a_module():
-    folder = pathlib.Path(spec.__file__).parent / "losses"
-    shared = {"__init__", "base", "features", "labels"}
-    files = sorted(path.stem for path in folder.glob("*.py") if path.stem not in shared)
-    assert spec.names(PACKAGE) == files
+@pytest.mark.parametrize(
+    ("room", "shared"),
+    [
+        ("losses", {"base", "building", "features", "labels", "relations"}),
+        ("models", {"applications", "layers", "networks"}),
+        (
+            "data",
+            {"arrays", "augment", "carving", "cifar_files", "decoding", "downloads", "fingerprints", "image_files"}
+            | {"pipeline", "sources"},
+        ),
+        ("compress", {"base", "bridge", "wrapped"}),
+    ],
+)
+def test_names_are_the_files_of_a_package_but_for_what_they_share(room, shared):
+    folder = pathlib.Path(spec.__file__).parent / room
+    files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert spec.names(f"kd_keras.{room}") == sorted(files - shared)
+
+
+def test_names_of_a_module_are_its_functions():
     assert spec.names("kd_keras.schedules") == [
         "complement", "constant", "cosine", "exponential_decay", "linear", "warmup",
     ]  # fmt: skip

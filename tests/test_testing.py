@@ -258,7 +258,7 @@ class NotSaved(keras.layers.Layer):
         ({"pre": "stage1_pre"}, "stage1_pre is stage1 itself"),
         ({"tail": NotSaved()}, "cannot be saved and loaded"),
         ({"tail": BatchMean()}, "predict differs from a call"),
-        ({"conv": None}, "named anew each time"),
+        ({"conv": None}, "named differently each time"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

@@ -70,7 +70,7 @@ def settled(model, data):
 
 def quantised(model, data):
     """The file of the model in ``qat()``'s wrappers, whose ranges are moving averages, and the wrapped one's logits."""
-    wrapped = qat.QAT().wrap(_bridge.twin(model), (), len(data))
+    wrapped = qat.QAT().wrap(_bridge.to_tf_keras(model), (), len(data))
     for _ in range(4):
         for start in range(0, len(data), 32):
             wrapped(data[start : start + 32], training=True)

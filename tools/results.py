@@ -4,8 +4,8 @@
     python tools/results.py --into experiments/RESULTS.md --section cifar_resnet runs/cifar-*
 
 With ``--into``, what stands between ``<!-- begin SECTION -->`` and ``<!-- end SECTION -->`` in that file is replaced.
-``--columns`` chooses some and their order; ``--compare A B`` adds a line on two roles: accuracies paired by run, and
-how many times smaller and faster.
+``--columns`` chooses some and their order; ``--compare A B`` adds a line on two rows, named by stage or role: their
+accuracies paired by run, and how many times smaller and faster.
 """
 
 import argparse
@@ -14,6 +14,8 @@ import pathlib
 import statistics
 import sys
 from collections.abc import Sequence
+
+from kd_keras.run.report import tables
 
 PERCENT = {
     "train_accuracy": "train %",
@@ -40,15 +42,25 @@ TYPICAL = tuple(PLAIN)
 
 
 def read(workdir: pathlib.Path) -> dict[str, dict]:
-    """A finished run's rows by role."""
+    """A finished run's rows by stage."""
     path = workdir / "results.json"
     if not path.exists():
         sys.exit(f"{path} is not there: give the workdirs of finished runs")
-    return {row["role"]: row for row in json.loads(path.read_text(encoding="utf-8"))}
+    return tables.read_table(path)
+
+
+def distinct(rows: list[dict]) -> list[dict]:
+    """Returns a row for each model: runs that share a model have the same figures to the last digit, latency included.
+
+    Only the training images, which a seed draws where ``--train_examples`` is given, differ over the runs of a model.
+    """
+    drawn = {"train_accuracy": None}
+    return list({json.dumps({**row, **drawn}, sort_keys=True): row for row in reversed(rows)}.values())[::-1]
 
 
 def cell(rows: list[dict], column: str) -> str:
-    """One cell: mean ± sample standard deviation over the runs, or what is typical of them."""
+    """One cell: mean ± sample standard deviation over the models of the runs, or what is typical of them."""
+    rows = distinct(rows)
     values = [row.get(column) for row in rows]
     if any(value is None for value in values):
         return "–"
@@ -71,30 +83,41 @@ def spread(values: list[float], sign: str = "") -> str:
 
 
 def leads(runs: list[dict], column: str) -> list[float]:
-    """The distilled student's lead over the student without KD in points, a run; empty where one of them is missing."""
-    pairs = [(run.get("student distilled"), run.get("student without KD")) for run in runs]
+    """The student's lead over the baseline in points, for each run; empty where a run lacks one of them."""
+    pairs = [(run.get("student"), run.get("baseline")) for run in runs]
     return [100 * (a[column] - b[column]) for a, b in pairs] if all(a and b for a, b in pairs) else []
 
 
 def gain(runs: list[dict], column: str) -> str:
     """`leads` as text."""
-    found = leads(runs, column)
-    return f"{spread(found, sign='+')} points ({', '.join(f'{lead:+.2f}' for lead in found)})" if found else ""
+    return _points(leads(runs, column))
 
 
-def compare(runs: list[dict], one: str, other: str) -> str:
-    """A line on two roles: their accuracies, paired by run, and their bytes and latencies."""
-    for role in (one, other):
-        if any(role not in run for run in runs):
-            sys.exit(f"no row {role!r} in every run: there are {', '.join(map(repr, runs[0]))}")
-    leads = [100 * (run[one]["test_accuracy"] - run[other]["test_accuracy"]) for run in runs]
-    found = [f"{spread(leads, sign='+')} points ({', '.join(f'{lead:+.2f}' for lead in leads)})"]
+def _points(differences: list[float]) -> str:
+    singles = ", ".join(f"{difference:+.2f}" for difference in differences)
+    return f"{spread(differences, sign='+')} points ({singles})" if differences else ""
+
+
+def compare(runs: list[dict], first: str, second: str) -> str:
+    """A line on two rows, named by stage or role: their accuracies, paired by run, and their bytes and latencies."""
+    pairs = [(_row(run, first), _row(run, second)) for run in runs]
+    texts = [_points([100 * (a["test_accuracy"] - b["test_accuracy"]) for a, b in pairs])]
     for column, name in (("bytes", "bytes"), ("zip_bytes", "bytes zipped"), ("latency_ms_median", "latency")):
-        shares = [[run[role].get(column) for run in runs] for role in (one, other)]
-        if all(value is not None for values in shares for value in values):
-            share = statistics.median(shares[0]) / statistics.median(shares[1])
-            found.append(f"{share:.3f} × the {name}")
-    return f"**{one}** beside {other}: {', '.join(found)}."
+        values = [[row.get(column) for row in rows] for rows in zip(*pairs, strict=True)]
+        if None not in values[0] + values[1]:
+            share = statistics.median(values[0]) / statistics.median(values[1])
+            texts.append(f"{share:.3f} × the {name}")
+    roles = [row["role"] for row in pairs[0]]
+    return f"**{roles[0]}** against {roles[1]}: {', '.join(texts)}."
+
+
+def _row(run: dict[str, dict], name: str) -> dict:
+    """The row whose stage or role has a name."""
+    role = tables.current_role(name)
+    rows = [row for stage, row in run.items() if name == stage or role == row["role"]]
+    if not rows:
+        sys.exit(f"no row {name!r} in every run: there are {', '.join(repr(row['role']) for row in run.values())}")
+    return rows[0]
 
 
 def table(runs: list[dict], wanted: Sequence[str] = ()) -> str:
@@ -106,12 +129,12 @@ def table(runs: list[dict], wanted: Sequence[str] = ()) -> str:
         sys.exit(f"--columns names {', '.join(unknown)}: known are {', '.join(titles)}")
     columns = {name: titles[name] for name in wanted or titles if name in filled}
     lines = [f"| n = {len(runs)} | architecture | {' | '.join(columns.values())} |", "|---" * (len(columns) + 2) + "|"]
-    for role, first in runs[0].items():
-        cells = [cell([run[role] for run in runs], column) for column in columns]
-        lines.append(f"| {role} | `{first['architecture']}` | {' | '.join(cells)} |")
+    for stage, first in runs[0].items():
+        cells = [cell([run[stage] for run in runs], column) for column in columns]
+        lines.append(f"| {first['role']} | `{first['architecture']}` | {' | '.join(cells)} |")
     for column, name in (("test_accuracy", "test"), ("val_accuracy", "validation")):
         if lead := gain(runs, column):
-            lines += ["", f"Distilled minus without KD, paired by seed, {name} accuracy: {lead}."]
+            lines += ["", f"Student minus baseline, paired by seed, {name} accuracy: {lead}."]
     return "\n".join(lines)
 
 
@@ -131,7 +154,7 @@ def main() -> None:
     parser.add_argument("--into", type=pathlib.Path)
     parser.add_argument("--section")
     parser.add_argument("--columns", default="", help="names of figures in results.json, joined by commas")
-    parser.add_argument("--compare", nargs=2, action="append", default=[], metavar=("ROLE", "ROLE"))
+    parser.add_argument("--compare", nargs=2, action="append", default=[], metavar=("ROW", "ROW"))
     options = parser.parse_args()
     runs = [read(workdir) for workdir in options.workdirs]
     lines = [compare(runs, *roles) for roles in options.compare]

@@ -44,6 +44,18 @@ def is_graph(model: keras.Model) -> bool:
     return bool(getattr(model, "operations", None)) or isinstance(model, keras.Sequential)
 
 
+def can_be_rebuilt(layer: keras.layers.Layer) -> bool:
+    """Whether a layer can be made from its config; not every layer of other packages can."""
+    if type(layer).__module__.startswith("keras."):
+        return True
+    try:
+        type(layer).from_config(layer.get_config())
+    # TypeError for a config that does not fit, NotImplementedError for none; the layer's own code may raise anything.
+    except Exception:
+        return False
+    return True
+
+
 def made_by(tensor: keras.KerasTensor) -> tuple:
     """The operation that made a symbolic tensor, and the node."""
     operation, index, _ = tensor._keras_history

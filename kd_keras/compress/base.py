@@ -1,18 +1,21 @@
-"""What the ways of compression share."""
+"""The base of compression steps, and what they share."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from kd_keras.errors import InputError
 
 
 class Step:
-    """One way, trained by itself; several in a row each keep what those before have made.
+    """A compression step: trains a student in wrappers of tensorflow-model-optimization.
+
+    Several steps form a pipeline; each keeps the zeros and clusters that earlier steps left in the weights.
 
     Attributes:
-        rank: a way comes behind those of a lower rank.
-        quantises: whether what was trained is an integer model, with ranges of its own.
-        skip: names of layers that it leaves as they are.
-        leaves: what there is in the weights behind it that later ways are to keep: ``zeros``, ``clusters``.
+        rank: in a pipeline, steps follow in the order of their ranks.
+        quantises: whether the trained model is an integer model, with ranges of its own.
+        skip: names of layers that the step leaves unchanged.
+        leaves: what later steps have to keep in the weights: ``zeros``, ``clusters``.
     """
 
     skip: tuple[str, ...] = ()
@@ -20,31 +23,31 @@ class Step:
     quantises = False
     leaves: frozenset[str] = frozenset()
 
-    def wrap(self, model, kept: frozenset[str], steps: int):
-        """The tf_keras model in its wrappers.
+    def wrap(self, model: Any, kept: frozenset[str], steps: int) -> Any:
+        """Returns a tf_keras model in its wrappers.
 
         Args:
-            model: tf_keras, functional; it may be changed.
-            kept: what the ways before have left.
-            steps: of the training to come.
+            model: a functional tf_keras model, which may be changed.
+            kept: what earlier steps left, to be kept.
+            steps: optimizer steps of the training.
         """
         raise NotImplementedError
 
-    def imitate(self, kernel):
-        """A kernel (array) with roughly what the way would leave in it."""
+    def imitate(self, kernel: Any) -> Any:
+        """Returns a kernel (array) with roughly the zeros or clusters that the step would leave in it."""
         return kernel
 
     def settled(self, steps: int) -> int:
-        """Steps, of those of the training, after which the model is as compressed as it will be."""
+        """Number of training steps after which the model is fully compressed."""
         del steps
         return 0
 
-    def strip(self, wrapped) -> dict[str, list]:
-        """The compressed weights, arrays in Keras' order, by the name of the layer in the model before."""
+    def strip(self, wrapped: Any) -> dict[str, list]:
+        """Returns the compressed weights, arrays in Keras' order, by the name of the unwrapped layer."""
         raise NotImplementedError
 
-    def left_out(self, wrapped) -> list[str]:
-        """Names of layers with weights that the way does nothing to, batch norm aside."""
+    def left_out(self, wrapped: Any) -> list[str]:
+        """Names of the layers with weights, batch norm aside, that the step does not compress."""
         import tf_keras
 
         return [
@@ -56,27 +59,27 @@ class Step:
         ]
 
 
-def rewrapped(model, wrap):
-    """A copy of a tf_keras model with ``wrap(layer)`` in each layer's place, None for the layer as it is."""
+def replace_layers(model, wrap):
+    """A copy of a tf_keras model with ``wrap(layer)`` in place of each layer; None copies the layer."""
     import tf_keras
 
     def copy(layer):
         return wrap(layer) or type(layer).from_config(layer.get_config())
 
-    made = tf_keras.models.clone_model(model, clone_function=copy)
-    given = {layer.name: layer for layer in model.layers}
-    for layer in made.layers:
-        # What is wrapped is the model's own layer, with its weights.
-        if layer.name in given and layer.weights:
-            layer.set_weights(given[layer.name].get_weights())
-    return made
+    copied = tf_keras.models.clone_model(model, clone_function=copy)
+    originals = {layer.name: layer for layer in model.layers}
+    for layer in copied.layers:
+        # A wrapper holds the original layer itself, with its weights.
+        if layer.name in originals and layer.weights:
+            layer.set_weights(originals[layer.name].get_weights())
+    return copied
 
 
-def names(key: str, value) -> tuple[str, ...]:
-    """Names of layers, from text that joins them by commas.
+def layer_names(key: str, value: Any) -> tuple[str, ...]:
+    """Splits names of layers that are joined by commas.
 
     Raises:
-        InputError: it is no text.
+        InputError: the value is not text.
     """
     if not isinstance(value, str):
         raise InputError(f"{key}={value!r} is not text: give names of layers joined by commas")
@@ -84,12 +87,12 @@ def names(key: str, value) -> tuple[str, ...]:
 
 
 def check_layers(names: Iterable[str], known: list[str], key: str) -> None:
-    """Raises InputError where a name that a flag or argument ``key`` gives is none of the student's layers."""
+    """Raises InputError where a name that a flag or argument ``key`` gives is not a layer of the student."""
     if missing := [name for name in names if name not in known]:
         listed = ", ".join(map(repr, missing))
         raise InputError(f"{key} names {listed}, which the student does not have: its layers are {', '.join(known)}")
 
 
-def weights(model) -> dict[str, list]:
-    """Each layer's weights by its name."""
+def weights_by_layer(model) -> dict[str, list]:
+    """The weights of each layer, by its name."""
     return {layer.name: layer.get_weights() for layer in model.layers}

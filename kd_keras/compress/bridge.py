@@ -1,7 +1,7 @@
-"""Between Keras 3 and tf_keras, which is all that tensorflow-model-optimization takes.
+"""From Keras 3 to tf_keras, which tensorflow-model-optimization needs, and back.
 
-`twin` makes a tf_keras model of a Keras 3 one, `trainable` lets Keras 3 train it, and `weights_back` brings home what
-was learnt. tf_keras and tfmot are imported late: tfmot sets ``TF_USE_LEGACY_KERAS``.
+`to_tf_keras` copies a Keras 3 model, `trainable` lets Keras 3 train the copy, and `set_weights` copies the trained
+weights back. tf_keras and tfmot are imported late, because tfmot sets ``TF_USE_LEGACY_KERAS``.
 """
 
 import contextlib
@@ -16,18 +16,18 @@ from kd_keras._compat import keras as graph
 from kd_keras._compat import tfmot
 from kd_keras.errors import InputError
 
-# What a twin's outputs may differ by, relative to the largest.
+# Largest difference of the copy's logits, relative to the largest logit.
 _TOLERANCE = 1e-3
 
-# How the name ends of a layer of the twin that is a part of the layer of the student before it.
-_BEHIND = "__activation"
+# Ending of the name of a layer of the copy that is the activation of the student's layer of that name.
+_ACTIVATION = "__activation"
 
 
-def twin(model: keras.Model):
-    """A tf_keras model that computes the logits of a Keras 3 model, in float32, with weights of its own.
+def to_tf_keras(model: keras.Model):
+    """Copies a Keras 3 model to a tf_keras model that computes the same logits, in float32.
 
-    Models inside the model are taken apart; their layers are called ``outer_inner``. A final softmax stays behind, and
-    so do initialisers, constraints and regularisers: a regulariser does not act while the twin is trained.
+    Layers of nested models are named ``outer_inner``. A final softmax is left out, and so are initialisers, constraints
+    and regularisers: a regulariser has no effect while the copy is trained.
 
     Args:
         model: functional or Sequential, one input of known size, one output, stock layers.
@@ -36,7 +36,7 @@ def twin(model: keras.Model):
         tf_keras.Model, its layers named as the model's.
 
     Raises:
-        InputError: a subclassed model, a layer that tf_keras lacks, or one that computes something else there.
+        InputError: the model is subclassed, or has a layer that tf_keras lacks or computes differently.
     """
     import tf_keras
 
@@ -46,10 +46,10 @@ def twin(model: keras.Model):
     if None in shape:
         raise InputError(f"--compress needs a student with an input of known size: that of {model.name} is {shape}")
     if model.losses:
-        logging.warning("the regularisation losses of %s do not act while it is compressed", model.name)
+        logging.warning("the regularisation losses of %s have no effect while it is compressed", model.name)
     layers = {}
     image = tf_keras.Input(shape, name=model.inputs[0].name)
-    with generators(), told(f"--compress can't take {model.name}"):
+    with stateful_generators(), explain_errors(f"--compress can't take {model.name}"):
         (output,) = _replay(model, [image], layers, "", _softmax(model))
         copied = tf_keras.Model(image, output, name=model.name)
         for name, layer in named_layers(model):
@@ -60,8 +60,8 @@ def twin(model: keras.Model):
 
 
 @contextlib.contextmanager
-def told(what: str):
-    """Tells in one line of what tf_keras and tfmot refuse by errors of several kinds, and many lines."""
+def explain_errors(what: str):
+    """Turns the errors of tf_keras and tfmot, of several types and many lines, into an InputError of one line."""
     try:
         yield
     except InputError:
@@ -71,31 +71,31 @@ def told(what: str):
 
 
 @contextlib.contextmanager
-def generators():
-    """tf_keras' dropout draws from generators, whose state can be kept; by itself it draws from the process'."""
+def stateful_generators():
+    """Makes tf_keras' dropout draw from generators with a state that can be saved, not from the global one."""
     import tf_keras
 
     backend = tf_keras.backend.experimental
-    before = backend.is_tf_random_generator_enabled()
+    was_enabled = backend.is_tf_random_generator_enabled()
     backend.enable_tf_random_generator()
     try:
         yield
     finally:
-        if not before:
+        if not was_enabled:
             backend.disable_tf_random_generator()
 
 
 def _softmax(model):
-    """The last operation of a graph, if it is a softmax or has one."""
+    """The last operation of a graph, if it is a softmax or has a softmax activation."""
     last, _ = graph.made_by(model.outputs[0])
-    has = getattr(last, "activation", None) is keras.activations.softmax
-    return last if has or graph.is_softmax(last) else None
+    has_softmax = getattr(last, "activation", None) is keras.activations.softmax
+    return last if has_softmax or graph.is_softmax(last) else None
 
 
 def _replay(model, inputs, layers, prefix, softmax=None):
-    """The symbolic tf_keras outputs of a Keras 3 graph on symbolic inputs; ``layers`` gathers what is made, by name."""
+    """The symbolic tf_keras outputs of a Keras 3 graph on symbolic inputs; ``layers`` collects its layers by name."""
     values = dict(zip(map(id, model.inputs), inputs, strict=True))
-    made = {}
+    copies = {}
 
     def value(tensor):
         return values[id(tensor)] if isinstance(tensor, keras.KerasTensor) else tensor
@@ -109,23 +109,23 @@ def _replay(model, inputs, layers, prefix, softmax=None):
         elif operation is softmax and not operation.weights:
             results = keras.tree.flatten(args)
         else:
-            if id(operation) not in made:
+            if id(operation) not in copies:
                 name = prefix + operation.name
                 if name in layers:
                     raise InputError(f"--compress can't take {model.name}: two of its layers are called {name!r}")
-                layers[name], behind = _layer(operation, name, linear=operation is softmax)
-                made[id(operation)] = (layers[name], *behind)
-            given = {key: one for key, one in kwargs.items() if one is not None}
-            first, *behind = made[id(operation)]
-            results = keras.tree.flatten(first(*args, **given))
-            for layer in behind:
-                results = [layer(one) for one in results]
+                layers[name], activations = _copy_layer(operation, name, linear=operation is softmax)
+                copies[id(operation)] = (layers[name], activations)
+            layer, activations = copies[id(operation)]
+            arguments = {key: argument for key, argument in kwargs.items() if argument is not None}
+            results = keras.tree.flatten(layer(*args, **arguments))
+            for activation in activations:
+                results = [activation(result) for result in results]
         values.update(zip(map(id, node.output_tensors), results, strict=True))
     return [values[id(tensor)] for tensor in model.outputs]
 
 
-def _layer(operation, name, linear):
-    """The layer's like in tf_keras, and the layers behind it that compute what it can't."""
+def _copy_layer(operation, name, linear):
+    """The layer of tf_keras that equals a layer, and the activations that follow it as layers."""
     import tf_keras
 
     kind = type(operation).__name__
@@ -134,37 +134,40 @@ def _layer(operation, name, linear):
             f"--compress can't take the operation {operation.name!r} ({kind}): build the student of layers, such as "
             f"keras.layers.{kind}, or leave --compress out, and quantise after training: --export=int8"
         )
-    made = getattr(tf_keras.layers, kind, None)
-    if made is None or not type(operation).__module__.startswith("keras."):
+    layer_class = getattr(tf_keras.layers, kind, None)
+    if layer_class is None or not type(operation).__module__.startswith("keras."):
         raise InputError(
             f"--compress can't take the layer {operation.name!r}: tf_keras, which tensorflow-model-optimization works "
             f"on, has no {kind}; leave --compress out, and quantise after training: --export=int8"
         )
     known = {
-        key for part in made.__mro__ if "__init__" in vars(part) for key in inspect.signature(part.__init__).parameters
+        key
+        for base in layer_class.__mro__
+        if "__init__" in vars(base)
+        for key in inspect.signature(base.__init__).parameters
     }
-    left = ("self", "args", "kwargs", "dtype", "name", "activity_regularizer")
+    omitted = ("self", "args", "kwargs", "dtype", "name", "activity_regularizer")
     config = {
         key: value
         for key, value in operation.get_config().items()
-        if key in known and key not in left and not key.endswith(("initializer", "regularizer", "constraint"))
+        if key in known and key not in omitted and not key.endswith(("initializer", "regularizer", "constraint"))
     }
-    behind = []
+    activations = []
     if linear:
         config["activation"] = "linear"
-    elif ours := _functions().get(str(config.get("activation"))):
-        config["activation"] = ours
+    elif function := _activations().get(str(config.get("activation"))):
+        config["activation"] = function
         if isinstance(operation, (keras.layers.Dense, keras.layers.Conv2D, keras.layers.DepthwiseConv2D)):
-            # By itself, for the numbers between the two have a range of their own.
+            # As a layer, because the numbers between the two have a range of their own.
             config["activation"] = "linear"
-            behind = [tf_keras.layers.Activation(ours, name=name + _BEHIND)]
-    with told(f"--compress can't take the layer {operation.name!r} ({kind}), whose settings tf_keras refuses"):
-        return made(name=name, **config), behind
+            activations = [tf_keras.layers.Activation(function, name=name + _ACTIVATION)]
+    with explain_errors(f"--compress can't take the layer {operation.name!r} ({kind}): tf_keras refuses its settings"):
+        return layer_class(name=name, **config), activations
 
 
 @functools.cache
-def _functions() -> dict:
-    """Keras 3's activations that tf_keras lacks, or computes otherwise, by name; there they are ``kd_keras>name``."""
+def _activations() -> dict:
+    """Keras 3's activations that tf_keras lacks or computes differently, by name, registered as ``kd_keras>name``."""
     import tensorflow as tf
     import tf_keras
 
@@ -175,38 +178,38 @@ def _functions() -> dict:
         return x * hard_sigmoid(x)
 
     register = tf_keras.utils.register_keras_serializable("kd_keras")
-    return {one.__name__: register(one) for one in (hard_sigmoid, hard_silu)}
+    return {function.__name__: register(function) for function in (hard_sigmoid, hard_silu)}
 
 
 def _check_equal(model, copied):
     image = np.random.default_rng(0).uniform(0, 255, (4, *model.inputs[0].shape[1:])).astype(np.float32)
     logits = copied(image, training=False).numpy()
-    ours = keras.ops.softmax(logits) if _softmax(model) is not None else logits
-    wanted = keras.ops.convert_to_numpy(graph.in_float32(model)(image, training=False)).astype(np.float64)
-    apart = np.abs(wanted - keras.ops.convert_to_numpy(ours)).max() / max(np.abs(wanted).max(), 1)
-    if not apart <= _TOLERANCE:
+    outputs = keras.ops.softmax(logits) if _softmax(model) is not None else logits
+    expected = keras.ops.convert_to_numpy(graph.in_float32(model)(image, training=False)).astype(np.float64)
+    difference = np.abs(expected - keras.ops.convert_to_numpy(outputs)).max() / max(np.abs(expected).max(), 1)
+    if not difference <= _TOLERANCE:
         raise InputError(
-            f"--compress can't take {model.name}: its tf_keras copy gives other logits (by {apart:.1g} of the "
+            f"--compress can't take {model.name}: its tf_keras copy gives other logits (by {difference:.1g} of the "
             "largest), as an activation or a layer means something else there; leave --compress out"
         )
 
 
 class Trainable(keras.Model):
-    """A tf_keras model as a Keras 3 `Distiller` trains it: its variables are this model's weights.
+    """A tf_keras model that a Keras 3 `Distiller` can train: its variables are this model's weights.
 
     Args:
-        model: tf_keras, wrapped by tensorflow-model-optimization or not; functional, (B, H, W, C) -> (B, K).
-        taps: name → the model's own symbolic tensor.
+        model: a functional tf_keras model (B, H, W, C) -> (B, K), wrapped by tensorflow-model-optimization or not.
+        taps: name → symbolic tensor of the model.
     """
 
     def __init__(self, model, taps):
         import tf_keras
 
         super().__init__(name=model.name, dtype="float32")
-        # In an attribute Keras would look for layers to track; a closure it leaves alone.
-        both = (model, tf_keras.Model(model.input, {**taps, "logits": model.output}))
-        self.wrapped = lambda: both[0]
-        self._tapped = lambda: both[1]
+        # Keras looks for layers to track in attributes, not in closures.
+        models = (model, tf_keras.Model(model.input, {**taps, "logits": model.output}))
+        self.wrapped = lambda: models[0]
+        self._tapped = lambda: models[1]
         trained = _reached(model)
         for variable in (*model.variables, *tfmot.generator_states(model)):
             weight = self.add_weight(
@@ -216,17 +219,17 @@ class Trainable(keras.Model):
                 trainable=id(variable) in trained,
                 name=variable.name.replace("/", "_").partition(":")[0],
             )
-            # Keras' variable is a shell around TensorFlow's; this one's is shared with the tf_keras model.
+            # A variable of Keras 3 holds one of TensorFlow, here that of the tf_keras model.
             graph.share_variable(weight, variable)
         self._shape = tuple(model.input.shape[1:])
         self.built = True
 
     def get_build_config(self):
-        """The input's shape, which says that the model is built."""
+        """The input's shape, by which Keras knows that the model is built."""
         return {"input_shape": (None, *self._shape)}
 
     def taps(self, x, training=False):
-        """Every tap by name, `Taps`' way to read a model that is no graph."""
+        """Every tap by name; `Taps` reads a model that is not functional by this method."""
         return self._tapped()(x, training=training)
 
     def call(self, x, training=False):
@@ -235,7 +238,7 @@ class Trainable(keras.Model):
 
 
 def _reached(model) -> set[int]:
-    """Ids of the trainable variables that a step's gradients reach; tfmot keeps some that stand for others."""
+    """Ids of the trainable variables that a step's gradients reach; tfmot keeps variables that others replace."""
     import tensorflow as tf
 
     variables, reached = model.trainable_variables, set()
@@ -253,34 +256,34 @@ def _reached(model) -> set[int]:
     def traced():
         strategy.run(step, args=(tf.zeros((2, *model.input.shape[1:])),))
 
-    # Traced only: running it would move statistics.
+    # Traced and not run, because running would move batch norm statistics.
     traced.get_concrete_function()
     return reached
 
 
 def trainable(wrapped, model: keras.Model) -> Trainable:
-    """The wrapped twin of a Keras 3 model, with a tap for each of the model's layers that still stands."""
+    """A wrapped tf_keras copy of a Keras 3 model, with a tap for each layer of the model that it still has."""
     names = {name for name, _ in named_layers(model)}
     taps = {}
     for layer in wrapped.layers:
-        # tfmot's wrappers put a word of theirs before a layer's name.
+        # tfmot's wrappers prefix a layer's name.
         name = layer.name if layer.name in names else getattr(layer, "layer", layer).name
-        # They are in order: what is behind a layer, as a part of it, has the last word.
-        name = name.removesuffix(_BEHIND)
+        # In the order of the graph: the activation of a layer replaces the layer's own output.
+        name = name.removesuffix(_ACTIVATION)
         if name in names and len(layer.inbound_nodes) == 1:
             taps[name] = layer.output
     return Trainable(wrapped, taps)
 
 
-def weights_back(weights: dict[str, list], model: keras.Model) -> None:
-    """Gives a Keras 3 model its twin's weights, by the name of the layer; see `Step.strip`."""
+def set_weights(model: keras.Model, weights: dict[str, list]) -> None:
+    """Sets a Keras 3 model's weights, given by the name of the layer as `Step.strip` returns them."""
     for name, layer in named_layers(model):
         if layer.weights:
             layer.set_weights(weights[name])
 
 
 def named_layers(model: keras.Model, prefix: str = "") -> list[tuple[str, keras.layers.Layer]]:
-    """(name, layer) of all layers but inputs; those of a model inside the model are named ``model_layer``."""
+    """(name, layer) of all layers but inputs; those of a nested model are named ``model_layer``."""
     named = []
     for layer in model.layers:
         if isinstance(layer, keras.Model):

@@ -1,19 +1,21 @@
-"""Quantisation-aware training: the student learns with the rounding that its 8-bit file will do."""
+"""Quantisation-aware training (QAT): the student is trained with the rounding of its 8-bit file."""
 
 import functools
 
 from kd_keras._compat import tfmot as tfmot_names
-from kd_keras.compress import base as _base
+from kd_keras.compress.base import Step, check_layers, layer_names, replace_layers
 
 
-class QAT(_base.Step):
-    """Trains with fake quantisation: kernels in 8 bits a channel, activations in 8 bits by moving averages.
+class QAT(Step):
+    """Trains with fake quantisation: kernels in 8 bits per channel, activations in 8 bits by moving averages.
 
-    What is kept in float takes a batch norm and an activation right behind it along, as one operator does in the file.
-    Where a concatenation reads it, all else that reads it is computed in float as well, though with rounded weights.
-    Behind ``prune()`` zeros stay zeros, behind ``cluster()`` clusters stay clusters, but in what is kept in float.
-    Layers that tensorflow-model-optimization has no rule for, and that hold weights (layer norm, attention), are
-    trained in float; the file computes them in float32 as well.
+    A layer that is kept in float includes the batch norm and the activation that directly follow it, which are one
+    operator in the file. Where a concatenation reads such a layer, the other layers that read it are computed in float
+    as well, with rounded weights.
+
+    After ``prune()`` zeros stay zeros, after ``cluster()`` clusters stay clusters, except in layers that are kept in
+    float. Layers with weights that tensorflow-model-optimization has no rule for (layer norm, attention) are trained in
+    float, and the file computes them in float32.
 
     Args:
         keep_float: names of layers to leave in float32, joined by commas.
@@ -21,117 +23,137 @@ class QAT(_base.Step):
     Raises:
         InputError: a value is out of range.
 
-    Source: Jacob et al., arXiv:1712.05877, section 3.
+    Reference: Jacob et al., arXiv:1712.05877, section 3.
     """
 
     rank = 3
     quantises = True
 
-    def __init__(self, keep_float: str = ""):
-        self.keep_float = _base.names("qat's keep_float", keep_float)
+    def __init__(self, keep_float: str = "") -> None:
+        self.keep_float = layer_names("qat's keep_float", keep_float)
 
     def wrap(self, model, kept, steps):
         import tensorflow_model_optimization as tfmot
-        import tf_keras
 
         del steps
-        _base.check_layers(self.keep_float, [layer.name for layer in model.layers], "qat's keep_float")
+        check_layers(self.keep_float, [layer.name for layer in model.layers], "qat's keep_float")
         quantization = tfmot.quantization.keras
-        output_only = tfmot_names.quantize_configs().Default8BitOutputQuantizeConfig
-        nothing = tfmot_names.quantize_configs().NoOpQuantizeConfig
-        apart = _apart()
-        registry = quantization.default_8bit.Default8BitQuantizeRegistry()
-        convolutions = (tf_keras.layers.Conv2D, tf_keras.layers.DepthwiseConv2D, tf_keras.layers.Dense)
-        floats = set(self.keep_float)
-
-        def readers(layer):
-            return [node.outbound_layer for node in layer.outbound_nodes if node.outbound_layer in model.layers]
-
-        def folded(layer):
-            """Whether the converter folds this batch norm into what is before it, which nothing else may read."""
-            before_it = layer.inbound_nodes[0].inbound_layers
-            return isinstance(before_it, convolutions) and readers(before_it) == [layer]
-
-        def in_float(layer):
-            """Whether it is kept in float, or is a part of the operator that is."""
-            if layer.name in floats:
-                return True
-            part = (tf_keras.layers.BatchNormalization, tf_keras.layers.ReLU, tf_keras.layers.Activation)
-            if not isinstance(layer, part):
-                return False
-            before_it = layer.inbound_nodes[0].inbound_layers
-            return not isinstance(before_it, list) and in_float(before_it) and readers(before_it) == [layer]
-
-        def unruled(layer):
-            """Whether tfmot knows no rule for an activation's function."""
-            if not isinstance(layer, tf_keras.layers.Activation):
-                return False
-            try:
-                registry.get_quantize_config(layer).get_output_quantizers(layer)
-            except ValueError:
-                return True
-            return False
-
-        def wrap(layer):
-            if isinstance(layer, tf_keras.layers.InputLayer):
-                return None
-            if in_float(layer):
-                if all(map(in_float, readers(layer))):
-                    return quantization.quantize_annotate_layer(layer, nothing())
-                # A concatenation rounds what it joins.
-                joined = any(isinstance(one, tf_keras.layers.Concatenate) for one in readers(layer))
-                return quantization.quantize_annotate_layer(layer, apart(rounds=not joined))
-            if isinstance(layer, tf_keras.layers.AveragePooling2D):
-                # Its kernel writes in the scale that it reads in; the converter refuses it where tfmot wants two.
-                return quantization.quantize_annotate_layer(layer, nothing())
-            normalises = isinstance(layer, tf_keras.layers.BatchNormalization)
-            if (registry.supports(layer) and not unruled(layer)) or (normalises and folded(layer)):
-                return quantization.quantize_annotate_layer(layer)
-            # What only moves or scales numbers has no weights to round; its output has.
-            if normalises or not layer.weights:
-                return quantization.quantize_annotate_layer(layer, output_only())
-            return None
-
         if "clusters" in kept:
             scheme = _cluster_scheme(sparse="zeros" in kept)
         elif "zeros" in kept:
             scheme = tfmot.experimental.combine.Default8BitPrunePreserveQuantizeScheme()
         else:
             scheme = quantization.default_8bit.Default8BitQuantizeScheme()
-        with quantization.quantize_scope({one.__name__: one for one in (output_only, nothing, apart)}):
-            made = quantization.quantize_apply(_base.rewrapped(model, wrap), scheme)
-        for layer in made.layers:
-            # As `cluster` trains it.
+        annotator = _Annotator(model, self.keep_float)
+        with quantization.quantize_scope({config.__name__: config for config in annotator.configs}):
+            wrapped = quantization.quantize_apply(replace_layers(model, annotator.annotate), scheme)
+        for layer in wrapped.layers:
+            # As `Cluster` trains it.
             tfmot_names.average_gradients_of(layer)
-        return made
+        return wrapped
 
     def left_out(self, wrapped):
-        """See `Step`; the layer that quantises the input is of the wrappers."""
+        """See `Step.left_out`; the layer that quantises the input does not count."""
         inner = [layer.layer for layer in wrapped.layers if hasattr(layer, "layer")]
-        kept = [layer.name for layer in inner if layer.name in self.keep_float and layer.weights]
-        ours = [layer.name for layer in wrapped.layers if tfmot_names.is_quantize_layer(layer)]
-        return kept + [name for name in super().left_out(wrapped) if name not in ours]
+        in_float = [layer.name for layer in inner if layer.name in self.keep_float and layer.weights]
+        quantizers = [layer.name for layer in wrapped.layers if tfmot_names.is_quantize_layer(layer)]
+        return in_float + [name for name in super().left_out(wrapped) if name not in quantizers]
 
     def strip(self, wrapped):
-        found = {}
+        weights = {}
         for layer in wrapped.layers:
             inner = getattr(layer, "layer", None)
             if inner is None:
-                found[layer.name] = layer.get_weights()
-            elif kept := [variable.numpy() for variable in tfmot_names.quantized_variables(layer)]:
-                # In the layer itself the rounded kernel, a tensor, has taken the variable's place.
-                found[inner.name] = [*kept, *([inner.bias.numpy()] if inner.use_bias else [])]
+                weights[layer.name] = layer.get_weights()
+            elif variables := [variable.numpy() for variable in tfmot_names.quantized_variables(layer)]:
+                # In the layer itself the rounded kernel, a tensor, has replaced the variable.
+                weights[inner.name] = [*variables, *([inner.bias.numpy()] if inner.use_bias else [])]
             else:
-                found[inner.name] = inner.get_weights()
-        return found
+                weights[inner.name] = inner.get_weights()
+        return weights
+
+
+class _Annotator:
+    """Says for each layer of a tf_keras model how it is quantised.
+
+    Args:
+        model: functional.
+        keep_float: names of layers to leave in float.
+    """
+
+    def __init__(self, model, keep_float):
+        import tensorflow_model_optimization as tfmot
+
+        self.layers, self.keep_float = model.layers, keep_float
+        self.output_only = tfmot_names.quantize_configs().Default8BitOutputQuantizeConfig
+        self.nothing = tfmot_names.quantize_configs().NoOpQuantizeConfig
+        self.float_output = _float_output_config()
+        self.configs = (self.output_only, self.nothing, self.float_output)
+        self.registry = tfmot.quantization.keras.default_8bit.Default8BitQuantizeRegistry()
+        self.quantize = tfmot.quantization.keras.quantize_annotate_layer
+
+    def annotate(self, layer):
+        """The annotated layer; None for a layer that is not quantised."""
+        from tf_keras import layers
+
+        if isinstance(layer, layers.InputLayer):
+            return None
+        if self._is_in_float(layer):
+            if all(map(self._is_in_float, self._readers(layer))):
+                return self.quantize(layer, self.nothing())
+            # A concatenation rounds its inputs.
+            is_joined = any(isinstance(reader, layers.Concatenate) for reader in self._readers(layer))
+            return self.quantize(layer, self.float_output(rounds=not is_joined))
+        if isinstance(layer, layers.AveragePooling2D):
+            # The kernel has one scale for input and output; the converter refuses the two that tfmot would give it.
+            return self.quantize(layer, self.nothing())
+        is_norm = isinstance(layer, layers.BatchNormalization)
+        if (self.registry.supports(layer) and self._has_rule(layer)) or (is_norm and self._is_folded(layer)):
+            return self.quantize(layer)
+        # A layer that only moves or scales numbers has no weights to round; its output is rounded.
+        return self.quantize(layer, self.output_only()) if is_norm or not layer.weights else None
+
+    def _readers(self, layer):
+        return [node.outbound_layer for node in layer.outbound_nodes if node.outbound_layer in self.layers]
+
+    def _is_folded(self, norm):
+        """Whether the converter folds this batch norm into the preceding layer, which no other layer may read."""
+        from tf_keras import layers
+
+        preceding = norm.inbound_nodes[0].inbound_layers
+        is_linear = isinstance(preceding, (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense))
+        return is_linear and self._readers(preceding) == [norm]
+
+    def _is_in_float(self, layer):
+        """Whether the layer is kept in float, or belongs to an operator that is."""
+        from tf_keras import layers
+
+        if layer.name in self.keep_float:
+            return True
+        if not isinstance(layer, (layers.BatchNormalization, layers.ReLU, layers.Activation)):
+            return False
+        preceding = layer.inbound_nodes[0].inbound_layers
+        return not isinstance(preceding, list) and self._is_in_float(preceding) and self._readers(preceding) == [layer]
+
+    def _has_rule(self, layer):
+        """Whether tfmot has a rule for an activation's function; True for any other layer."""
+        from tf_keras import layers
+
+        if not isinstance(layer, layers.Activation):
+            return True
+        try:
+            self.registry.get_quantize_config(layer).get_output_quantizers(layer)
+        except ValueError:
+            return False
+        return True
 
 
 @functools.cache
-def _apart():
-    """What rounds the numbers that a layer in float hands to layers in 8 bits, behind a cast there and back.
+def _float_output_config():
+    """The configuration of a float layer whose output enters 8-bit layers: rounds after a cast to float64 and back.
 
-    Rounded by themselves, between layers that are rounded, they would make the converter take the layer for one in 8
-    bits too; it has no integers for a cast.
+    Rounded without the cast, between layers that are rounded, the output would make the converter take the layer for an
+    8-bit layer; it has no integer version of a cast.
     """
     import tensorflow as tf
     import tensorflow_model_optimization as tfmot
@@ -155,7 +177,7 @@ def _apart():
         def __call__(self, inputs, training, weights, **kwargs):
             return super().__call__(cast(inputs), training, weights, **kwargs)
 
-    class Apart(tfmot_names.quantize_configs().NoOpQuantizeConfig):
+    class FloatOutput(tfmot_names.quantize_configs().NoOpQuantizeConfig):
         def __init__(self, rounds):
             self.rounds = rounds
 
@@ -169,15 +191,15 @@ def _apart():
 
         @get_output_quantizers.setter
         def get_output_quantizers(self, value):
-            """Keeps the cast, of which tfmot would rid what feeds a concatenation."""
+            """Keeps the cast, which tfmot would remove before a concatenation."""
 
-    return Apart
+    return FloatOutput
 
 
 def _cluster_scheme(sparse):
-    """tfmot's scheme, but for each layer a quantiser of its own.
+    """tfmot's scheme with a quantiser for each layer.
 
-    They share one there, which forgets to keep zeros in all layers once it has met a layer without.
+    tfmot shares one among the layers, which stops keeping zeros in all of them after the first layer without zeros.
     """
     registry, scheme = tfmot_names.cluster_preserving()
 

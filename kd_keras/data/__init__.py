@@ -18,6 +18,6 @@ __getattr__, __dir__, __all__ = _lazy.exports(
         "augmentations": "augment",
         "batches": "pipeline",
         "steps_per_epoch": "pipeline",
-        "take": "sources",
+        "take": "carving",
     },
 )

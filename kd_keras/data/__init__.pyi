@@ -1,5 +1,6 @@
 # Written by tools/stubs.py.
 from kd_keras.data.augment import augmentations as augmentations
+from kd_keras.data.carving import take as take
 from kd_keras.data.chest_xray import ChestXray as ChestXray
 from kd_keras.data.cifar10 import CIFAR10 as CIFAR10
 from kd_keras.data.cifar100 import CIFAR100 as CIFAR100
@@ -15,5 +16,4 @@ from kd_keras.data.sources import ArraySource as ArraySource
 from kd_keras.data.sources import FileSource as FileSource
 from kd_keras.data.sources import Source as Source
 from kd_keras.data.sources import Splits as Splits
-from kd_keras.data.sources import take as take
 from kd_keras.data.tfds import TFDS as TFDS

@@ -1,12 +1,14 @@
 """Augmentation, named in ``--augment='pad_crop(pixels=4) + flip() + mixup(alpha=0.2)'``.
 
-Each name makes an operation of one of two kinds, which the pipeline hands its random numbers, so that what an
-operation does is a function of (seed, epoch, index) alone:
+Each function returns an operation of one of two kinds. The pipeline passes in the random numbers, so an operation's
+result is a function of (seed, epoch, index) alone:
 
-- per sample (``mixes_labels`` False): ``op(images, noise)``, noise uniform in [0, 1), ``op.columns`` numbers a sample;
+- per sample (``mixes_labels`` False): ``op(images, noise)``, noise uniform in [0, 1), ``op.columns`` numbers per
+  sample;
 - per batch (``mixes_labels`` True): ``op(images, labels, seed)``, which also mixes the labels.
 
-Images are uint8 or float32 (B, H, W, C) in 0…255, and stay uint8 where they can: four times less to move.
+Images are uint8 or float32 (B, H, W, C) in 0…255, and stay uint8 where possible: a quarter of the bytes. The operations
+are one file because each is a few lines and they share their random numbers and boxes.
 """
 
 import dataclasses
@@ -25,11 +27,11 @@ __all__ = ["colour", "cutmix", "cutout", "flip", "keras_cv", "mixup", "pad_crop"
 
 
 class SampleOp:
-    """An operation on each image by itself.
+    """An operation on each image separately.
 
     Attributes:
-        columns: how many random numbers a sample takes.
-        stateless: whether the result follows from the arguments alone.
+        columns: random numbers per sample.
+        stateless: whether the result depends on the arguments alone.
     """
 
     columns = 0
@@ -37,7 +39,7 @@ class SampleOp:
     stateless = True
 
     def __call__(self, images: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
-        """Augments.
+        """Augments a batch.
 
         Args:
             images: uint8 or float32 (B, H, W, C), 0…255.
@@ -57,7 +59,7 @@ class BatchOp:
     stateless = True
 
     def __call__(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Augments.
+        """Augments a batch.
 
         Args:
             images: uint8 or float32 (B, H, W, C), 0…255.
@@ -70,17 +72,18 @@ class BatchOp:
         raise NotImplementedError
 
 
-def augmentations(wanted: str | Sequence[spec.Spec]) -> list:
-    """The operations that a text names, such as ``'pad_crop(pixels=4) + flip()'``; none for ``''`` or ``'none'``.
+def augmentations(text: str | Sequence[spec.Spec]) -> list:
+    """Builds the operations that a text names, such as ``'pad_crop(pixels=4) + flip()'``; none for ``''`` or
+    ``'none'``.
 
     Args:
-        wanted: the text, or the specs that it was parsed to.
+        text: the text, or the specs that it was parsed to.
 
     Raises:
-        InputError: an unknown operation or key, or a value out of range.
+        InputError: an operation or key is unknown, or a value is out of range.
     """
-    specs = spec.parse_many(wanted) if isinstance(wanted, str) else wanted
-    return [spec.build(__name__, one) for one in specs]
+    specs = spec.parse_many(text) if isinstance(text, str) else text
+    return [spec.build(__name__, operation) for operation in specs]
 
 
 def _number(op: str, key: str, value: Any, low: float, high: float = float("inf"), whole: bool = False) -> None:
@@ -92,11 +95,11 @@ def _number(op: str, key: str, value: Any, low: float, high: float = float("inf"
 
 
 def pad_crop(pixels: int = 4, mode: str = "reflect") -> SampleOp:
-    """Pads each side and crops to the old size at a random place: a shift of up to ``pixels``.
+    """Pads each side and crops to the original size at a random place: a shift of up to ``pixels``.
 
     Args:
         pixels: padding of each side.
-        mode: what the padding holds, ``'reflect'`` (the image, mirrored at its edge) or ``'zero'``.
+        mode: content of the padding, ``'reflect'`` (the image, mirrored at its edge) or ``'zero'``.
 
     Raises:
         InputError: a value is out of range.
@@ -126,19 +129,19 @@ class _PadCrop(SampleOp):
         pixels = tf.reshape(images, (-1, channels))
         if self.mode == "reflect":
             rows, columns = _reflect(rows, height), _reflect(columns, width)
-        # One gather of pixels by flat place, with no padded copy: three times as fast as padding and slicing.
+        # One gather of pixels by flat position, without a padded copy: three times as fast as padding and slicing.
         first = tf.range(batch)[:, None] * height
-        places = (first + rows)[:, :, None] * width + columns[:, None, :]
+        positions = (first + rows)[:, :, None] * width + columns[:, None, :]
         if self.mode == "zero":
-            # The padding is one more pixel: half the time of a mask spread over the channels.
+            # The padding is one additional pixel: half the time of a mask over the channels.
             inside = _inside(rows, height)[:, :, None] & _inside(columns, width)[:, None, :]
-            places = tf.where(inside, places, batch * height * width)
+            positions = tf.where(inside, positions, batch * height * width)
             pixels = tf.concat([pixels, tf.zeros((1, channels), pixels.dtype)], axis=0)
-        return tf.ensure_shape(tf.gather(pixels, places), images.shape)
+        return tf.ensure_shape(tf.gather(pixels, positions), images.shape)
 
 
 def _shape(images):
-    """The four sizes, as Python numbers where they are known."""
+    """The four sizes, as Python numbers where they are static."""
     dynamic = tf.shape(images)
     return [dynamic[axis] if size is None else size for axis, size in enumerate(images.shape)]
 
@@ -152,7 +155,7 @@ def _reflect(index, size):
 
 
 def flip() -> SampleOp:
-    """Mirrors every second image, on average, left to right."""
+    """Mirrors each image left to right with probability 1/2."""
     return _Flip()
 
 
@@ -161,11 +164,11 @@ class _Flip(SampleOp):
     columns = 1
 
     def __call__(self, images, noise):
-        # Apart and together again, image by image: a choice that is spread over the pixels takes three times as long.
+        # Partition and stitch image by image: selecting pixel by pixel takes three times as long.
         mirrored = tf.cast(noise[:, 0] < 0.5, tf.int32)
-        kept, turned = tf.dynamic_partition(images, mirrored, 2)
-        places = tf.dynamic_partition(tf.range(tf.shape(images)[0]), mirrored, 2)
-        return tf.ensure_shape(tf.dynamic_stitch(places, [kept, tf.reverse(turned, [2])]), images.shape)
+        unchanged, turned = tf.dynamic_partition(images, mirrored, 2)
+        positions = tf.dynamic_partition(tf.range(tf.shape(images)[0]), mirrored, 2)
+        return tf.ensure_shape(tf.dynamic_stitch(positions, [unchanged, tf.reverse(turned, [2])]), images.shape)
 
 
 def colour(brightness: float = 0.2, contrast: float = 0.2, saturation: float = 0.2) -> SampleOp:
@@ -205,13 +208,13 @@ class _Colour(SampleOp):
 
 
 def cutout(size: int = 8) -> SampleOp:
-    """Blackens a square whose centre is anywhere in the image; at an edge less of it falls inside.
+    """Blackens a square whose centre is anywhere in the image; at an edge, part of it is outside.
 
     Args:
-        size: its side, in pixels.
+        size: side of the square, in pixels.
 
     Raises:
-        InputError: the size is no whole number of at least 1.
+        InputError: the size is not a whole number of at least 1.
 
     Reference: DeVries & Taylor, "Improved Regularization … with Cutout", arXiv:1708.04552, section 3.2.
     """
@@ -236,7 +239,7 @@ class _Cutout(SampleOp):
 def _box(low, high, height, width, channels):
     """Whether each value lies in the box from low to high (B, 2), high excluded: bool (B, H, W · C).
 
-    With the channels laid out, since spreading a mask over them takes longer than what the mask is for.
+    With the channels in the last axis, because broadcasting a mask over them takes longer than applying it.
     """
     rows, columns = tf.range(height), tf.range(width * channels) // channels
     in_rows = (rows >= low[:, :1]) & (rows < high[:, :1])
@@ -245,7 +248,7 @@ def _box(low, high, height, width, channels):
 
 
 def mixup(alpha: float = 0.2) -> BatchOp:
-    """Mixes each image, and its label, with another one of the batch.
+    """Mixes each image and its label with those of another sample of the batch.
 
     Args:
         alpha: the share follows Beta(alpha, alpha), drawn for each image.
@@ -260,10 +263,11 @@ def mixup(alpha: float = 0.2) -> BatchOp:
 
 
 def cutmix(alpha: float = 1.0) -> BatchOp:
-    """Replaces a box of each image by another image's, and the label in proportion to the pixels.
+    """Replaces a box of each image by that of another image, and the label in proportion to the pixels.
 
     Args:
-        alpha: the part that is kept follows Beta(alpha, alpha), drawn for each image; less falls away at the edges.
+        alpha: the remaining share follows Beta(alpha, alpha), drawn for each image; it is larger where the box crosses
+            an edge.
 
     Raises:
         InputError: alpha is not positive.
@@ -284,9 +288,9 @@ def _draw(alpha, count, seed):
     """Partners, a permutation (B,) of the batch, and shares (B,) from Beta(alpha, alpha)."""
     seeds = tf.random.split(seed, 3)
     partners = tf.random.experimental.stateless_shuffle(tf.range(count), seeds[0])
-    one, other = (tf.random.stateless_gamma([count], seeds[at], alpha) for at in (1, 2))
-    # For a tiny alpha both gammas may underflow to zero: then the image is its partner's, a share that Beta allows.
-    return partners, tf.math.divide_no_nan(one, one + other)
+    own, partner = (tf.random.stateless_gamma([count], seeds[at], alpha) for at in (1, 2))
+    # For a tiny alpha both gammas may underflow to zero: the share is then 0, a possible value of Beta.
+    return partners, tf.math.divide_no_nan(own, own + partner)
 
 
 def _mix_labels(labels, partners, share):
@@ -317,53 +321,55 @@ class _Cutmix(BatchOp):
         half = tf.sqrt(1.0 - share)[:, None] * sides / 2.0
         low, high = tf.cast(tf.round(centre - half), tf.int32), tf.cast(tf.round(centre + half), tf.int32)
         box = _box(low, high, height, width, channels)
-        # The share is counted anew, since the box may stick out of the image.
-        kept = 1.0 - tf.reduce_mean(tf.cast(box[:, :, ::channels], tf.float32), axis=(1, 2))
+        # The share is counted again, because the box may exceed the image.
+        remaining = 1.0 - tf.reduce_mean(tf.cast(box[:, :, ::channels], tf.float32), axis=(1, 2))
         flat = tf.reshape(images, tf.shape(box))
         mixed = tf.reshape(tf.where(box, tf.gather(flat, partners), flat), tf.shape(images))
-        return mixed, _mix_labels(labels, partners, kept)
+        return mixed, _mix_labels(labels, partners, remaining)
 
 
 def keras_cv(layer: str | spec.Spec = "RandAugment") -> SampleOp:
-    """A preprocessing layer of KerasCV: strong, but with random numbers of its own.
+    """A preprocessing layer of KerasCV, which draws its own random numbers.
 
-    So a teacher cache and an exact resume do not hold with it; a warning says so.
+    A teacher cache and an exact resume are not possible with it; a warning says so.
 
     Args:
-        layer: the layer's class and its arguments, ``'GridMask'`` or ``RandAugment(magnitude=0.3)``; a
-            ``value_range`` that it takes is (0, 255) unless given.
+        layer: the layer's class and its arguments, ``'GridMask'`` or ``RandAugment(magnitude=0.3)``; its
+            ``value_range`` is (0, 255) unless given.
 
     Raises:
-        InputError: KerasCV is not installed, or has no such layer, or the layer refuses its arguments.
+        InputError: KerasCV is not installed or has no such layer, or the layer refuses its arguments.
     """
-    wanted = spec.parse(layer) if isinstance(layer, str) else layer
+    layer_spec = spec.parse(layer) if isinstance(layer, str) else layer
     with needs("KerasCV", "augment", "keras_cv(…)"):
         import keras_cv as package
-    if not isinstance(wanted, spec.Spec):
+    if not isinstance(layer_spec, spec.Spec):
         raise InputError(f"keras_cv(layer={layer!r}): give a layer of KerasCV, such as 'RandAugment'")
-    kind = getattr(package.layers, wanted.name, None)
-    # These change labels too, or the image's size; the pipeline's own mix labels from its own random numbers.
-    if wanted.name in ("MixUp", "CutMix", "FourierMix", "Mosaic"):
-        raise InputError(f"keras_cv(layer={wanted.name!r}) mixes labels: take mixup(alpha=0.2) or cutmix(alpha=1.0)")
-    bases = (package.layers.BaseImageAugmentationLayer, package.layers.VectorizedBaseImageAugmentationLayer)
-    if not inspect.isclass(kind) or not issubclass(kind, bases):
+    layer_class = getattr(package.layers, layer_spec.name, None)
+    # These change labels or the image's size; the pipeline has mixup and cutmix with its own random numbers.
+    if layer_spec.name in ("MixUp", "CutMix", "FourierMix", "Mosaic"):
         raise InputError(
-            f"keras_cv(layer={wanted.name!r}): KerasCV has no such preprocessing layer, e.g. 'RandAugment'"
+            f"keras_cv(layer={layer_spec.name!r}) mixes labels: take mixup(alpha=0.2) or cutmix(alpha=1.0)"
         )
-    kwargs = dict(wanted.kwargs)
-    if "value_range" in inspect.signature(kind.__init__).parameters:
+    bases = (package.layers.BaseImageAugmentationLayer, package.layers.VectorizedBaseImageAugmentationLayer)
+    if not inspect.isclass(layer_class) or not issubclass(layer_class, bases):
+        raise InputError(
+            f"keras_cv(layer={layer_spec.name!r}): KerasCV has no such preprocessing layer, e.g. 'RandAugment'"
+        )
+    kwargs = dict(layer_spec.kwargs)
+    if "value_range" in inspect.signature(layer_class.__init__).parameters:
         kwargs.setdefault("value_range", (0, 255))
     try:
-        # Under a mixed policy the layer would hand out float16.
-        made = kind(dtype="float32", **kwargs)
+        # Under a mixed policy the layer would return float16.
+        instance = layer_class(dtype="float32", **kwargs)
     except (TypeError, ValueError) as error:
-        raise InputError(f"keras_cv: {wanted} cannot be made ({re.sub(chr(10), ' ', str(error))})") from error
+        raise InputError(f"keras_cv: {layer_spec} cannot be made ({re.sub(chr(10), ' ', str(error))})") from error
     logging.log_first_n(
         logging.WARNING,
-        "keras_cv(…) draws random numbers of its own: a teacher cache and an exact resume do not hold with it",
+        "keras_cv(…) draws its own random numbers: a teacher cache and an exact resume are not possible with it",
         1,
     )
-    return _KerasCV(made)
+    return _KerasCV(instance)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -373,6 +379,6 @@ class _KerasCV(SampleOp):
     stateless = False
 
     def __call__(self, images, noise):
-        del noise  # the layer has its own
+        del noise  # the layer draws its own
         augmented = self.layer(tf.cast(images, tf.float32), training=True)
         return tf.ensure_shape(tf.cast(augmented, tf.float32), images.shape)

@@ -6,9 +6,10 @@ import re
 
 import numpy as np
 
+from kd_keras.data.carving import carve
 from kd_keras.data.downloads import existing_folder
 from kd_keras.data.image_files import ImageReader
-from kd_keras.data.sources import Splits, carve
+from kd_keras.data.sources import Splits
 from kd_keras.errors import InputError, check_switch
 
 CLASS_NAMES = ("NORMAL", "PNEUMONIA")
@@ -34,23 +35,23 @@ def ChestXray(
 ) -> Splits:
     """Chest radiographs of varying sizes: ``image_size`` is needed.
 
-    Kaggle's ``val`` has 16 images, by which no choice can be made: they join ``train`` (5 216), and a validation split
-    is carved from both, stratified, by patient where the file's name tells one. ``test`` (624) is as published; its
-    files may number children anew, so whether one is in ``train`` as well cannot be told.
+    Kaggle's ``val`` has 16 images, too few to choose a model by: they join ``train`` (5 216), and a validation split is
+    carved from both, stratified, by patient where the file's name contains one. ``test`` (624) is as published. Its
+    files may number the children independently, so a child may be in ``train`` as well.
 
     Args:
-        folder: holds ``train``, ``test`` and, where it is there, ``val``; or ``chest_xray``, which holds them.
-        image_size: pixels, a side or (height, width), to which images are resized.
+        folder: holds ``train``, ``test`` and optionally ``val``; or ``chest_xray``, which holds them.
+        image_size: pixels, one side or (height, width), to which images are resized.
         channels: 3 for colour (grey values three times), 1 for grey.
-        val_fraction: part of ``train`` and ``val`` that choices are made by, about; patients are not divided.
-        keep_val: validate on Kaggle's 16 images instead.
+        val_fraction: approximate part of ``train`` and ``val`` for validation; patients are not divided.
+        keep_val: validate on Kaggle's 16 images.
         seed: of the split.
-        cache: where the decoded images are kept, ``'none'``, ``'memory'`` or ``'disk'``: see `kd_keras.data.folder`.
-        skip_bad_images: leave out files that cannot be decoded, with a warning, rather than stop.
+        cache: where decoded images are stored, ``'none'``, ``'memory'`` or ``'disk'``: see `kd_keras.data.folder`.
+        skip_bad_images: leave out files that cannot be decoded, with a warning, instead of stopping.
 
     Raises:
-        InputError: no such folder, another layout, a class without images, a value out of range, files that cannot be
-            decoded.
+        InputError: the folder does not exist or has another layout, a class has no images, a value is out of range, or
+            files cannot be decoded.
 
     Reference: Kermany et al., "Identifying Medical Diagnoses and Treatable Diseases by Image-Based Deep Learning",
     Cell 172 (2018); https://data.mendeley.com/datasets/rscbjbr9sj
@@ -83,14 +84,14 @@ def read(folder: str | os.PathLike) -> dict[str, list[tuple[str, int]]]:
     """Lists the radiographs.
 
     Args:
-        folder: see `ChestXray`. What the archive holds besides (the same images once more in ``chest_xray/chest_xray``,
-            ``__MACOSX``, ``.DS_Store``) is passed over.
+        folder: see `ChestXray`. The rest of the archive (the same images again in ``chest_xray/chest_xray``,
+            ``__MACOSX``, ``.DS_Store``) is ignored.
 
     Returns:
-        Of ``train``, ``val`` (where it is there) and ``test``: paths, in their order, and places in `CLASS_NAMES`.
+        For ``train``, ``val`` (if it exists) and ``test``: sorted paths, and positions in `CLASS_NAMES`.
 
     Raises:
-        InputError: another layout, or a class without images.
+        InputError: the folder has another layout, or a class has no images.
     """
     folder = pathlib.Path(folder)
     places = (folder, folder / _NESTED, folder / _NESTED / _NESTED)
@@ -103,24 +104,24 @@ def read(folder: str | os.PathLike) -> dict[str, list[tuple[str, int]]]:
             continue
         listed[split] = []
         for label, name in enumerate(CLASS_NAMES):
-            here = root / split / name
-            found = sorted(here.iterdir()) if here.is_dir() else []
+            class_folder = root / split / name
+            paths = sorted(class_folder.iterdir()) if class_folder.is_dir() else []
             images = [
                 str(path)
-                for path in found
+                for path in paths
                 if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".") and path.is_file()
             ]
             if not images:
-                raise InputError(f"{here} has no radiograph: {ADVICE}")
+                raise InputError(f"{class_folder} has no radiograph: {ADVICE}")
             listed[split] += [(image, label) for image in images]
     return listed
 
 
 def patient(file: str) -> str:
-    """The patient whom a file's name tells, ``person<id>`` or ``IM-<id>``; where it tells none, the name itself.
+    """The patient in a file's name, ``person<id>`` or ``IM-<id>``; the name itself if it contains none.
 
-    The two series of normal images, ``IM-<id>`` and ``NORMAL2-IM-<id>``, are taken as numbered together: should they
-    not be, two people are kept on one side of a split, which does no harm.
+    The two series of normal images, ``IM-<id>`` and ``NORMAL2-IM-<id>``, are assumed to share their numbers. If they do
+    not, two people are on the same side of a split, which is harmless.
     """
     name = pathlib.PurePath(file).name
     match = _PATIENT.match(name)

@@ -29,9 +29,9 @@ def CIFAR10(folder: str | None = None, val_fraction: float = 0.1, seed: int = 0)
 
     Args:
         folder: holds the published files (Python or binary, unpacked or as archive) or a TFDS-prepared data set;
-            by default Keras' cache, downloaded to once.
-        val_fraction: part of the 50 000 training images that choices are made by, stratified.
-        seed: of that split.
+            by default Keras' cache, to which they are downloaded once.
+        val_fraction: part of the 50 000 training images for validation, stratified.
+        seed: of this split.
 
     Raises:
         InputError: files are missing, corrupt or truncated, or the download fails.

@@ -31,10 +31,10 @@ def CIFAR100(folder: str | None = None, coarse: bool = False, val_fraction: floa
 
     Args:
         folder: holds the published files (Python or binary, unpacked or as archive) or a TFDS-prepared data set;
-            by default Keras' cache, downloaded to once.
+            by default Keras' cache, to which they are downloaded once.
         coarse: the 20 superclasses instead of the 100 classes.
-        val_fraction: part of the 50 000 training images that choices are made by, stratified.
-        seed: of that split.
+        val_fraction: part of the 50 000 training images for validation, stratified.
+        seed: of this split.
 
     Raises:
         InputError: files are missing, corrupt or truncated, or the download fails.

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 in every form in which they are published: Python, binary, archive, TFDS.
+"""Reads CIFAR-10 and CIFAR-100 in all published forms: Python, binary, archive, TFDS.
 
 Reference: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009, and its web page's file layout.
 """
@@ -14,8 +14,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from kd_keras.data.carving import carve
 from kd_keras.data.downloads import cache_folder, existing_folder, fetch
-from kd_keras.data.sources import ArraySource, Splits, carve
+from kd_keras.data.sources import ArraySource, Splits
 from kd_keras.errors import InputError, needs
 
 BASE_URL = "https://www.cs.toronto.edu/~kriz/"
@@ -24,13 +25,13 @@ _PIXELS = 3 * 32 * 32
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """How one of the two data sets is laid out in its files.
+    """The layout of one of the two data sets in its files.
 
     Args:
         name: its name here and in TFDS, ``cifar10``.
         published: the stem of its archives, ``cifar-10``.
-        python_folder: what the Python archive unpacks to.
-        binary_folder: what the binary archive unpacks to.
+        python_folder: folder in the Python archive.
+        binary_folder: folder in the binary archive.
         train: files of the training split, without ``.bin``.
         train_rows: images in each of them.
         test: file of the test split.
@@ -66,7 +67,7 @@ class Form:
 
     @property
     def advice(self) -> str:
-        """Where the user may put which files."""
+        """Which files the user can put where."""
         python = ", ".join((*self.train, self.test, self.meta))
         return (
             f"put {self.published}-python.tar.gz, or its files {python}, in a folder and name it: "
@@ -78,7 +79,7 @@ def load(form: Form, folder: str | None, val_fraction: float, seed: int) -> Spli
     """Reads the data set; the published training split gives train and a stratified validation split.
 
     Args:
-        form: which one.
+        form: the data set.
         folder: holds the files in any published form; None takes Keras' cache, or downloads to it.
         val_fraction: part of the published training split.
         seed: of the split.
@@ -90,16 +91,16 @@ def load(form: Form, folder: str | None, val_fraction: float, seed: int) -> Spli
     train, test, names = _read(form, path)
     for split, (_, labels) in (("train", train), ("test", test)):
         if len(labels) and not 0 <= labels.min() <= labels.max() < form.num_classes:
-            raise InputError(f"{path}: {split} has labels outside 0…{form.num_classes - 1}: fetch the files anew")
+            raise InputError(f"{path}: {split} has labels outside 0…{form.num_classes - 1}: download the files again")
     if len(names) != form.num_classes:
-        raise InputError(f"{path}: {len(names)} class names where {form.num_classes} belong: fetch the files anew")
+        raise InputError(f"{path}: {len(names)} class names where {form.num_classes} belong: download the files again")
     whole = ArraySource(*train)
-    kept, held_out = carve(train[1], val_fraction, seed)
-    return Splits(whole.subset(kept), whole.subset(held_out), ArraySource(*test), tuple(names), whole.image_shape)
+    remaining, held_out = carve(train[1], val_fraction, seed)
+    return Splits(whole.subset(remaining), whole.subset(held_out), ArraySource(*test), tuple(names), whole.image_shape)
 
 
 def _download(form: Form) -> pathlib.Path:
-    # Keras' own name for it, so that both packages share one download.
+    # Keras' name, so that both packages share one download.
     target = f"{form.published}-{'batches-py' if form.name == 'cifar10' else 'python'}-target"
     cached = cache_folder(target)
     if (cached / form.python_folder).is_dir():
@@ -132,12 +133,12 @@ def _file(path, form) -> bytes:
 
 
 def _archive_reader(archive, form) -> Callable[[str], bytes]:
-    # Members are read to memory and never unpacked, so that a path inside the archive can do no harm.
+    # Members are read into memory and never unpacked, so that a path in the archive can do no harm.
     try:
         with tarfile.open(archive) as tar:
             held = {m.name.rpartition("/")[2]: tar.extractfile(m).read() for m in tar.getmembers() if m.isfile()}
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{archive} is corrupt or truncated ({error}): fetch it anew") from error
+        raise InputError(f"{archive} is corrupt or truncated ({error}): download it again") from error
 
     def read(name):
         if name not in held:
@@ -148,7 +149,7 @@ def _archive_reader(archive, form) -> Callable[[str], bytes]:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Loads arrays, lists and text, and nothing that could run code."""
+    """Loads arrays, lists and text, nothing that could run code."""
 
     # What NumPy's own pickles name; the module was renamed in NumPy 2, the published files have the old name.
     _ALLOWED = {
@@ -179,10 +180,10 @@ def _unpickle(data: bytes, where: str) -> dict:
         ValueError,
         MemoryError,
     ) as error:
-        # Damaged bytes can raise any of these, as pickle's documentation says.
-        raise InputError(f"{where} is corrupt or truncated ({error}): fetch it anew") from error
+        # Damaged bytes can raise any of these, according to pickle's documentation.
+        raise InputError(f"{where} is corrupt or truncated ({error}): download it again") from error
     if not isinstance(content, dict):
-        raise InputError(f"{where} holds no dictionary as the published file does: fetch it anew")
+        raise InputError(f"{where} holds no dictionary as the published file does: download it again")
     return {key.decode() if isinstance(key, bytes) else key: value for key, value in content.items()}
 
 
@@ -194,8 +195,8 @@ def _read_python(form, read, place):
         if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or not isinstance(labels, list):
             raise InputError(f"{where} lacks 'data' (uint8) or {form.label_key!r}: fetch the published file")
         if data.shape != (rows, _PIXELS) or len(labels) != rows:
-            found = f"{data.shape} and {len(labels)} labels where ({rows}, {_PIXELS}) belong"
-            raise InputError(f"{where} is corrupt or truncated ({found}): fetch it anew")
+            mismatch = f"{data.shape} and {len(labels)} labels where ({rows}, {_PIXELS}) belong"
+            raise InputError(f"{where} is corrupt or truncated ({mismatch}): download it again")
         return data, np.asarray(labels, np.int64)
 
     train = _joined(split(name, form.train_rows) for name in form.train)
@@ -211,8 +212,8 @@ def _read_binary(form, read, place):
         data = np.frombuffer(read(f"{name}.bin"), np.uint8)
         width = form.label_bytes + _PIXELS
         if len(data) != rows * width:
-            found = f"{len(data)} bytes where {rows * width} belong"
-            raise InputError(f"{place}/{name}.bin is corrupt or truncated ({found}): fetch it anew")
+            mismatch = f"{len(data)} bytes where {rows * width} belong"
+            raise InputError(f"{place}/{name}.bin is corrupt or truncated ({mismatch}): download it again")
         data = data.reshape(rows, width)
         return data[:, form.label_bytes :], data[:, form.label_byte].astype(np.int64)
 
@@ -241,7 +242,7 @@ def _read_tfds(form, folder):
         if not wanted <= held or features["image"].shape != (32, 32, 3):
             raise InputError(f"{folder} is no {form.name}: its features need {sorted(wanted)}, images of (32, 32, 3)")
         if not {"train", "test"} <= set(splits):
-            raise InputError(f"{folder} has splits {sorted(splits)} where train and test belong: prepare it anew")
+            raise InputError(f"{folder} has splits {sorted(splits)} where train and test belong: prepare it again")
         split = {}
         for name in ("train", "test"):
             images, labels = [], []
@@ -252,8 +253,8 @@ def _read_tfds(form, folder):
                 labels.append(batch[form.tfds_label])
             split[name] = np.concatenate(images), np.concatenate(labels)
             if len(split[name][1]) != splits[name].num_examples:
-                found = f"{len(split[name][1])} of {splits[name].num_examples} images"
-                raise InputError(f"{folder}: split {name} is truncated ({found}): prepare it anew")
+                mismatch = f"{len(split[name][1])} of {splits[name].num_examples} images"
+                raise InputError(f"{folder}: split {name} is truncated ({mismatch}): prepare it again")
     return split["train"], split["test"], list(features[form.tfds_label].names)
 
 
@@ -265,4 +266,4 @@ def _tfds_errors(folder, op_error):
         raise
     except (op_error, OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{folder} cannot be read as a TFDS folder ({reason}): prepare it anew") from error
+        raise InputError(f"{folder} cannot be read as a TFDS folder ({reason}): prepare it again") from error

@@ -1,17 +1,18 @@
-"""scikit-learn's handwritten digits: 1 797 grey images of 8×8, inside the package, so for tests and first steps."""
+"""scikit-learn's handwritten digits: 1 797 grey images of 8×8, which need no download."""
 
 import numpy as np
 from sklearn.datasets import load_digits
 
-from kd_keras.data.sources import ArraySource, Splits, carve_three
+from kd_keras.data.carving import carve_three
+from kd_keras.data.sources import ArraySource, Splits
 
 
 def Digits(val_fraction: float = 0.15, test_fraction: float = 0.2, seed: int = 0) -> Splits:
     """The digits 0 to 9, 8×8×1, their values 0…16 scaled to 0…255.
 
     Args:
-        val_fraction: part of all samples that choices are made by.
-        test_fraction: part of all samples that is reported.
+        val_fraction: part of all samples for validation.
+        test_fraction: part of all samples for testing.
         seed: of the stratified splits.
 
     Raises:

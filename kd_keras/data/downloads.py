@@ -1,4 +1,4 @@
-"""Finding the files of published data sets: in the user's folder, in Keras' cache, or by download."""
+"""Finds the files of published data sets: in the user's folder, in Keras' cache, or by download."""
 
 import os
 import pathlib
@@ -13,7 +13,7 @@ def existing_folder(folder: str | os.PathLike, key: str = "folder") -> pathlib.P
     """The user's folder as a path.
 
     Raises:
-        InputError: it does not exist, or is no folder.
+        InputError: it does not exist, or is not a folder.
     """
     if not isinstance(folder, (str, os.PathLike)):
         raise InputError(f"{key}={folder!r} is not a path: give the folder's name in quotes")
@@ -36,9 +36,9 @@ def fetch(
     """Downloads a file to Keras' cache, once.
 
     Args:
-        url: where it lies.
-        file_hash: published SHA-256, hexadecimal; None where the file's own reader checks it.
-        instead: what the user can do without a network, the end of the error message.
+        url: address of the file.
+        file_hash: published SHA-256, hexadecimal; None where reading the file checks it.
+        instead: end of the error message, what the user can do without a network.
         target: the file's name in the cache (with ``extract``: the extracted folder's).
         subdir: folder of the cache.
         extract: unpack the archive.
@@ -51,11 +51,11 @@ def fetch(
     """
     folder = cache_folder(subdir)
     archive = folder / (f"{target}_archive" if extract else target)
-    # Keras deletes a file whose hash differs, though the user may have put it there: look first.
+    # Checked first, because Keras deletes a file whose hash differs, which the user may have put there.
     if file_hash and archive.exists() and files.sha256(archive) != file_hash:
         raise InputError(f"{archive} is not the published file (its hash differs): move it away, or {instead}")
     try:
-        # Keras falls back to a temporary folder unless its home exists.
+        # Keras uses a temporary folder if its home does not exist.
         folder.mkdir(parents=True, exist_ok=True)
         with files.download_timeout():
             path = keras.utils.get_file(

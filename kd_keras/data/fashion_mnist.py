@@ -8,8 +8,9 @@ import zlib
 
 import numpy as np
 
+from kd_keras.data.carving import carve
 from kd_keras.data.downloads import cache_folder, existing_folder, fetch
-from kd_keras.data.sources import ArraySource, Splits, carve
+from kd_keras.data.sources import ArraySource, Splits
 from kd_keras.errors import InputError
 
 BASE_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
@@ -39,39 +40,40 @@ def FashionMNIST(folder: str | None = None, val_fraction: float = 0.1, seed: int
     """Fashion-MNIST, 28×28×1.
 
     Args:
-        folder: holds the four published IDX files, plain or .gz; by default Keras' cache, downloaded to once.
-        val_fraction: part of the 60 000 training images that choices are made by, stratified.
-        seed: of that split.
+        folder: holds the four published IDX files, plain or .gz; by default Keras' cache, to which they are downloaded
+            once.
+        val_fraction: part of the 60 000 training images for validation, stratified.
+        seed: of this split.
 
     Raises:
         InputError: files are missing, corrupt or truncated, or the download fails.
 
     Reference: Xiao et al., "Fashion-MNIST", arXiv:1708.07747; https://github.com/zalandoresearch/fashion-mnist
     """
-    given = None if folder is None else existing_folder(folder)
-    train_images, train_labels = _read_split(given, "train")
-    test = ArraySource(*_read_split(given, "test"))
+    place = None if folder is None else existing_folder(folder)
+    train_images, train_labels = _read_split(place, "train")
+    test = ArraySource(*_read_split(place, "test"))
     whole = ArraySource(train_images, train_labels)
-    kept, held_out = carve(train_labels, val_fraction, seed)
-    return Splits(whole.subset(kept), whole.subset(held_out), test, CLASS_NAMES, whole.image_shape)
+    remaining, held_out = carve(train_labels, val_fraction, seed)
+    return Splits(whole.subset(remaining), whole.subset(held_out), test, CLASS_NAMES, whole.image_shape)
 
 
 def _read_split(folder, split):
     images_path, labels_path = (_find(folder, name) for name in _FILES[split])
     images, labels = read_idx(images_path), read_idx(labels_path)
     if images.ndim != 3 or images.shape[1:] != (28, 28):
-        raise InputError(f"{images_path} has shape {images.shape} where (N, 28, 28) belongs: fetch it anew")
+        raise InputError(f"{images_path} has shape {images.shape} where (N, 28, 28) belongs: download it again")
     if labels.shape != (len(images),):
-        raise InputError(f"{labels_path} has shape {labels.shape} for {len(images)} images: fetch both files anew")
+        raise InputError(f"{labels_path} has shape {labels.shape} for {len(images)} images: download both files again")
     if len(labels) and labels.max() >= len(CLASS_NAMES):
-        raise InputError(f"{labels_path} has the label {labels.max()} where 0…9 belong: fetch it anew")
+        raise InputError(f"{labels_path} has the label {labels.max()} where 0…9 belong: download it again")
     return images[..., None], labels
 
 
 def _find(folder: pathlib.Path | None, name: str) -> pathlib.Path:
     if folder is None:
         cached = cache_folder("fashion-mnist") / f"{name}.gz"
-        # What Keras fetched before is used as it is; its compressed form carries a checksum.
+        # An earlier download of Keras is used; its compressed format has a checksum.
         return (
             cached
             if cached.is_file()
@@ -88,10 +90,10 @@ def read_idx(path: pathlib.Path) -> np.ndarray:
     """Reads an IDX file of unsigned bytes, plain or gzipped.
 
     Args:
-        path: the file; the name's ending says whether it is gzipped.
+        path: the file, gzipped if its name ends in ``.gz``.
 
     Returns:
-        uint8, of the shape that the file's head states.
+        uint8, in the shape of the file's header.
 
     Raises:
         InputError: the file is corrupt or truncated.
@@ -101,13 +103,13 @@ def read_idx(path: pathlib.Path) -> np.ndarray:
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} is corrupt or truncated ({error}): fetch it anew") from error
+        raise InputError(f"{path} is corrupt or truncated ({error}): download it again") from error
     # Two zero bytes, the type (8: unsigned byte), the number of dimensions; then each dimension, big-endian.
     if len(data) < 4 or data[:3] != b"\x00\x00\x08" or len(data) < 4 + 4 * data[3]:
-        raise InputError(f"{path} is no IDX file of bytes: fetch it anew")
+        raise InputError(f"{path} is no IDX file of bytes: download it again")
     head = 4 + 4 * data[3]
     shape = struct.unpack(f">{data[3]}I", data[4:head])
     if len(data) - head != math.prod(shape):
-        found = f"{len(data) - head} bytes where {math.prod(shape)} belong"
-        raise InputError(f"{path} is corrupt or truncated ({found}): fetch it anew")
+        mismatch = f"{len(data) - head} bytes where {math.prod(shape)} belong"
+        raise InputError(f"{path} is corrupt or truncated ({mismatch}): download it again")
     return np.frombuffer(data, np.uint8, offset=head).reshape(shape)

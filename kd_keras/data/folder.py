@@ -1,18 +1,19 @@
-"""Any folder of images: ``{train,val,test}/<class>/*``, or one tree ``<class>/*`` that is split here."""
+"""Any folder of images: ``{train,val,test}/<class>/*``, or one tree ``<class>/*`` that is split."""
 
 import os
 import pathlib
 
 import numpy as np
 
+from kd_keras.data.carving import carve, carve_three
 from kd_keras.data.downloads import existing_folder
 from kd_keras.data.image_files import ImageReader
-from kd_keras.data.sources import Splits, carve, carve_three
+from kd_keras.data.sources import Splits
 from kd_keras.errors import InputError
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
 _SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_NAMED = 5  # classes that a message names
+_NAMED = 5  # classes that a message lists
 
 
 def Folder(
@@ -27,27 +28,27 @@ def Folder(
 ) -> Splits:
     """Images in folders named for their classes.
 
-    Every file is decoded once before training, so that a broken one is found in the first minutes and not in the
-    last; what was found is kept in Keras' cache, and a file that has not changed is not checked again. Hidden files
-    and other kinds than JPEG, PNG, GIF and BMP are passed over.
+    Every file is decoded once before training, so that broken files are found early. The result is stored in Keras'
+    cache, and unchanged files are not checked again. Hidden files and formats other than JPEG, PNG, GIF and BMP are
+    ignored.
 
     Args:
-        path: holds ``train/<class>/*`` and, where there are, ``val`` (``valid``, ``validation``) and ``test``;
-            or ``<class>/*`` alone.
-        image_size: pixels, a side or (height, width), to which images are resized; by default all have one size.
+        path: holds ``train/<class>/*`` and optionally ``val`` (or ``valid``, ``validation``) and ``test``; or only
+            ``<class>/*``.
+        image_size: pixels, one side or (height, width), to which images are resized; by default all have the same size.
         channels: 3 for colour, 1 for grey.
-        val_fraction: where there is no ``val``: part of ``train`` (or of all samples) taken for it, stratified.
-        test_fraction: where there is no ``test``: part of ``train`` (or of all samples) taken for it, stratified.
-        seed: of those splits.
-        cache: where the decoded images are kept: ``'none'`` (files are decoded each time they are read),
-            ``'memory'``, or ``'disk'`` (written once to Keras' cache, ``$KERAS_HOME/datasets``, and mapped from there
-            by every run that comes; N · H · W · C bytes, which are told beforehand).
-        skip_bad_images: leave out files that cannot be decoded, with a warning, rather than stop.
+        val_fraction: without a ``val`` folder: part of ``train`` (or of all samples) for validation, stratified.
+        test_fraction: without a ``test`` folder: part of ``train`` (or of all samples) for testing, stratified.
+        seed: of these splits.
+        cache: where decoded images are stored: ``'none'`` (files are decoded each time they are read), ``'memory'``,
+            or ``'disk'`` (N · H · W · C bytes, written once to Keras' cache, ``$KERAS_HOME/datasets``, and mapped from
+            there by later runs; a warning says how many bytes).
+        skip_bad_images: leave out files that cannot be decoded, with a warning, instead of stopping.
 
     Raises:
-        InputError: no such folder, fewer than two classes, an empty class, other classes in one split than in
-            another, files of several sizes without ``image_size``, files that cannot be decoded, or no room on the disk
-            for ``cache='disk'``.
+        InputError: the folder does not exist, has fewer than two classes, an empty class, different classes in its
+            splits, files of different sizes without ``image_size`` or files that cannot be decoded; or the disk has no
+            room for ``cache='disk'``.
     """
     root = existing_folder(path, "path")
     reader = ImageReader(image_size, channels, cache, skip_bad_images)
@@ -72,7 +73,7 @@ def _folders(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _trees(root: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The folder of each split that is there; one tree of classes counts as ``train``."""
+    """The folder of each existing split; a single tree of classes counts as ``train``."""
     trees = {}
     for folder in _folders(root):
         split = _SPLIT_NAMES.get(folder.name)
@@ -89,37 +90,37 @@ def _trees(root: pathlib.Path) -> dict[str, pathlib.Path]:
 def _list(trees: dict[str, pathlib.Path]) -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
     names = [folder.name for folder in _folders(trees["train"])]
     if len(names) < 2:
-        found = f"{len(names)} class folder{'' if len(names) == 1 else 's'}"
-        raise InputError(f"{trees['train']} holds {found} where at least 2 belong: sort images as <class>/<image>")
+        count = f"{len(names)} class folder{'' if len(names) == 1 else 's'}"
+        raise InputError(f"{trees['train']} holds {count} where at least 2 belong: sort images as <class>/<image>")
     listed = {}
     for split, tree in trees.items():
-        here = [folder.name for folder in _folders(tree)]
-        if here != names:
-            differing = ", ".join(sorted(set(here) ^ set(names))[:_NAMED])
+        classes = [folder.name for folder in _folders(tree)]
+        if classes != names:
+            differing = ", ".join(sorted(set(classes) ^ set(names))[:_NAMED])
             raise InputError(f"{tree} and {trees['train']} differ in the classes {differing}: give both the same")
         listed[split] = []
         for label, name in enumerate(names):
             with os.scandir(tree / name) as entries:
-                found = sorted(
+                images = sorted(
                     entry.path
                     for entry in entries
                     if entry.name.lower().endswith(_SUFFIXES) and not entry.name.startswith(".") and entry.is_file()
                 )
-            if not found:
+            if not images:
                 kinds = ", ".join(_SUFFIXES)
                 raise InputError(f"{tree / name} has no image ({kinds}): add images or remove the class")
-            listed[split] += [(file, label) for file in found]
+            listed[split] += [(file, label) for file in images]
     return names, listed
 
 
 def _split(origin, labels, val_fraction, test_fraction, seed):
-    """Rows of train, val and test; what is missing is carved from train."""
+    """Rows of train, val and test; missing splits are carved from train."""
     rows = {split: np.flatnonzero(origin == split) for split in ("train", "val", "test")}
     train = rows["train"]
     if not len(rows["val"]) and not len(rows["test"]):
         return [train[part] for part in carve_three(labels[train], val_fraction, test_fraction, seed)]
     for split, fraction in (("val", val_fraction), ("test", test_fraction)):
         if not len(rows[split]):
-            kept, held_out = carve(labels[train], fraction, seed)
-            rows["train"], rows[split] = train[kept], train[held_out]
+            remaining, held_out = carve(labels[train], fraction, seed)
+            rows["train"], rows[split] = train[remaining], train[held_out]
     return rows["train"], rows["val"], rows["test"]

@@ -1,22 +1,20 @@
-"""Image files as a source: each checked once, read when asked for, or kept decoded in memory or on disk.
+"""Image files as a source: each is checked once and decoded when it is read, or once for a cache.
 
-What is kept lies in the user's cache (`kd_keras.data.downloads.cache_folder`), never among the user's images:
+The user's cache (`kd_keras.data.downloads.cache_folder`), never the folder of the images, holds:
 
-- the verdict of the check, so that an unchanged file is not decoded again at the next start;
-- a PNG of each file that TensorFlow cannot decode, or would decode to wrong colours, and Pillow can;
+- the result of the check, so that an unchanged file is not decoded again at the next start;
+- a PNG of each file that Pillow can decode and TensorFlow cannot, or not in the right colours;
 - with ``cache='disk'`` the decoded images, one NumPy file that is mapped, not loaded.
 
-A file counts as unchanged while its path, size and time of change (``mtime_ns``) are the same.
+A file is unchanged while its path, size and modification time (``mtime_ns``) are the same.
 """
 
 import dataclasses
 import hashlib
-import io
 import os
 import pathlib
-import shutil
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,31 +23,32 @@ from absl import logging
 
 from kd_keras import files as whole_files
 from kd_keras.data import fingerprints
-from kd_keras.data.arrays import aligned, mapped
+from kd_keras.data.arrays import aligned, mapped_images
+from kd_keras.data.decoding import decode_rgb
 from kd_keras.data.downloads import cache_folder
-from kd_keras.data.sources import FileSource, NumpySource, Source, decode_rgb
+from kd_keras.data.sources import FileSource, NumpySource, Source
 from kd_keras.errors import InputError, check_switch, is_count
 
 _CACHES = ("none", "memory", "disk")
-_NAMED = 5  # bad files that a message names; the rest are counted
-_BATCH = 64  # images that are decoded at a time to fill a cache
-# Part of every key: raised when `decode` gives other pixels, so that what older code kept is not used.
+_NAMED = 5  # bad files that a message lists; the others are counted
+_BATCH = 64  # images that are decoded together to fill a cache
+# Part of every key: raised when `decode` returns other pixels, so that older caches are not used.
 _DECODER = f"1 {tf.__version__}"
-# What the check finds of a file; kept by number, so new ones go to the end. A foreign one is read by way of Pillow.
+# Findings of the check, stored by number, so new ones go to the end. Pillow reads a foreign file.
 _GOOD, _BROKEN, _FOREIGN = range(3)
 _VERDICT = np.dtype([("key", "<u8"), ("size", "<i4", 2), ("finding", "u1")])
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageReader:
-    """How image files become a source.
+    """Reads image files as a source.
 
     Args:
-        image_size: pixels, a side or (height, width), to which images are resized; by default all have one size.
+        image_size: pixels, one side or (height, width), to which images are resized; by default all have the same size.
         channels: 3 for colour, 1 for grey.
-        cache: where the decoded images are kept: ``'none'`` (files are decoded each time they are read),
-            ``'memory'``, or ``'disk'`` (for all runs that come, in Keras' cache).
-        skip_bad_images: leave out files that cannot be decoded, with a warning, rather than stop.
+        cache: where decoded images are stored: ``'none'`` (files are decoded each time they are read), ``'memory'``,
+            or ``'disk'`` (in Keras' cache, for later runs too).
+        skip_bad_images: leave out files that cannot be decoded, with a warning, instead of stopping.
 
     Raises:
         InputError: a value is out of range.
@@ -69,18 +68,18 @@ class ImageReader:
         object.__setattr__(self, "image_size", checked_size(self.image_size))
 
     def source(self, files: Sequence[str | os.PathLike], labels: Any) -> tuple[Source, np.ndarray]:
-        """Checks files and makes them a source.
+        """Checks files and returns them as a source.
 
         Args:
-            files: N image files (JPEG, PNG, GIF or BMP; what else Pillow reads is turned into PNG once).
+            files: N image files (JPEG, PNG, GIF or BMP; other formats that Pillow reads are converted to PNG once).
             labels: integers (N,).
 
         Returns:
-            The source of the M files that can be used, and their places (M,) in ``files``, ascending.
+            The source of the M usable files, and their positions (M,) in ``files``, ascending.
 
         Raises:
-            InputError: files cannot be decoded, are of several sizes without ``image_size``, or their cache has no
-                room on the disk.
+            InputError: files cannot be decoded, differ in size without ``image_size``, or the disk has no room for
+                their cache.
         """
         if not len(files):
             raise InputError("there are no image files: check the folder")
@@ -100,88 +99,18 @@ class ImageReader:
             name = f"{_root_name(files)}-{'x'.join(map(str, shape))}"
             images = mapped_images(name, digest, (len(usable), *shape), lambda: _decoded(source))
         else:
-            images = aligned((len(usable), *shape))
-            at = 0
+            images, start = aligned((len(usable), *shape)), 0
             for batch in _decoded(source):
-                images[at : at + len(batch)] = batch
-                at += len(batch)
+                images[start : start + len(batch)] = batch
+                start += len(batch)
         return NumpySource(images, source.labels, source.digests), usable
-
-
-def mapped_images(
-    name: str, digest: bytes, shape: tuple[int, ...], images: Callable[[], Iterable[np.ndarray]]
-) -> np.ndarray:
-    """Images in one file of the cache, mapped into memory; written when they are not there yet.
-
-    Args:
-        name: the file's name in the cache, without ending; images of another digest under it are replaced.
-        digest: 32 bytes that change whenever the images do.
-        shape: (N, H, W, C).
-        images: gives the images, uint8 (B, H, W, C), batch after batch; asked only where they are to be written.
-
-    Returns:
-        uint8 (N, H, W, C), for `NumpySource`; writing to it would change the cache.
-
-    Raises:
-        InputError: the disk has no room, or refuses the file.
-    """
-    path = cache_folder("kd_keras") / "images" / f"{name}.npy"
-    kept = _mapped(path, digest, shape)
-    if kept is not None:
-        return kept
-    header, size = _header(shape), int(np.prod(shape))
-    what = f"{shape[0]} decoded images of {'×'.join(map(str, shape[1:]))} take {size / 1e9:.3f} GB as {path}"
-    advice = "make room, set KERAS_HOME to a folder on another disk, or lower image_size"
-    # Said as a warning, since information is not shown by default and the user's disk is filled.
-    logging.warning("%s: they are written once", what)
-
-    def write(file):
-        # A file that this one replaces stays until the new one is whole.
-        free = shutil.disk_usage(path.parent).free
-        if size > free:
-            raise InputError(f"{what}, and {free / 1e9:.3f} GB are free: {advice}")
-        file.write(header)
-        for batch in images():
-            file.write(np.ascontiguousarray(batch))
-        if file.tell() != len(header) + size:
-            raise ValueError(f"{file.tell() - len(header)} bytes of images were given for {shape}")
-        # Behind the array, where NumPy does not look, so that images and digest are replaced as one.
-        file.write(digest)
-
-    try:
-        whole_files.write(path, write)
-    except OSError as error:
-        raise InputError(f"{what}, which cannot be written ({error.strerror}): {advice}") from error
-    return mapped(path, np.uint8, shape, len(header))
-
-
-def _header(shape: tuple[int, ...]) -> bytes:
-    """The head of a ``.npy`` file of uint8."""
-    file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    return file.getvalue()
-
-
-def _mapped(path: pathlib.Path, digest: bytes, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The images of a file of the cache; None where it is missing, damaged or of other images."""
-    if not path.exists():
-        return None
-    header = _header(shape)
-    if path.stat().st_size == len(header) + int(np.prod(shape)) + len(digest):
-        with path.open("rb") as file:
-            head = file.read(len(header))
-            file.seek(-len(digest), os.SEEK_END)
-            if head == header and file.read() == digest:
-                return mapped(path, np.uint8, shape, len(header))
-    logging.warning("%s is damaged or of other images: it is made anew", path)
-    return None
 
 
 def checked_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     """A size as (height, width) in pixels.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not a size.
     """
     sides = (image_size, image_size) if isinstance(image_size, int) else image_size
     if sides is None:
@@ -192,35 +121,35 @@ def checked_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | 
 
 
 def _root_name(files: list[str]) -> str:
-    """A name in the cache for all that is kept of these files."""
+    """The name in the cache of what is stored for these files."""
     root = os.path.commonpath(files)
     return f"{os.path.basename(root)}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:12]}"
 
 
 def _check(files: list[str], keys: np.ndarray, one_size: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Sizes (N, 2) and findings (N,); decodes the files of which no verdict is kept."""
+    """Sizes (N, 2) and findings (N,); decodes the files without a stored result."""
     path = cache_folder("kd_keras") / "checked" / _root_name(files)
     verdicts = np.zeros(len(files), _VERDICT)
     verdicts["key"], verdicts["finding"] = keys, _BROKEN
-    kept = _read_verdicts(path)
-    at = np.minimum(np.searchsorted(kept["key"], keys), max(len(kept) - 1, 0))
-    known = kept["key"][at] == keys if len(kept) else np.zeros(len(files), bool)
-    verdicts[known] = kept[at[known]]
+    stored = _read_verdicts(path)
+    rows = np.minimum(np.searchsorted(stored["key"], keys), max(len(stored) - 1, 0))
+    is_known = stored["key"][rows] == keys if len(stored) else np.zeros(len(files), bool)
+    verdicts[is_known] = stored[rows[is_known]]
     sizes, findings = verdicts["size"], verdicts["finding"]
     good = np.flatnonzero(findings != _BROKEN)
     if one_size:
         _refuse_several_sizes(files, sizes, good)
-    new = np.flatnonzero(~known)
+    new = np.flatnonzero(~is_known)
     if not len(new):
         return sizes, findings
     logging.info("checking %d of %d image files", len(new), len(files))
-    for places, found, finding in _findings(files, keys, new):
-        sizes[places], findings[places] = found, finding
+    for places, file_sizes, finding in _findings(files, keys, new):
+        sizes[places], findings[places] = file_sizes, finding
         if one_size:
-            # At once: the user need not wait for the rest to learn that image_size is missing.
+            # At once, so that the user learns early that image_size is missing.
             good = np.concatenate([good[:1], places])
             _refuse_several_sizes(files, sizes, good)
-    # Broken ones are looked at again: what could not be read may only have been out of reach.
+    # Broken files are checked again next time: they may have been temporarily unreadable.
     content = np.sort(verdicts[findings != _BROKEN], order="key").tobytes()
     try:
         whole_files.write(path, hashlib.sha256(content).digest() + content)
@@ -230,20 +159,20 @@ def _check(files: list[str], keys: np.ndarray, one_size: bool) -> tuple[np.ndarr
 
 
 def _read_verdicts(path: pathlib.Path) -> np.ndarray:
-    """What an earlier check kept, keys ascending; nothing where the record is missing or damaged."""
+    """The stored results of an earlier check, keys ascending; empty where the record is missing or damaged."""
     nothing = np.zeros(0, _VERDICT)
     if not path.exists():
         return nothing
     record = path.read_bytes()
     digest, content = record[:32], record[32:]
     if hashlib.sha256(content).digest() != digest:
-        logging.warning("%s is no whole record of checked images: it is made anew", path)
+        logging.warning("%s is not a complete record of checked images: it is written again", path)
         return nothing
     return np.frombuffer(content, _VERDICT)
 
 
 def _findings(files: list[str], keys: np.ndarray, places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """Places (B,) of files that can be read, with their sizes (B, 2) and what was found of them."""
+    """Positions (B,) of files that can be read, with their sizes (B, 2) and the finding."""
     good = [places[:0]]
     for decoded, sizes, bitmaps in _decoded_sizes(files, places):
         palettes = [bitmap and _has_palette(files[place]) for place, bitmap in zip(decoded, bitmaps, strict=True)]
@@ -258,12 +187,11 @@ def _findings(files: list[str], keys: np.ndarray, places: np.ndarray) -> Iterato
 
 
 def _decoded_sizes(files: list[str], places: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Places of files that can be decoded, by the operation that training uses, in order, their sizes and whether each
-    is a BMP."""
+    """Positions, in order, of files that training can decode, their sizes, and whether each is a BMP."""
 
     def decoded(place, path):
         content = tf.io.read_file(path)
-        # The size of the decoded image, not the head's, has the whole file decoded.
+        # The size of the decoded image, not that of the header: the whole file is decoded.
         return place, tf.shape(decode_rgb(content))[:2], tf.strings.substr(content, 0, 2) == b"BM"
 
     dataset = tf.data.Dataset.from_tensor_slices((places, [files[place] for place in places]))
@@ -272,9 +200,9 @@ def _decoded_sizes(files: list[str], places: np.ndarray) -> Iterator[tuple[np.nd
 
 
 def _by_pillow(file: str) -> np.ndarray | None:
-    """The pixels (H, W) or (H, W, 3) of a file that TensorFlow does not read rightly; None where it is no whole image.
+    """The pixels (H, W) or (H, W, 3) of a file that TensorFlow does not read correctly; None for an incomplete image.
 
-    A JPEG or PNG that TensorFlow refuses is broken: Pillow would show what there is of some without a word.
+    A JPEG or PNG that TensorFlow refuses is broken: Pillow would return the readable part of some without an error.
     """
     from PIL import Image
 
@@ -283,17 +211,17 @@ def _by_pillow(file: str) -> np.ndarray | None:
             if image.format in ("JPEG", "PNG"):
                 return None
             if image.mode.startswith("I;16"):
-                # Scaled as TensorFlow does; Pillow would cut off all above 255.
+                # Scaled as TensorFlow does; Pillow would clip at 255.
                 return (np.asarray(image) >> 8).astype(np.uint8)
-            # The range of other numbers (modes I and F) is not known.
+            # The range of other numbers (modes I and F) is unknown.
             return None if image.mode in "IF" else np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError):
-        # Pillow's readers raise any of these for damaged files.
+        # Pillow's readers raise these for damaged files.
         return None
 
 
 def _as_png(file: str, key: int, pixels: np.ndarray | None = None) -> str:
-    """A PNG in the cache of a file that is read by way of Pillow; written when it is not there yet."""
+    """The PNG in the cache of a file that Pillow reads; it is written if it does not exist."""
     from PIL import Image
 
     path = cache_folder("kd_keras") / "converted" / f"{os.path.basename(file)}-{key:016x}.png"
@@ -323,14 +251,14 @@ def _decoded(source: Source) -> Iterator[np.ndarray]:
 
 def _host(dataset: tf.data.Dataset) -> tf.data.Dataset:
     options = tf.data.Options()
-    # As in the pipeline: dropped iterators wait for its thread.
+    # As in the pipeline: a deleted iterator waits for its thread.
     options.autotune.enabled = False
     options.deterministic = True
     return dataset.with_options(options)
 
 
 def _has_palette(file: str) -> bool:
-    """Whether a BMP holds colours by number, which TensorFlow decodes as shades of grey without saying so."""
+    """Whether a BMP has a palette, which TensorFlow decodes as shades of grey without an error."""
     from PIL import Image
 
     with Image.open(file) as image:

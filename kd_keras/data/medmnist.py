@@ -1,4 +1,4 @@
-"""MedMNIST: small biomedical images of one size, one ``.npz`` a data set (Yang et al., 2023)."""
+"""MedMNIST: small biomedical images of one size, one ``.npz`` file per data set (Yang et al., 2023)."""
 
 import hashlib
 import math
@@ -12,10 +12,11 @@ import numpy as np
 import tensorflow as tf
 
 from kd_keras import spec
-from kd_keras.data.arrays import aligned
+from kd_keras.data.arrays import aligned, mapped_images
+from kd_keras.data.decoding import fit
 from kd_keras.data.downloads import fetch
-from kd_keras.data.image_files import checked_size, mapped_images
-from kd_keras.data.sources import NumpySource, Splits, fit
+from kd_keras.data.image_files import checked_size
+from kd_keras.data.sources import NumpySource, Splits
 from kd_keras.errors import InputError
 
 BASE_URL = "https://zenodo.org/records/10519652/files/"
@@ -51,12 +52,12 @@ CLASS_NAMES = {
 }
 _VOLUMES = "holds volumes, not images"
 _REFUSED = {
-    "chestmnist": "has several labels an image",
+    "chestmnist": "has several labels per image",
     "retinamnist": "is graded (ordinal regression), not classified",
     **{f"{kind}mnist3d": _VOLUMES for kind in ("organ", "nodule", "adrenal", "fracture", "vessel", "synapse")},
 }
-_MOST_CLASSES = 2**16  # a larger label is no class but damage, and might not fit the labels' type
-_BLOCK_BYTES = 2**24  # that are decompressed at a time
+_MOST_CLASSES = 2**16  # a larger label means damage, and might not fit the labels' type
+_BLOCK_BYTES = 2**24  # decompressed at a time
 _ADVICE = "fetch it from https://medmnist.com and give path='….npz'"
 
 
@@ -70,21 +71,22 @@ def MedMNIST(
 ) -> Splits:
     """One data set of MedMNIST, its training, validation and test images as published.
 
-    Images are read block by block, so that also the largest files (``pathmnist_224``: 16 GB) are never in memory twice,
-    and with ``cache='disk'`` not once.
+    Images are read in blocks: even the largest files (``pathmnist_224``: 16 GB) are in memory only once, and with
+    ``cache='disk'`` not at all.
 
     Args:
         path: a data set's ``.npz`` file.
-        name: instead, the data set's name, ``'pneumoniamnist'``: taken from Keras' cache, or downloaded to it.
-        size: with ``name``, pixels a side of the published images: 28, 64, 128 or 224.
-        image_size: pixels, a side or (height, width), to which images are resized; by default they keep theirs.
+        name: instead of a path, the data set's name, ``'pneumoniamnist'``, which is read from Keras' cache or
+            downloaded to it.
+        size: with ``name``, side of the published images in pixels: 28, 64, 128 or 224.
+        image_size: pixels, one side or (height, width), to which images are resized; by default they keep their size.
         channels: 3 for colour, 1 for grey; by default as in the file.
-        cache: where the decoded images are kept: ``'memory'``, or ``'disk'`` (written once to Keras' cache and mapped).
+        cache: where decoded images are stored: ``'memory'``, or ``'disk'`` (written once to Keras' cache and mapped).
 
     Raises:
-        InputError: the file is missing, damaged or not of this layout; its task is no classification of images into
-            one of several classes (ChestMNIST, RetinaMNIST, the 3-D sets); a value is out of range; or the download
-            fails.
+        InputError: the file is missing, damaged or has another layout; its task is not the classification of images
+            into one of several classes (ChestMNIST, RetinaMNIST, the 3-D sets); a value is out of range; or the
+            download fails.
 
     Reference: Yang et al., "MedMNIST v2", Scientific Data 10 (2023), arXiv:2110.14795; https://medmnist.com
     """
@@ -118,10 +120,10 @@ def MedMNIST(
 
 
 def _refuse(stem):
-    known = stem.lower().partition("_")[0]
-    if known in _REFUSED:
+    name = stem.lower().partition("_")[0]
+    if name in _REFUSED:
         usable = ", ".join(CLASS_NAMES)
-        raise InputError(f"{known} {_REFUSED[known]}, which nothing here can learn: take one of {usable}")
+        raise InputError(f"{name} {_REFUSED[name]}, which is not supported: take one of {usable}")
 
 
 def _find(name, size):
@@ -133,7 +135,7 @@ def _find(name, size):
     if size not in _SIZES:
         raise InputError(f"size={size!r}: MedMNIST is published in {', '.join(map(str, _SIZES))} pixels")
     target = f"{name}.npz" if size == 28 else f"{name}_{size}.npz"
-    # Without a hash: each array of an .npz carries a checksum, which reading it checks.
+    # Without a hash: reading an .npz checks the checksum of each array.
     return fetch(f"{BASE_URL}{target}?download=1", None, _ADVICE, target=target, subdir="medmnist")
 
 
@@ -157,11 +159,11 @@ def _source(archive, file, split, image_size, channels, cache):
         images = mapped_images(
             f"{file.stem}-{place}-{split}-{size}", digest.digest(), (given[0], *shape), lambda: blocks
         )
-        return NumpySource(images, labels, digest.hexdigest())
-    images, at = aligned((given[0], *shape)), 0
+        return NumpySource(images, labels)
+    images, start = aligned((given[0], *shape)), 0
     for block in blocks:
-        images[at : at + len(block)] = block
-        at += len(block)
+        images[start : start + len(block)] = block
+        start += len(block)
     return NumpySource(images, labels)
 
 
@@ -171,7 +173,9 @@ def _labels(archive, file, split):
         labels = np.frombuffer(member.read(), dtype)
     what = f"{file}: {split}_labels is {dtype} {shape}"
     if len(shape) == 2 and shape[1] > 1:
-        raise InputError(f"{what}, several labels an image, which nothing here can learn: give a set of one label each")
+        raise InputError(
+            f"{what}, several labels per image, which no loss here supports: give a data set with one label per image"
+        )
     if len(shape) not in (1, 2) or labels.size != math.prod(shape) or dtype.kind not in "ui":
         raise InputError(f"{what} where classes (N, 1) belong: {_ADVICE}")
     if not len(labels) or not 0 <= labels.min() <= labels.max() < _MOST_CLASSES:
@@ -187,7 +191,7 @@ def _member(archive, file, name):
 
 
 def _head(member, file) -> tuple[tuple[int, ...], np.dtype]:
-    """Reads an array's head: its shape and type."""
+    """Reads an array's header: its shape and type."""
     try:
         version = np.lib.format.read_magic(member)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -200,7 +204,7 @@ def _head(member, file) -> tuple[tuple[int, ...], np.dtype]:
 
 
 def _blocks(archive, file, name, given, shape) -> Iterator[np.ndarray]:
-    """Images as asked for, block after block."""
+    """The images in the requested shape, in blocks."""
     bytes_each = math.prod(given[1:])
     size = max(_BLOCK_BYTES // bytes_each, 1)
     with _member(archive, file, name) as member, tf.device("CPU:0"):

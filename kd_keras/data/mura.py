@@ -1,9 +1,9 @@
 """MURA v1.1: 40 561 radiographs of seven parts of the arm, each study normal or abnormal (Rajpurkar et al., 2018).
 
-It is licensed for research by Stanford ML Group and cannot be downloaded from here.
+Stanford ML Group licenses it for research; it is not downloaded automatically.
 
 Patients: MURA numbers its 11 184 + 783 patients from patient00001 to patient11967 across all body parts, so the same
-number under two ``XR_`` folders is the same person; both are kept on one side of a split.
+number under two ``XR_`` folders is the same person; both are on the same side of a split.
 """
 
 import csv
@@ -14,9 +14,10 @@ import re
 
 import numpy as np
 
+from kd_keras.data.carving import carve, check_seed
 from kd_keras.data.downloads import existing_folder
 from kd_keras.data.image_files import ImageReader
-from kd_keras.data.sources import Splits, carve, check_seed
+from kd_keras.data.sources import Splits
 from kd_keras.errors import InputError, is_count
 
 BODY_PARTS = ("elbow", "finger", "forearm", "hand", "humerus", "shoulder", "wrist")
@@ -24,7 +25,7 @@ FINDINGS = ("normal", "abnormal")
 SPLITS = ("train", "valid")
 _LABELS = {"body_part": BODY_PARTS, "abnormal": FINDINGS}
 _BALANCES = ("none", "cap", "oversample")
-_NAMED = 5  # missing files that a message names
+_NAMED = 5  # missing files that a message lists
 _FOLDER = "MURA-v1.1"
 _PATH = re.compile(r"XR_(?P<part>[A-Z]+)/(?P<patient>patient\d+)/(?P<study>study\d+(?:_(?P<finding>\w+))?)/[^/.][^/]*")
 _FOUND_IN_NAMES = {"negative": 0, "positive": 1}
@@ -39,8 +40,8 @@ class Radiograph:
     """One image of MURA.
 
     Args:
-        path: its file.
-        body_part: its place in `BODY_PARTS`.
+        path: the file.
+        body_part: position in `BODY_PARTS`.
         abnormal: 1 where its study was labelled abnormal (positive), else 0.
         patient: ``patient<id>``, one person across all body parts.
         study: ``study<k>_…``, one examination of that patient's body part.
@@ -68,41 +69,40 @@ def MURA(
 ) -> Splits:
     """MURA's radiographs, of varying sizes: ``image_size`` is needed.
 
-    MURA's own ``valid`` split (3 197 images of 783 other patients) is the test split here, since its test split is not
-    published; validation is carved from ``train``, by patient and as near to stratified as whole patients allow.
+    MURA's ``valid`` split (3 197 images of 783 other patients) is used as the test split, because MURA's test split is
+    not published. Validation is carved from ``train``, by patient and as stratified as whole patients allow.
 
-    A class-balanced set of, say, 2 201 training and 250 validation images a class is ``balance='oversample',
-    per_class=2201, val_per_class=250``: forearm and humerus have fewer than 2 201 (1 825 and 1 272 with those for
-    validation), so theirs are repeated; ``balance='cap'`` leaves these two classes as small as they are.
+    A class-balanced set of, for example, 2 201 training and 250 validation images per class is ``balance='oversample',
+    per_class=2201, val_per_class=250``: forearm and humerus have fewer than 2 201 (1 825 and 1 272 including those for
+    validation), so their images are repeated; ``balance='cap'`` leaves these two classes smaller.
 
     Args:
         folder: holds ``train`` and ``valid`` (or ``MURA-v1.1``, which holds them). Where it has the published CSV files
-            (``train_image_paths.csv``, ``train_labeled_studies.csv`` …) they say which images there are, else the tree
-            does.
+            (``train_image_paths.csv``, ``train_labeled_studies.csv`` …), these list the images, else the tree does.
         label: ``'body_part'`` for the 7 parts, or ``'abnormal'`` for normal and abnormal.
-        balance: of the training classes: ``'none'`` leaves them as they are; ``'cap'`` draws ``per_class`` images of
-            each class that has more; ``'oversample'`` gives each class exactly ``per_class``, drawn where it has more
+        balance: of the training classes: ``'none'`` keeps all images; ``'cap'`` draws ``per_class`` images of each
+            class that has more; ``'oversample'`` gives each class exactly ``per_class`` images, drawn where it has more
             and repeated where it has fewer.
-        per_class: training images a class; by default what the smallest (``'cap'``) or the largest (``'oversample'``)
-            class has.
-        val_fraction: part of ``train`` taken for validation, about; patients are not divided.
-        val_per_class: instead, exactly so many validation images of each class; what else there is of their patients
-            is left out.
-        image_size: pixels, a side or (height, width), to which images are resized.
+        per_class: training images per class; by default as many as the smallest (``'cap'``) or the largest
+            (``'oversample'``) class has.
+        val_fraction: approximate part of ``train`` for validation; patients are not divided.
+        val_per_class: instead of a fraction, the number of validation images per class; other images of their patients
+            are left out.
+        image_size: pixels, one side or (height, width), to which images are resized.
         channels: 3 for colour (grey values three times), 1 for grey.
-        seed: of the split and of what is drawn or repeated.
-        cache: where the decoded images are kept, ``'none'``, ``'memory'`` or ``'disk'``: see `kd_keras.data.folder`.
-        skip_bad_images: leave out files that cannot be decoded, with a warning, rather than stop.
+        seed: of the split and of the images that are drawn or repeated.
+        cache: where decoded images are stored, ``'none'``, ``'memory'`` or ``'disk'``: see `kd_keras.data.folder`.
+        skip_bad_images: leave out files that cannot be decoded, with a warning, instead of stopping.
 
     Raises:
-        InputError: no such folder, another layout, a CSV that contradicts the tree or names missing files, a patient
-            in both of its splits, a class without images or too small for what was asked, a value out of range, files
-            that cannot be decoded.
+        InputError: the folder does not exist or has another layout, a CSV contradicts the tree or lists missing files,
+            a patient is in both splits, a class has no images or too few, a value is out of range, or files cannot be
+            decoded.
 
     Reference: Rajpurkar et al., "MURA: Large Dataset for Abnormality Detection in Musculoskeletal Radiographs",
     arXiv:1712.06957; section 2 for the split by patient.
     """
-    if label not in tuple(_LABELS):  # a list, or a name without quotes, cannot be looked up in a dict
+    if label not in tuple(_LABELS):  # a list, or a name without quotes, is not hashable
         raise InputError(f"label={label!r}: give one of {', '.join(map(repr, _LABELS))}")
     if balance not in _BALANCES:
         raise InputError(f"balance={balance!r}: give one of {', '.join(map(repr, _BALANCES))}")
@@ -116,9 +116,9 @@ def MURA(
     names = _LABELS[label]
     listed = read(existing_folder(folder))
     _refuse_shared_patients(folder, listed)
-    radiographs = [one for split in SPLITS for one in listed[split]]
-    labels = np.array([getattr(one, label) for one in radiographs], np.int32)
-    source, usable = reader.source([one.path for one in radiographs], labels)
+    radiographs = [radiograph for split in SPLITS for radiograph in listed[split]]
+    labels = np.array([getattr(radiograph, label) for radiograph in radiographs], np.int32)
+    source, usable = reader.source([radiograph.path for radiograph in radiographs], labels)
     in_train = usable < len(listed["train"])
     for split, rows in zip(SPLITS, (in_train, ~in_train), strict=True):
         missing = np.setdiff1d(range(len(names)), source.labels[rows])
@@ -127,12 +127,12 @@ def MURA(
     train, patients = np.flatnonzero(in_train), np.array([radiographs[place].patient for place in usable])[in_train]
     labels = source.labels[in_train]
     if val_per_class is None:
-        kept, held_out = carve(labels, val_fraction, seed, groups=patients)
+        remaining, held_out = carve(labels, val_fraction, seed, groups=patients)
     else:
-        kept, held_out = _carve_per_class(labels, val_per_class, seed, patients, names)
-    kept = kept[_balanced(labels[kept], balance, per_class, seed)]
+        remaining, held_out = _carve_per_class(labels, val_per_class, seed, patients, names)
+    remaining = remaining[_balanced(labels[remaining], balance, per_class, seed)]
     test = source.subset(np.flatnonzero(~in_train))
-    return Splits(source.subset(train[kept]), source.subset(train[held_out]), test, names, source.image_shape)
+    return Splits(source.subset(train[remaining]), source.subset(train[held_out]), test, names, source.image_shape)
 
 
 def read(folder: str | os.PathLike) -> dict[str, list[Radiograph]]:
@@ -142,10 +142,10 @@ def read(folder: str | os.PathLike) -> dict[str, list[Radiograph]]:
         folder: see `MURA`.
 
     Returns:
-        Of each of `SPLITS`, in the order of the paths; the same with the CSV files as without.
+        The radiographs of each of `SPLITS`, in the order of their paths, the same with the CSV files and without.
 
     Raises:
-        InputError: another layout, a CSV that contradicts the tree, or files that it names and that are missing.
+        InputError: the folder has another layout, or a CSV contradicts the tree or lists missing files.
     """
     folder = pathlib.Path(folder)
     root = next((place for place in (folder, folder / _FOLDER) if (place / "train").is_dir()), None)
@@ -155,8 +155,8 @@ def read(folder: str | os.PathLike) -> dict[str, list[Radiograph]]:
 
 
 def _refuse_shared_patients(folder, listed):
-    # None is in MURA as published; a tree that was cut or joined by hand can have some.
-    train, valid = ({one.patient for one in listed[split]} for split in SPLITS)
+    # MURA as published has none; a tree that was edited by hand can have some.
+    train, valid = ({radiograph.patient for radiograph in listed[split]} for split in SPLITS)
     if shared := sorted(train & valid):
         named = ", ".join(shared[:_NAMED]) + (" …" if len(shared) > _NAMED else "")
         what = f"{folder}: {len(shared)} patients are in train and in valid ({named}), so test images would be known"
@@ -166,13 +166,13 @@ def _refuse_shared_patients(folder, listed):
 def _read_split(root, split):
     listing = root / f"{split}_image_paths.csv"
     if listing.is_file():
-        # As published, from the folder above: MURA-v1.1/train/XR_…; the folder may have been given another name.
+        # As published: MURA-v1.1/train/XR_…; the folder may have another name.
         paths = _visible(_below(row[0], split, listing) for row in _rows(listing))
         missing = [path for path in paths if not (root / split / path).is_file()]
         if missing:
             named = ", ".join(missing[:_NAMED]) + (" …" if len(missing) > _NAMED else "")
             what = f"{len(missing)} of the {len(paths)} files that {listing} names are missing from {root / split}"
-            raise InputError(f"{what} ({named}): unpack {_FOLDER} anew, or remove the CSV to take what is there")
+            raise InputError(f"{what} ({named}): unpack {_FOLDER} again, or remove the CSV to take what is there")
     else:
         paths = _visible(_walk(root / split))
     published = {}
@@ -185,7 +185,7 @@ def _read_split(root, split):
 
 
 def _visible(paths):
-    # macOS puts ._image1.png beside image1.png.
+    # macOS adds ._image1.png to image1.png.
     return sorted(path for path in paths if not path.rpartition("/")[2].startswith("."))
 
 
@@ -194,18 +194,18 @@ def _rows(file):
         with open(file, newline="", encoding="utf-8") as lines:
             return [row for row in csv.reader(lines) if row]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{file} cannot be read as CSV ({error}): fetch it anew, or remove it") from error
+        raise InputError(f"{file} cannot be read as CSV ({error}): download it again, or remove it") from error
 
 
 def _below(path, split, file):
-    _, found, below = f"/{path.strip()}".partition(f"/{split}/")
-    if not found:
-        raise InputError(f"{file} names {path!r}, which is not below {split}/: fetch it anew, or remove it")
+    _, separator, below = f"/{path.strip()}".partition(f"/{split}/")
+    if not separator:
+        raise InputError(f"{file} names {path!r}, which is not below {split}/: download it again, or remove it")
     return below
 
 
 def _walk(folder):
-    """Images below a split's folder, relative to it with ``/``; other files and folders are passed over."""
+    """Images below a split's folder, relative to it with ``/``; other files and folders are ignored."""
     return [
         path.relative_to(folder).as_posix()
         for path in folder.glob("XR_*/patient*/study*/*")
@@ -224,18 +224,18 @@ def _radiograph(folder, path, published):
     if abnormal is None:
         raise InputError(f"{folder / path}: neither its study's name nor a CSV says positive or negative: {ADVICE}")
     if by_name not in (None, abnormal):
-        raise InputError(f"{folder / path}: its study's name and the CSV of labels disagree: fetch {_FOLDER} anew")
+        raise InputError(f"{folder / path}: its study's name and the CSV of labels disagree: download {_FOLDER} again")
     return Radiograph(str(folder / path), BODY_PARTS.index(part), abnormal, match["patient"], match["study"])
 
 
 def _carve_per_class(labels, per_class, seed, patients, names):
-    """Rows of train, and of a validation split with so many images of each class; no patient is in both."""
+    """Rows of train, and of a validation split with ``per_class`` images per class; no patient is in both."""
     rng = np.random.default_rng(seed)
     _, codes = np.unique(patients, return_inverse=True)
     counts = np.zeros((codes.max() + 1, len(names)), int)
     np.add.at(counts, (codes, labels), 1)
     taken, order = np.zeros(len(counts), bool), rng.permutation(len(counts))
-    # The rarest class first: patients taken for it count for the others as well.
+    # The rarest class first: its patients also have images of other classes.
     for place in np.argsort(counts.sum(0), kind="stable"):
         for patient in order[counts[order, place] > 0]:
             if counts[taken, place].sum() >= per_class:
@@ -251,16 +251,16 @@ def _carve_per_class(labels, per_class, seed, patients, names):
 
 
 def _balanced(labels, balance, per_class, seed):
-    """Places of the samples that are trained on."""
+    """Positions of the samples for training."""
     if balance == "none":
         return np.arange(len(labels))
     rng = np.random.default_rng(seed)
     rows = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
-    sizes = [len(one) for one in rows]
-    wanted = per_class or (min(sizes) if balance == "cap" else max(sizes))
+    sizes = [len(class_rows) for class_rows in rows]
+    count = per_class or (min(sizes) if balance == "cap" else max(sizes))
     if balance == "cap":
-        chosen = [one[:wanted] for one in rows]
+        chosen = [class_rows[:count] for class_rows in rows]
     else:
-        # Each image as often as the others of its class, but for a rest.
-        chosen = [np.resize(one, wanted) for one in rows]
+        # All images of a class are repeated equally often, except for a remainder.
+        chosen = [np.resize(class_rows, count) for class_rows in rows]
     return np.sort(np.concatenate(chosen))

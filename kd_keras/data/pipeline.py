@@ -1,4 +1,4 @@
-"""The one tf.data pipeline that every data set goes through.
+"""The tf.data pipeline of every data set.
 
 Order and augmentation are pure functions of (seed, epoch, index). So teacher and student see the same view, runs
 repeat, a resumed run continues as if it had not stopped, and a teacher's outputs can be cached by view.
@@ -13,16 +13,16 @@ import tensorflow as tf
 from kd_keras.data.sources import Source
 from kd_keras.errors import InputError, is_count
 
-# Told apart so that order, views and mixing do not share random numbers.
+# Folded into the seed, so that order, views and mixing do not share random numbers.
 _ORDER, _VIEW, _MIX = range(3)
 
 
 def steps_per_epoch(n: int, batch_size: int, drop_remainder: bool = False) -> int:
-    """How many batches an epoch has.
+    """Number of batches per epoch.
 
     Args:
         n: samples.
-        batch_size: samples a batch, on all devices together.
+        batch_size: samples per batch, on all devices together.
         drop_remainder: whether a smaller last batch is left out.
     """
     return n // batch_size if drop_remainder else -(-n // batch_size)
@@ -46,25 +46,25 @@ def batches(
 ) -> tf.data.Dataset:
     """Batches of a source.
 
-    Without ``training``: one pass, in order. With it: the batches of the epochs ``initial_epoch`` to ``epochs`` - 1
-    one after another, each epoch in an order of its own; whatever ``initial_epoch``, an epoch's batches are the same.
+    Without ``training``: one pass, in order. With it: the batches of the epochs ``initial_epoch`` to ``epochs`` - 1,
+    each epoch in a different order. An epoch's batches do not depend on ``initial_epoch``.
 
     Args:
         source: what is read.
-        batch_size: samples a batch.
+        batch_size: samples per batch.
         training: shuffle, augment and go through several epochs.
         seed: of order and augmentation.
         epochs: where training ends.
-        initial_epoch: where it starts (again).
-        augment: operations of `kd_keras.data.augment`, applied in their order.
+        initial_epoch: where training starts, or resumes.
+        augment: operations of `kd_keras.data.augment`, applied in this order.
         num_classes: K; needed where an operation mixes labels.
-        cache: a `kd_keras.teacher_cache.TeacherCache` of this source: each epoch shows the next of its views, and the
-            batches, dictionaries, bring the teacher's taps for it.
-        views: the views that a cache would have, without one: for a comparison that differs in the teacher alone.
-        with_index: give dictionaries ``{image, label, index}``, the index being the sample's place in the source.
-        drop_remainder: leave out a smaller last batch (of each epoch).
-        shard: (w, n) gives worker w's part of each batch; the parts of all n workers, one behind the other, are the
-            batch. Only the part is read, unless an operation mixes labels: partners come from the whole batch.
+        cache: a `kd_keras.TeacherCache` of this source: each epoch shows the next of its views, and the batches,
+            dictionaries, contain the teacher's taps for it.
+        views: the views of a cache without the cache, to compare trainings that differ in the teacher alone.
+        with_index: return dictionaries ``{image, label, index}``, where the index is the sample's number in the source.
+        drop_remainder: leave out a smaller last batch of each epoch.
+        shard: (w, n) returns worker w's part of each batch; the parts of all n workers in a row are the batch. Only the
+            part is read, unless an operation mixes labels, whose partners come from the whole batch.
 
     Returns:
         A dataset of (image, label): float32 (B, H, W, C) in 0…255, and int32 (B,) or, where an operation mixes
@@ -72,7 +72,7 @@ def batches(
         teacher}`` with what was asked for.
 
     Raises:
-        InputError: a value is out of range, or the cache was made of other samples or another augmentation.
+        InputError: a value is out of range, or the cache was made with other samples or another augmentation.
     """
     for name, value, low in (("batch_size", batch_size, 1), ("epochs", epochs, 0), ("initial_epoch", initial_epoch, 0)):
         if not is_count(value, low):
@@ -129,11 +129,11 @@ def _run(dataset, load, count, sharded=False):
     dataset = dataset.map(load, num_parallel_calls=os.cpu_count() or 1, deterministic=True)
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(count)).prefetch(2)
     options = tf.data.Options()
-    # Its thread sleeps for doubling periods and a dropped iterator waits for it: seconds at the end of each fit.
+    # An iterator that is deleted waits for its thread, which sleeps: seconds at the end of each fit.
     options.autotune.enabled = False
     options.deterministic = True
     if sharded:
-        # TensorFlow would take a part of the part.
+        # TensorFlow would shard the shard.
         options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.with_options(options)
 
@@ -143,8 +143,8 @@ def _name(op) -> str:
 
 
 def _check_views(views, source, augment):
-    made, asked = views.identity(), Views(source, views.count, augment, views.seed).identity()
-    differing = [key for key in made if made[key] != asked[key]]
+    cached, current = views.identity(), Views(source, views.count, augment, views.seed).identity()
+    differing = [key for key in cached if cached[key] != current[key]]
     if differing:
         raise InputError(f"the teacher cache was made with another {', '.join(differing)}: make one for these batches")
 
@@ -156,16 +156,16 @@ class Views:
 
     Args:
         source: what is read.
-        count: how many views of each sample. Where the augmentation draws nothing at random all views are one.
-        augment: operations of `kd_keras.data.augment`, in their order.
-        seed: of the views; the order of training has a seed of its own.
+        count: number of views of each sample; 1 where the augmentation is not random.
+        augment: operations of `kd_keras.data.augment`, in this order.
+        seed: of the views; the order of training has a separate seed.
 
     Raises:
-        InputError: the count is no whole number of at least 1, or an operation's results do not repeat (mixup, cutmix,
-            a layer with random numbers of its own).
+        InputError: the count is not a whole number of at least 1, or an operation's results do not repeat (mixup,
+            cutmix, a layer with its own random numbers).
     """
 
-    def __init__(self, source: Source, count: int = 1, augment: Sequence[Any] = (), seed: int = 0):
+    def __init__(self, source: Source, count: int = 1, augment: Sequence[Any] = (), seed: int = 0) -> None:
         if not is_count(count):
             raise InputError(f"{count!r} views: give a whole number of at least 1")
         for op in augment:
@@ -181,7 +181,7 @@ class Views:
         return len(self.source)
 
     def identity(self) -> dict[str, Any]:
-        """What the views depend on, but for their number."""
+        """Everything that the views depend on, except their number."""
         random = bool(_columns(self.augment))
         return {
             "samples": self.source.fingerprint,
@@ -206,7 +206,7 @@ def _columns(augment) -> int:
 
 
 def _noise(n, augment, seed, view):
-    """What augmentation draws for a view: row i belongs to sample i, wherever the order puts it."""
+    """The random numbers of a view: row i belongs to sample i, in whatever order samples are read."""
     return tf.random.stateless_uniform((n, _columns(augment)), _fold(_fold(seed, _VIEW), view))
 
 

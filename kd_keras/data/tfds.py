@@ -1,7 +1,7 @@
-"""Any image classification set of TensorFlow Datasets that has been prepared.
+"""Any prepared image classification data set of TensorFlow Datasets.
 
-Importing this module registers two more builders with TensorFlow Datasets, ``mura`` and ``chest_xray``, whose files
-are fetched by hand::
+Importing this module registers two builders with TensorFlow Datasets, ``mura`` and ``chest_xray``, whose files are
+downloaded by hand::
 
     import kd_keras.data.tfds
     import tensorflow_datasets as tfds
@@ -19,10 +19,13 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
+from kd_keras.data.arrays import mapped_images
+from kd_keras.data.carving import carve, carve_three
+from kd_keras.data.decoding import fit
 from kd_keras.data.downloads import existing_folder
 from kd_keras.data.fingerprints import of_rows
-from kd_keras.data.image_files import checked_size, mapped_images
-from kd_keras.data.sources import NumpySource, Source, Splits, carve, carve_three, fit
+from kd_keras.data.image_files import checked_size
+from kd_keras.data.sources import NumpySource, Source, Splits
 from kd_keras.errors import InputError, check_switch, needs
 
 with needs("TensorFlow Datasets", "tfds", "tfds(…)"):
@@ -30,7 +33,7 @@ with needs("TensorFlow Datasets", "tfds", "tfds(…)"):
 
     from kd_keras.data.tfds_builders import chest_xray, mura  # noqa: F401 (importing registers them)
 
-_BATCH = 64  # images that are decoded at a time to be written
+_BATCH = 64  # images that are decoded together
 _PATIENT = "patient"
 _VAL_NAMES = ("validation", "val", "valid", "dev")
 
@@ -50,35 +53,35 @@ def TFDS(
     seed: int = 0,
     download: bool = False,
 ) -> Splits:
-    """A prepared data set, with its own splits; missing ones are carved from train, stratified.
+    """A prepared data set with its splits; missing splits are carved from train, stratified.
 
     TensorFlow Datasets reads in sequence, so each split's images are written once to Keras' cache
-    (``$KERAS_HOME/datasets/kd_keras/images``; N · H · W · C bytes, which are told beforehand) and mapped from there.
-    Labels are read anew at each start.
+    (N · H · W · C bytes in ``$KERAS_HOME/datasets/kd_keras/images``, with a warning) and mapped from there. Labels are
+    read again at each start.
 
     Args:
-        name: as `tfds.load` takes it: ``'mnist'``, ``'cmaterdb/bangla'``, ``'cats_vs_dogs:4.0.1'``.
-        data_dir: where prepared data sets lie; by default as TensorFlow Datasets has it
-            (``$TFDS_DATA_DIR``, or ``~/tensorflow_datasets``).
-        label: the label's name, where it is another than that of the supervised keys: ``'coarse_label'``.
-        image_size: pixels, a side or (height, width), to which images are resized; needed where sizes vary.
-        channels: 3 for colour, 1 for grey; by default as the data set has it.
-        train_split: TFDS split to learn from, slices included: ``'train[:50%]'``.
-        val_split: TFDS split for validation; by default ``validation``, ``val``, ``valid`` or ``dev``, where it is
-            there and no other key names it.
-        test_split: TFDS split to report; by default ``test``, likewise.
-        val_fraction: where there is no validation split: part of train taken for it.
-        test_fraction: where there is no test split: part of train taken for it.
-        group: feature whose samples of one value are kept together where a split is carved; by default ``'patient'``
-            where the data set has it (``mura``, ``chest_xray``).
-        seed: of those splits.
-        download: let TensorFlow Datasets download and prepare what is not there; without a network that ends after
-            minutes of its own attempts.
+        name: name for `tfds.load`: ``'mnist'``, ``'cmaterdb/bangla'``, ``'cats_vs_dogs:4.0.1'``.
+        data_dir: folder of prepared data sets; by default that of TensorFlow Datasets (``$TFDS_DATA_DIR``, or
+            ``~/tensorflow_datasets``).
+        label: name of the label, if it is not that of the supervised keys: ``'coarse_label'``.
+        image_size: pixels, one side or (height, width), to which images are resized; needed where sizes vary.
+        channels: 3 for colour, 1 for grey; by default those of the data set.
+        train_split: TFDS split for training, or a slice of one: ``'train[:50%]'``.
+        val_split: TFDS split for validation; by default ``validation``, ``val``, ``valid`` or ``dev``, if it exists and
+            no other argument names it.
+        test_split: TFDS split for testing; by default ``test``, likewise.
+        val_fraction: without a validation split: part of train for it.
+        test_fraction: without a test split: part of train for it.
+        group: feature by whose value samples stay together when a split is carved; by default ``'patient'`` if the data
+            set has it (``mura``, ``chest_xray``).
+        seed: of these splits.
+        download: let TensorFlow Datasets download and prepare a missing data set; without a network it retries for
+            minutes.
 
     Raises:
-        InputError: the data set is unknown, not prepared, no classification of images into one of several classes, or
-            damaged; sizes vary and ``image_size`` is not given; a split or feature is not there; splits share samples;
-            or the disk has no room.
+        InputError: the data set is unknown, not prepared, damaged, or not a classification of images into one of
+            several classes; sizes vary and ``image_size`` is not given; a split or feature does not exist; splits share
+            samples; or the disk has no room.
     """
     if channels not in (None, 1, 3):
         raise InputError(f"channels={channels!r}: give 3 for colour or 1 for grey")
@@ -90,7 +93,7 @@ def TFDS(
     available = builder.info.splits
     wanted = {"train": train_split, "val": val_split, "test": test_split}
     for kind, known in (("val", _VAL_NAMES), ("test", ("test",))):
-        # What another key names is taken: with test_split='validation', validation images are carved from train.
+        # A split that another argument names is taken: with test_split='validation', val is carved from train.
         free = (split for split in known if split in available and split not in wanted.values())
         wanted[kind] = wanted[kind] or next(free, None)
     _refuse_shared_samples(name, available, wanted)
@@ -106,9 +109,9 @@ def _builder(name, data_dir, download):
         data_dir = str(existing_folder(data_dir, "data_dir"))
     where = data_dir or "TensorFlow Datasets' folder ($TFDS_DATA_DIR, by default ~/tensorflow_datasets)"
     try:
-        # try_gcs=False: what is not prepared here is not looked for in a cloud.
+        # try_gcs=False: a missing data set is not looked up in a cloud.
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
-    # A version that is not there is an AssertionError.
+    # A missing version raises AssertionError.
     except (tfds.core.DatasetNotFoundError, ValueError, RuntimeError, OSError, AssertionError) as error:
         what = f"{name!r} is no data set that TensorFlow Datasets knows or finds in {where} ({_first(error)})"
         raise InputError(
@@ -123,7 +126,7 @@ def _builder(name, data_dir, download):
         )
     try:
         builder.download_and_prepare()
-    except Exception as error:  # builders raise whatever their downloads and readers do
+    except Exception as error:  # builders may raise anything
         raise InputError(f"{name!r} could not be prepared in {where}: {_first(error)}") from error
     return builder
 
@@ -163,7 +166,7 @@ def _shape(name, feature, size, channels):
 
 
 def _refuse_shared_samples(name, available, wanted) -> None:
-    """Slices such as ``'train[:50%]'`` can hold what another split has."""
+    """Refuses slices such as ``'train[:50%]'`` that share samples with another split."""
     parts = []
     for kind, split in wanted.items():
         if split is None:
@@ -175,7 +178,7 @@ def _refuse_shared_samples(name, available, wanted) -> None:
         except (ValueError, KeyError) as error:
             what = f"split {split!r} of {name!r} cannot be read ({_first(error)})"
             raise InputError(f"{what}: name one of {', '.join(available)}") from error
-        parts += [(one.filename, one.skip, one.skip + one.take, split) for one in instructions]
+        parts += [(part.filename, part.skip, part.skip + part.take, split) for part in instructions]
     for (file, _, end, split), (other_file, start, _, other) in itertools.pairwise(sorted(parts)):
         if file == other_file and start < end:
             raise InputError(f"{name!r}: {split!r} and {other!r} share samples: give splits that have none in common")
@@ -200,10 +203,10 @@ def _read(name, builder, split, keys, shape) -> tuple[Source, np.ndarray | None]
         columns = {role: np.concatenate([batch[keys[role]] for batch in table]) for role in rest} if table else {}
     except (tf.errors.OpError, OSError, ValueError, KeyError) as error:
         what = f"split {split!r} of {name!r} cannot be read ({_first(error)})"
-        raise InputError(f"{what}: name one of {', '.join(builder.info.splits)}, or prepare it anew") from error
+        raise InputError(f"{what}: name one of {', '.join(builder.info.splits)}, or prepare it again") from error
     if not table or len(columns["label"]) != count:
-        found = len(columns["label"]) if table else 0
-        raise InputError(f"split {split!r} of {name!r} has {found} of {count} samples: prepare it anew")
+        count_read = len(columns["label"]) if table else 0
+        raise InputError(f"split {split!r} of {name!r} has {count_read} of {count} samples: prepare it again")
     labels, classes = columns["label"], builder.info.features[keys["label"]].num_classes
     if not 0 <= labels.min() <= labels.max() < classes:
         what = f"split {split!r} of {name!r} has labels outside 0…{classes - 1}, as where they are not published"
@@ -217,7 +220,7 @@ def _read(name, builder, split, keys, shape) -> tuple[Source, np.ndarray | None]
             yield from fitted.batch(_BATCH).prefetch(1).as_numpy_iterator()
         except tf.errors.OpError as error:
             what = f"split {split!r} of {name!r} has an image that cannot be read"
-            raise InputError(f"{what} ({_first(error)}): prepare it anew") from error
+            raise InputError(f"{what} ({_first(error)}): prepare it again") from error
 
     stats = [os.stat(path) for path in builder.info.splits[split].filepaths]
     known = [builder.info.full_name, str(builder.data_path), split, keys["image"], count, shape, tf.__version__]
@@ -226,18 +229,17 @@ def _read(name, builder, split, keys, shape) -> tuple[Source, np.ndarray | None]
     place = hashlib.sha256(f"{builder.data_path}\0{split}".encode()).hexdigest()[:12]
     file = f"tfds-{re.sub(r'[^0-9A-Za-z]+', '-', builder.info.full_name)}-{place}-{'x'.join(map(str, shape))}"
     pixels = mapped_images(file, digest.digest(), (count, *shape), images)
-    # Over the labels too: one set of images may have several.
     return NumpySource(pixels, labels, of_rows(digest.digest(), len(labels))), columns.get("group")
 
 
 def _carved(read, val_fraction, test_fraction, seed):
-    """Train, val and test; what is missing is carved from train."""
+    """Train, val and test; missing splits are carved from train."""
     source, groups = read["train"]
     given = {kind: pair[0] for kind, pair in read.items() if kind != "train"}
     if not given:
         return [source.subset(rows) for rows in carve_three(source.labels, val_fraction, test_fraction, seed, groups)]
     for kind, fraction in (("val", val_fraction), ("test", test_fraction)):
         if kind not in given:
-            kept, held_out = carve(source.labels, fraction, seed, groups)
-            source, given[kind] = source.subset(kept), source.subset(held_out)
+            remaining, held_out = carve(source.labels, fraction, seed, groups)
+            source, given[kind] = source.subset(remaining), source.subset(held_out)
     return source, given["val"], given["test"]

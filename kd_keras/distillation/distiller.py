@@ -1,5 +1,8 @@
 """`Distiller`: a `keras.Model` that trains a student with a teacher's help."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -9,6 +12,7 @@ from kd_keras.distillation.metrics import Accuracy
 from kd_keras.distillation.pretraining import check_pretrained, pretraining
 from kd_keras.distillation.taps import Taps
 from kd_keras.errors import InputError
+from kd_keras.losses.base import Loss
 
 if keras.backend.backend() == "tensorflow":
     from kd_keras.distillation.tensorflow_step import Step
@@ -58,7 +62,15 @@ class Distiller(Step):
             is not a classifier.
     """
 
-    def __init__(self, *, student, losses, teacher=None, teacher_dtype=None, **kwargs):
+    def __init__(
+        self,
+        *,
+        student: keras.Model,
+        losses: Sequence[Loss],
+        teacher: keras.Model | None = None,
+        teacher_dtype: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**{"dtype": student.dtype_policy, "autocast": False, **kwargs})
         terms = list(losses)
         _check_terms(terms)
@@ -170,7 +182,7 @@ class Distiller(Step):
                             "attach the teacher that they were trained with"
                         )
 
-    def compile(self, optimizer="rmsprop", loss=None, metrics=None, **kwargs):
+    def compile(self, optimizer: Any = "rmsprop", loss: None = None, metrics: Any = None, **kwargs: Any) -> None:
         """As `keras.Model.compile`, without a loss: the losses are given to the constructor.
 
         ``"accuracy"`` takes labels as classes and, after mixup, as class weights.

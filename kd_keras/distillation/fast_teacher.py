@@ -81,20 +81,8 @@ def fast_copy(model: keras.Model, dtype: str = "auto", keep: tuple[str, ...] = (
 def can_be_copied(model: keras.Model) -> bool:
     """Whether a model, and each model inside it, is functional or Sequential, of layers that can be rebuilt."""
     return graph.is_graph(model) and all(
-        can_be_copied(layer) if isinstance(layer, keras.Model) else _can_be_rebuilt(layer) for layer in model.layers
+        (can_be_copied if isinstance(layer, keras.Model) else graph.can_be_rebuilt)(layer) for layer in model.layers
     )
-
-
-def _can_be_rebuilt(layer) -> bool:
-    """Whether a layer can be made from its config; not every layer of other packages can."""
-    if type(layer).__module__.startswith("keras."):
-        return True
-    try:
-        type(layer).from_config(layer.get_config())
-    # TypeError for a config that does not fit, NotImplementedError for none; the layer's own code may raise anything.
-    except Exception:
-        return False
-    return True
 
 
 def _models(model) -> list[keras.Model]:

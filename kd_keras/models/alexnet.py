@@ -4,7 +4,7 @@ import keras
 
 from kd_keras.models import layers as _layers
 
-# A stage is what lies between two poolings: filters and kernel size of its convolutions.
+# Filters and kernel size of the convolutions of each stage; a pooling follows each stage.
 _IMAGENET = (((64, 11),), ((192, 5),), ((384, 3), (256, 3), (256, 3)))
 _CIFAR = (((64, 3),), ((192, 3),), ((384, 3), (256, 3), (256, 3)))
 _UNITS = 4096
@@ -18,8 +18,8 @@ def AlexNet(
     width: float = 1.0,
     dropout: float = 0.5,
 ) -> keras.Model:
-    """AlexNet (Krizhevsky et al., NeurIPS 2012) as it is used today: one column, no local response normalisation
-    (Krizhevsky, 1404.5997). It has no batch norm either, so it wants a smaller learning rate than the other families.
+    """AlexNet (Krizhevsky et al., NeurIPS 2012) as it is used today, with one column and no local response
+    normalisation (Krizhevsky, 1404.5997). Without batch norm it needs a smaller learning rate than the other families.
 
     Taps: ``stage1``, ``stage2``, ``stage3``, the first, the second and the fifth convolution after their ReLU and
     before the pooling that follows each; ``stage1_pre …``, the same before that ReLU; ``pooled``, the vector (B, D)
@@ -30,8 +30,8 @@ def AlexNet(
         input_shape: (H, W, C).
         stem: ``'imagenet'``: as published, a first convolution of 11x11 with stride 4, a second of 5x5, 3x3 pooling
             with stride 2. ``'cifar'``: as usual for 32x32 images, a first convolution of 3x3 with stride 2, a second
-            of 3x3, 2x2 pooling. Default: ``'cifar'`` where the smaller side is below 64 pixels. Both have the
-            published 4096 units twice, which ``width`` makes fewer.
+            of 3x3, 2x2 pooling. Default: ``'cifar'`` where the smaller side is below 64 pixels. Both have two
+            fully-connected layers of 4096 units, times ``width``.
         width: factor on the filters of every convolution and on the units of the two fully-connected layers.
         dropout: share of units dropped after each of these two, in 0 <= dropout < 1.
 
@@ -39,7 +39,7 @@ def AlexNet(
         A functional model, pixels in 0..255 (B, H, W, C) -> float32 logits (B, K).
 
     Raises:
-        InputError: an unknown stem, or a value out of its range.
+        InputError: the stem is unknown, or a value is out of range.
     """
     input_shape = _layers.check(num_classes, input_shape)
     stem = _layers.chosen_stem(stem, input_shape)

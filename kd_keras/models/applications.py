@@ -1,4 +1,4 @@
-"""`pretrained=`: the networks of keras.applications with the weights that were published with them."""
+"""`pretrained=`: the networks of keras.applications with their published weights."""
 
 import os
 import pathlib
@@ -13,11 +13,11 @@ from kd_keras.errors import InputError
 from kd_keras.models import layers as _layers
 from kd_keras.models import networks as _networks
 
-_LEAST = 32  # pixels a side, for every network that is used here
+_MIN_SIDE = 32  # pixels, for every network used here
 
 
 class Preprocessing:
-    """What a network of keras.applications was trained on, of pixels in 0..255 (`preprocess_input`'s three modes)."""
+    """How the networks of keras.applications preprocess pixels in 0..255: `preprocess_input`'s three modes."""
 
     #: x / 127.5 - 1.
     TF = (1 / 127.5, -1.0)
@@ -43,9 +43,9 @@ def build_pretrained(
     first_conv: str | None = None,
     **options: Any,
 ) -> keras.Model:
-    """A network of keras.applications, its weights as published, a global average and a fresh classifier.
+    """A network of keras.applications with its published weights, a global average and a new classifier.
 
-    All of it is trainable, batch norm too. Its own preprocessing is the layer ``rescale``; a grey image is repeated to
+    All layers are trainable, batch norm too. The preprocessing is the layer ``rescale``; a grey image is repeated to
     three channels.
 
     Args:
@@ -54,27 +54,28 @@ def build_pretrained(
         pretrained: ``'imagenet'``, which downloads the weights once, or the path of a weights file of the same network
             without its top, as Keras publishes it (``…_notop.h5``) or ``save_weights`` writes it.
         network: function of keras.applications.
-        preprocessing: one of `Preprocessing`.
-        taps: the network's names of layers -> this package's (``stage1`` …).
+        preprocessing: a constant of `Preprocessing`.
+        taps: the network's name of a layer -> the tap's name (``stage1`` …).
         name: the model's name.
         dropout: share of units dropped before the classifier, in 0 <= dropout < 1.
-        first_conv: its first convolution, where the weights take the channels in reverse: they are turned round once.
-        **options: what ``network`` takes beside.
+        first_conv: name of the first convolution, where its weights take the channels in reverse; they are reversed
+            once.
+        **options: further arguments of ``network``.
 
     Returns:
         A functional model, pixels in 0..255 (B, H, W, C) -> float32 logits (B, K).
 
     Raises:
-        InputError: an image that is too small, weights that cannot be had, or a file of another network's weights.
+        InputError: the image is too small, the weights are not available, or the file holds another network's weights.
     """
     input_shape = _layers.check(num_classes, input_shape)
     _layers.check_dropout(dropout)
     if not isinstance(pretrained, (str, os.PathLike)):
         raise InputError(f"pretrained={pretrained!r} is unknown: write 'imagenet', the path of a weights file, or None")
-    if min(input_shape[:2]) < _LEAST:
+    if min(input_shape[:2]) < _MIN_SIDE:
         raise InputError(
-            f"pretrained networks take images of at least {_LEAST}x{_LEAST} pixels, these have "
-            f"{input_shape[0]}x{input_shape[1]}: read them with --image_size={_LEAST}, or train from scratch with "
+            f"pretrained networks take images of at least {_MIN_SIDE}x{_MIN_SIDE} pixels, these have "
+            f"{input_shape[0]}x{input_shape[1]}: read them with --image_size={_MIN_SIDE}, or train from scratch with "
             "--nopretrained"
         )
     image, x = _networks.colour_input(input_shape)
@@ -84,16 +85,16 @@ def build_pretrained(
         layer = base.get_layer(first_conv)
         kernel, *rest = layer.get_weights()
         layer.set_weights([kernel[:, :, ::-1], *rest])
-    x = base.call(x)  # and not base(x), which would hide its layers in one
+    x = base.call(x)  # not base(x), which would nest its layers in one
     x = keras.layers.GlobalAveragePooling2D(name="pooled")(x)
     x = _layers.dropout(x, dropout)
     return _networks.finished(image, _layers.logits(x, num_classes), names=taps, name=name)
 
 
 def check_published(key: str, value: Any, published: Collection[Any]) -> None:
-    """Raises InputError unless there are published weights for this value of a family's key."""
+    """Raises InputError unless there are published weights for this value of a builder's argument."""
     if value not in published:
-        known = ", ".join(repr(one) for one in published if one is not None)
+        known = ", ".join(repr(option) for option in published if option is not None)
         advice = f"those are for {known}" if known else "leave it out"
         raise InputError(
             f"{key}={value!r} has no published weights for pretrained=: {advice}, or train from scratch with "
@@ -121,7 +122,7 @@ def _loaded(network, pretrained, options, name) -> keras.Model:
     base = network(weights=None, **options)
     try:
         base.load_weights(file)
-    except Exception as error:  # a damaged or foreign file can fail in any way: HDF5, shapes, number of layers
+    except Exception as error:  # a damaged file or another kind of file may raise anything
         raise InputError(
             f"{str(file)!r} does not hold the weights of {name} without its top ({_networks.reason(error)}): give the "
             "…_notop.h5 file that Keras publishes for it"

@@ -20,7 +20,7 @@ def CNN(
     pool: str = "max",
     dropout: float = 0.0,
 ) -> keras.Model:
-    """A plain CNN of 3x3 convolutions, one block for each member of ``filters``.
+    """A plain CNN of 3x3 convolutions, with one block for each member of ``filters``.
 
     Two of the studies that this package reimplements, S0 (a 10-convolution teacher and a 3-convolution student on
     CIFAR-10) and S4 (AlexNet to small CNNs), have these networks:
@@ -31,10 +31,10 @@ def CNN(
     - S0's teacher, 10 convolutions + 1 pooling layer + 256 units: ``cnn(filters=(64, 128, 256), convs=(3, 3, 4),
       dense=(256,), pool='global')``.
 
-    S0 prints neither filters nor where its one pooling layer stands. One 2x2 pooling of a 32x32 image would leave
-    16x16 maps, and almost all weights of the student in the first linear layer (8.4 M behind 128 filters). So the one
-    pooling is a global average, and the maps shrink by strides instead; its teacher and student have maps of equal
-    size at each stage, which feature losses can compare.
+    S0 states neither the filters nor the position of its one pooling layer. One 2x2 pooling of a 32x32 image would
+    leave 16x16 maps, and almost all weights of the student in the first linear layer (8.4 M after 128 filters). So the
+    one pooling is a global average, and strides shrink the maps; teacher and student have maps of equal size at each
+    stage, which feature losses can compare.
 
     Taps: ``stage1 … stageN``, each block after its last ReLU and before its pooling; ``stage1_pre …``, the same
     before that ReLU; ``pooled``, the vector (B, D) that enters the fully-connected layers.
@@ -54,7 +54,7 @@ def CNN(
         A functional model, pixels in 0..255 (B, H, W, C) -> float32 logits (B, K).
 
     Raises:
-        InputError: a value out of its range, or more 2x2 poolings than the image has room for.
+        InputError: a value is out of range, or the image is too small for the 2x2 poolings.
     """
     input_shape = _layers.check(num_classes, input_shape)
     filters = _layers.counts("filters", filters)

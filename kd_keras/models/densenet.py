@@ -41,28 +41,28 @@ def DenseNet(
     - ``depth`` 22, 40, 100: the 6n+4 family of section 4 for CIFAR, three dense blocks of n layers each.
 
     Taps: ``stage1 … stageN`` (four or three stages), the output of each dense block after the batch norm and the ReLU
-    that follow it and before the transition's convolution and pooling (a block's own output is a concatenation that
-    no activation has seen); ``stage1_pre …``, the same before that ReLU; ``pooled``, the global average (B, D).
+    that follow it and before the transition's convolution and pooling (the block's own output is a concatenation
+    without activation); ``stage1_pre …``, the same before that ReLU; ``pooled``, the global average (B, D).
 
     Args:
         num_classes: K, at least 2.
         input_shape: (H, W, C).
-        depth: one of the above.
+        depth: one of these.
         stem: ``'imagenet'``: 7x7 convolution with stride 2, batch norm, ReLU, 3x3 max pooling with stride 2.
             ``'cifar'``: 3x3 convolution, no stride, no batch norm. Default: ``'cifar'`` where the smaller side is
             below 64 pixels.
         growth: k, channels that each layer adds; the stem has 2k. Default: 32 for depth 121, 169, 201, else 12.
         dropout: share of values dropped after each 3x3 convolution of a dense block, in 0 <= dropout < 1; the paper
-            takes 0.2 where it does not augment.
+            uses 0.2 without augmentation.
         pretrained: ``'imagenet'``, or the path of a weights file: the network of keras.applications with its published
-            weights and preprocessing, a global average and a fresh classifier, all of it trainable (``depth`` 121,
-            169, 201); ``dropout`` is then before the classifier.
+            weights and preprocessing, a global average and a new classifier, all trainable (``depth`` 121,
+            169, 201). ``dropout`` then precedes the classifier.
 
     Returns:
         A functional model, pixels in 0..255 (B, H, W, C) -> float32 logits (B, K).
 
     Raises:
-        InputError: published weights that cannot be had, an unknown depth or stem, or a value out of its range.
+        InputError: the published weights are not available, depth or stem is unknown, or a value is out of range.
     """
     input_shape = _layers.check(num_classes, input_shape)
     if not is_count(depth) or depth not in _PLANS:
@@ -97,7 +97,7 @@ def DenseNet(
 
 
 def _dense_layer(x, growth, dropout, name):
-    """Joins ``growth`` new channels to those that are there."""
+    """Appends ``growth`` new channels to the input."""
     y = _layers.batch_norm(x, name=f"{name}_bn1")
     y = _layers.relu(y, name=f"{name}_relu1")
     y = _layers.conv(y, _BOTTLENECK * growth, 1, name=f"{name}_conv1")

@@ -1,4 +1,4 @@
-"""Networks of KerasHub: any image backbone among its presets, CLIP's image tower too."""
+"""Networks of KerasHub: any image backbone among its presets, including CLIP's image tower."""
 
 import os
 from collections.abc import Sequence
@@ -26,20 +26,20 @@ def Hub(
     resize: bool = True,
     dropout: float = 0.0,
 ) -> keras.Model:
-    """The image backbone of a KerasHub preset with its weights, all of it trainable, and a classifier.
+    """The image backbone of a KerasHub preset with its weights, all trainable, and a classifier.
 
-    Needs KerasHub: ``pip install 'kd_keras[hub]'``. The preset's own preprocessing (size, scale, offset) is in the
-    model; a grey image is repeated to three channels.
+    Needs KerasHub: ``pip install 'kd_keras[hub]'``. The preset's preprocessing (size, scale, offset) is part of
+    the model; a grey image is repeated to three channels.
 
-    With ``head='zero_shot'`` the classifier of a CLIP preset (Radford et al., 2103.00020, section 3.1.2) is made of the
-    class names: its weights are the text tower's embeddings of ``template`` with each name in it, and the model needs
-    no training (``--teacher_epochs=0``).
+    With ``head='zero_shot'`` the classifier of a CLIP preset (Radford et al., 2103.00020, section 3.1.2) is computed
+    from the class names: its weights are the text tower's embeddings of ``template`` with each name, and the model
+    needs no training (``--teacher_epochs=0``).
 
-    Taps: ``stage1 … stageN``, the levels of the backbone's feature pyramid, the finest first, where it has one (ResNet
+    Taps: ``stage1 … stageN``, the levels of the backbone's feature pyramid, the finest first, if it has one (ResNet
     and DenseNet do; ViT, CLIP and MobileNet do not); ``pooled``, the vector (B, D) that enters the classifier; and
     every layer of the backbone under its own name, such as CLIP's ``encoder_block_5``. A backbone whose layers cannot
-    be rebuilt from their configs (KerasHub's ViT) stays in one piece: it has ``pooled`` alone, and ``teacher_dtype``
-    refuses it.
+    be rebuilt from their configs (KerasHub's ViT) stays one layer: its only tap is ``pooled``, and
+    ``teacher_dtype`` refuses it.
 
     An image that is resized with antialiasing (CLIP) cannot be exported to TFLite; such a model can still teach.
 
@@ -48,22 +48,22 @@ def Hub(
         input_shape: (H, W, C), C being 3 or 1.
         preset: name of a preset (``'resnet_50_imagenet'``, ``'clip_vit_base_patch32'``), a handle (``'hf://…'``,
             ``'kaggle://…'``), or the path of a folder that ``save_to_preset`` wrote.
-        head: ``'fresh'``: a dense layer to be trained. ``'zero_shot'``: see above.
+        head: ``'fresh'``: a new dense layer. ``'zero_shot'``: computed from class names, see above.
         class_names: the classes in the data's order, for ``'zero_shot'``.
-        template: the sentence around a class name, with ``{}`` where it stands.
-        pool: of a backbone that gives tokens: ``'token'`` reads the class token, the first; ``'mean'`` the mean of all.
-            Default: the class token where the backbone says that it has one, else the mean. Of CLIP the projected
-            class token is read.
-        resize: whether images are resized to the size that the preset's preprocessing names; False, for backbones that
-            take any size, leaves them as they are.
+        template: the sentence around a class name, with ``{}`` in its place.
+        pool: for a backbone that returns tokens: ``'token'`` reads the first, the class token; ``'mean'`` the mean of
+            all. Default: the class token if the backbone has one, else the mean. For CLIP, the projected class token is
+            read.
+        resize: whether images are resized to the size of the preset's preprocessing; False keeps their size, for
+            backbones that take any size.
         dropout: share of units dropped before the classifier, in 0 <= dropout < 1.
 
     Returns:
         A functional model, pixels in 0..255 (B, H, W, C) -> float32 logits (B, K).
 
     Raises:
-        InputError: KerasHub is not installed, the preset is unknown or cannot be had, is no image backbone or names no
-            preprocessing, or a value is out of its range.
+        InputError: KerasHub is not installed, the preset is unknown, not available, not an image backbone or without
+            preprocessing, or a value is out of range.
     """
     input_shape = _layers.check(num_classes, input_shape)
     if not isinstance(preset, (str, os.PathLike)):
@@ -78,8 +78,8 @@ def Hub(
 
     preset = os.path.expanduser(preset)
     hub = _networks.keras_hub()
-    backbone = _had(preset, "backbone", hub.models.Backbone.from_preset)
-    converter = _had(preset, "image preprocessing", hub.layers.ImageConverter.from_preset)
+    backbone = _load(preset, "backbone", hub.models.Backbone.from_preset)
+    converter = _load(preset, "image preprocessing", hub.layers.ImageConverter.from_preset)
     clip = isinstance(backbone, hub.models.CLIPBackbone)
     if clip and pool == "mean":
         raise InputError("pool='mean' is not for CLIP, whose class token is what it was trained on: leave it out")
@@ -110,10 +110,10 @@ def Hub(
     return model
 
 
-def _had(preset, what, load):
+def _load(preset, what, load):
     try:
         return load(preset)
-    # KerasHub reads presets from folders and from three hosts, each of which fails in ways of its own.
+    # KerasHub reads presets from folders and from three hosts, which raise different errors.
     except Exception as error:
         raise InputError(
             f"the {what} of preset {preset!r} cannot be had ({_networks.reason(error)}): give a preset of "
@@ -139,7 +139,7 @@ def _prompts(num_classes, head, class_names, template) -> list[str]:
 
 
 def _preprocessed(x, converter, resize):
-    """The steps of KerasHub's ImageConverter as layers of Keras."""
+    """KerasHub's ImageConverter as layers of Keras."""
     size = converter.image_size
     if resize and size is not None and tuple(size) != tuple(x.shape[1:3]):
         resized = keras.layers.Resizing(
@@ -150,7 +150,7 @@ def _preprocessed(x, converter, resize):
             pad_to_aspect_ratio=converter.pad_to_aspect_ratio,
             name="resize",
         )
-        # Keras' image layers are in training unless told otherwise, and batch norm behind them then is too.
+        # Keras' image layers default to training=True, which would reach the batch norm that follows.
         x = resized(x, training=False)
     scale = 1.0 if converter.scale is None else converter.scale
     offset = 0.0 if converter.offset is None else converter.offset
@@ -158,16 +158,16 @@ def _preprocessed(x, converter, resize):
 
 
 def _applied(tower, x, preset):
-    """The tower's layers called one by one where they can be rebuilt, so that each is a layer of the model."""
-    wanted = tower.inputs[0].shape[1:]
-    if len(tower.inputs) != 1 or len(wanted) != 3:
+    """Applies the tower layer by layer where its layers can be rebuilt, so that each is a layer of the model."""
+    expected = tower.inputs[0].shape[1:]
+    if len(tower.inputs) != 1 or len(expected) != 3:
         raise InputError(f"preset {preset!r} is a {type(tower).__name__}, which takes more than images: name another")
-    if any(has not in (None, is_) for has, is_ in zip(wanted, x.shape[1:], strict=True)):
+    if any(side not in (None, size) for side, size in zip(expected, x.shape[1:], strict=True)):
         raise InputError(
-            f"preset {preset!r} takes images of shape {wanted}, these have {x.shape[1:]}: leave resize=True"
+            f"preset {preset!r} takes images of shape {expected}, these have {x.shape[1:]}: leave resize=True"
         )
-    given = {tower.inputs[0].name: x} if isinstance(tower.input, dict) else x
-    return tower.call(given) if all(map(graph.can_be_rebuilt, tower.layers)) else tower(given)
+    inputs = {tower.inputs[0].name: x} if isinstance(tower.input, dict) else x
+    return tower.call(inputs) if all(map(graph.can_be_rebuilt, tower.layers)) else tower(inputs)
 
 
 def _pooled(x, tower, pool, preset):
@@ -189,15 +189,15 @@ def _class_token(x, name):
 
 
 def _taps(tower) -> dict[str, str]:
-    """The layers that make the levels of the feature pyramid, and what they are called here."""
+    """The layers that output the levels of the feature pyramid -> their names as taps."""
     levels = getattr(tower, "pyramid_outputs", {}).values()
-    makers = [layer.name for level in levels for layer in tower.layers if layer.output is level]
-    return {maker: f"stage{i}" for i, maker in enumerate(makers, start=1)}
+    sources = [layer.name for level in levels for layer in tower.layers if layer.output is level]
+    return {source: f"stage{i}" for i, source in enumerate(sources, start=1)}
 
 
 def _text_weights(hub, clip, preset, prompts) -> np.ndarray:
-    """Unit text embeddings times CLIP's scale, (D, K): with unit image embeddings they make the scaled cosines."""
-    preprocessor = _had(preset, "tokenizer", hub.models.CLIPPreprocessor.from_preset)
+    """Unit text embeddings times CLIP's scale (D, K), whose product with unit image embeddings are scaled cosines."""
+    preprocessor = _load(preset, "tokenizer", hub.models.CLIPPreprocessor.from_preset)
     tokens = preprocessor({"images": None, "prompts": prompts})["token_ids"]
     embeddings = keras.ops.convert_to_numpy(clip.get_text_embeddings(tokens)).astype(np.float64)
     embeddings /= np.linalg.norm(embeddings, axis=-1, keepdims=True)

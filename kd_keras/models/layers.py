@@ -1,4 +1,4 @@
-"""What the model families share: checks of what the user gave, the way in, the way out, and one convolution."""
+"""What the model families share: checks of arguments, the input, the classifier, and blocks of layers."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import keras
 from kd_keras._compat import replicas
 from kd_keras.errors import InputError, is_count, is_number
 
-# Keras' default of 0.99 needs thousands of steps before evaluation can be trusted; runs here are often shorter.
+# Keras' default of 0.99 needs thousands of steps before evaluation is accurate; runs here are often shorter.
 BATCH_NORM_MOMENTUM = 0.9
 STEMS = ("cifar", "imagenet")
 
@@ -16,7 +16,7 @@ def counts(key: str, value: Any, least_length: int = 1) -> tuple[int, ...]:
     """``value`` as a tuple of positive whole numbers.
 
     Raises:
-        InputError: it is none, or has fewer than ``least_length`` members.
+        InputError: it is not such a tuple, or has fewer than ``least_length`` members.
     """
     if not isinstance(value, (tuple, list)) or len(value) < least_length or not all(is_count(v) for v in value):
         example = f"{key}=(32, 64)" if least_length else f"{key}=(256,) or {key}=()"
@@ -25,7 +25,7 @@ def counts(key: str, value: Any, least_length: int = 1) -> tuple[int, ...]:
 
 
 def check(num_classes: int, input_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Checks what every builder takes and gives the shape back as a tuple.
+    """Checks the arguments of every builder and returns the shape as a tuple.
 
     Raises:
         InputError: fewer than two classes, or a shape that is not (H, W, C) in positive whole numbers.
@@ -40,10 +40,10 @@ def check(num_classes: int, input_shape: tuple[int, int, int]) -> tuple[int, int
 
 
 def chosen_stem(stem: str | None, input_shape: tuple[int, int, int]) -> str:
-    """The stem itself, or for None the one for the image's size: ``'cifar'`` below 64 pixels on the smaller side.
+    """The given stem, or for None that of the image's size: ``'cifar'`` below 64 pixels on the smaller side.
 
     Raises:
-        InputError: an unknown stem.
+        InputError: the stem is unknown.
     """
     if stem is not None and stem not in STEMS:
         raise InputError(f"stem={stem!r} is unknown: choose one of {', '.join(map(repr, STEMS))}, or None")
@@ -74,12 +74,12 @@ def image_input(input_shape: tuple[int, int, int]) -> tuple[keras.KerasTensor, k
 
 
 def logits(x: keras.KerasTensor, num_classes: int) -> keras.KerasTensor:
-    """The classifier: (B, D) -> (B, K), in float32 under any policy, since softmax at low precision loses classes."""
+    """The classifier: (B, D) -> (B, K), in float32 under any policy, because softmax at low precision loses classes."""
     return keras.layers.Dense(num_classes, dtype="float32", name="logits")(x)
 
 
 def conv(x: keras.KerasTensor, filters: int, size: int, *, name: str, stride: int = 1, use_bias: bool = False):
-    """A convolution with SAME padding, so that no image is too small, and He-normal weights (1502.01852)."""
+    """A convolution with SAME padding, which no image is too small for, and He-normal weights (1502.01852)."""
     return keras.layers.Conv2D(
         filters,
         size,
@@ -92,13 +92,13 @@ def conv(x: keras.KerasTensor, filters: int, size: int, *, name: str, stride: in
 
 
 def batch_norm(x: keras.KerasTensor, *, name: str) -> keras.KerasTensor:
-    """Batch normalisation over the last axis; over the global batch, where it is built for several replicas."""
-    several = replicas.count() > 1
-    return keras.layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, synchronized=several, name=name)(x)
+    """Batch normalisation over the last axis; over the global batch with several replicas."""
+    is_replicated = replicas.count() > 1
+    return keras.layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, synchronized=is_replicated, name=name)(x)
 
 
 def relu(x: keras.KerasTensor, *, name: str) -> keras.KerasTensor:
-    """ReLU as a layer of its own, so that the maps before and after it can both be tapped."""
+    """ReLU as a separate layer, so that the maps before and after it are taps."""
     return keras.layers.ReLU(name=name)(x)
 
 
@@ -114,7 +114,7 @@ def stage_conv(
     norm: bool = False,
     use_bias: bool = True,
 ) -> keras.KerasTensor:
-    """A stage's ``i``-th convolution, batch norm where wanted, ReLU; the last of a stage carries the taps' names."""
+    """A stage's ``i``-th convolution, batch norm if asked for, ReLU; the last of a stage has the taps' names."""
     name = f"stage{stage}_conv{i}"
     before, after = (f"stage{stage}_pre", f"stage{stage}") if last else (f"stage{stage}_bn{i}", f"stage{stage}_relu{i}")
     x = conv(x, filters, size, stride=stride, use_bias=use_bias, name=before if last and not norm else name)
@@ -132,14 +132,14 @@ def imagenet_stem(x: keras.KerasTensor, filters: int, size: int = 7) -> keras.Ke
 
 
 def pool(x: keras.KerasTensor, size: int, *, name: str, kind: str = "max") -> keras.KerasTensor:
-    """``'max'`` or ``'avg'`` pooling with stride 2; a map that is smaller than the window is padded, not refused."""
+    """``'max'`` or ``'avg'`` pooling with stride 2; a map smaller than the window is padded."""
     layer = keras.layers.MaxPooling2D if kind == "max" else keras.layers.AveragePooling2D
     padding = "valid" if min(x.shape[1:3]) >= size else "same"
     return layer(size, strides=2, padding=padding, name=name)(x)
 
 
 def flat(x: keras.KerasTensor, side: int) -> keras.KerasTensor:
-    """The vector ``pooled`` of maps: flattened, larger ones first averaged to ``side``x``side`` (adaptive pooling)."""
+    """Flattens maps to the vector ``pooled``; larger ones are first averaged to ``side``x``side`` (adaptive)."""
     if max(x.shape[1:3]) > side:
         sides = tuple(min(size, side) for size in x.shape[1:3])
         x = keras.layers.AdaptiveAveragePooling2D(sides, name="adaptive_pool")(x)
@@ -158,8 +158,8 @@ def hidden(x: keras.KerasTensor, units: int, *, i: int, share: float = 0.0, acti
 
 
 def squeeze_excite(x: keras.KerasTensor, reduced: int, *, name: str, gate: str = "sigmoid") -> keras.KerasTensor:
-    """Scales each channel by a gate read from all of them (1709.01507, section 3)."""
-    # The two fully-connected layers are written as 1x1 convolutions: the same sums, and no reshape in the TFLite file.
+    """Scales each channel by a gate that is computed from all channels (1709.01507, section 3)."""
+    # The two fully-connected layers are 1x1 convolutions: the same sums without a reshape in the TFLite file.
     y = keras.layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_squeeze")(x)
     y = conv(y, reduced, 1, use_bias=True, name=f"{name}_reduce")
     y = relu(y, name=f"{name}_relu")

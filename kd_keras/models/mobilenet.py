@@ -26,10 +26,10 @@ class _Block:
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """One version: the stem's filters, the blocks of each stage, and what comes between the last and the classifier.
+    """One version: the stem's filters, the blocks of each stage, and what follows before the classifier.
 
-    ``head`` features enter the classifier: in v2 they are the last convolution's, in v3 (``dense``) those of a
-    fully-connected layer behind the pooling, and the last convolution has six times its input's filters.
+    ``head`` features enter the classifier: in v2 those of the last convolution, in v3 (``dense``) those of a
+    fully-connected layer after the pooling, and the last convolution has six times its input's filters.
     """
 
     stem: int
@@ -106,7 +106,7 @@ class _Published:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-_V3 = {"include_preprocessing": False}  # of version 3 the preprocessing would be in the network itself
+_V3 = {"include_preprocessing": False}  # Keras puts the preprocessing of version 3 into the network
 _PUBLISHED = {
     "v2": _Published(
         keras.applications.MobileNetV2,
@@ -132,7 +132,7 @@ _PUBLISHED = {
         _V3,
     ),
 }
-_CIFAR_UNSTRIDED = 2  # of the five strides, those that the CIFAR stem leaves out
+_CIFAR_UNSTRIDED = 2  # how many of the five strides the CIFAR stem omits
 
 
 def MobileNet(
@@ -148,8 +148,8 @@ def MobileNet(
 
     Taps: ``stage1 … stageN``, the output of the last block before each halving of the maps and before the last 1x1
     convolution; v2 and v3_large have five stages, v3_small, whose first block halves at once, has four. An inverted
-    residual ends in a linear projection, so that there is no activation to read before or after, and no
-    ``stage1_pre``; ``pooled`` is the global average (B, D) of that last convolution after its activation.
+    residual ends in a linear projection without activation, so there is no ``stage1_pre``; ``pooled`` is the global
+    average (B, D) of that last convolution after its activation.
 
     Args:
         num_classes: K, at least 2.
@@ -163,14 +163,14 @@ def MobileNet(
         dropout: share of units dropped before the classifier, in 0 <= dropout < 1; published networks are trained
             with 0.2.
         pretrained: ``'imagenet'``, or the path of a weights file: the network of keras.applications with its published
-            weights and preprocessing, a global average and a fresh classifier, all of it trainable (v2 in
+            weights and preprocessing, a global average and a new classifier, all trainable (v2 in
             ``width`` 0.35, 0.5, 0.75, 1.0, 1.3, 1.4; v3 in 0.75, 1.0, without its fully-connected layer).
 
     Returns:
         A functional model, pixels in 0..255 (B, H, W, C) -> float32 logits (B, K).
 
     Raises:
-        InputError: published weights that cannot be had, an unknown version or stem, or a value out of its range.
+        InputError: the published weights are not available, version or stem is unknown, or a value is out of range.
     """
     input_shape = _layers.check(num_classes, input_shape)
     if not isinstance(version, str) or version not in _PLANS:
@@ -184,19 +184,19 @@ def MobileNet(
     stem = _layers.chosen_stem(stem, input_shape)
     _layers.check_dropout(dropout)
     plan = _PLANS[version]
-    # Narrow networks keep what enters the classifier (1801.04381, section 6.1).
+    # Narrow networks keep the width of the classifier's input (1801.04381, section 6.1).
     head = _eights(plan.head * max(1, width))
-    left_out = _CIFAR_UNSTRIDED if stem == "cifar" else 0
+    omitted = _CIFAR_UNSTRIDED if stem == "cifar" else 0
 
     image, x = _layers.image_input(input_shape)
-    x = _layers.conv(x, _eights(plan.stem * width), 3, stride=1 if left_out else 2, name="stem_conv")
+    x = _layers.conv(x, _eights(plan.stem * width), 3, stride=1 if omitted else 2, name="stem_conv")
     x = _layers.batch_norm(x, name="stem_bn")
     x = _activation(x, plan.activation, name="stem_activation")
     strides = 1
     for stage, blocks in enumerate(plan.stages, start=1):
         for i, block in enumerate(blocks, start=1):
             strides += block.stride == 2
-            stride = 1 if strides <= left_out else block.stride
+            stride = 1 if strides <= omitted else block.stride
             tap = f"stage{stage}" if i == len(blocks) else None
             x = _block(x, block, _eights(block.filters * width), stride, f"stage{stage}_block{i}", tap)
     x = _layers.conv(x, _eights(6 * x.shape[-1]) if plan.dense else head, 1, name="last_conv")
@@ -210,7 +210,7 @@ def MobileNet(
 
 
 def _eights(filters: float) -> int:
-    """The nearest multiple of 8 that is not more than a tenth below."""
+    """The nearest multiple of 8, or the next one where that is more than 10 % less."""
     nearest = max(8, int(filters + 4) // 8 * 8)
     return nearest if nearest >= 0.9 * filters else nearest + 8
 
@@ -237,7 +237,7 @@ def _block(x, block, filters, stride, name, tap):
         strides=stride,
         padding="same",
         use_bias=False,
-        # He normal by what one output reads: Keras counts all channels of a depthwise kernel, and draws too small ones.
+        # He normal with the fan-in of one output: Keras counts all channels of a depthwise kernel.
         depthwise_initializer=keras.initializers.RandomNormal(stddev=math.sqrt(2) / block.kernel),
         name=f"{name}_depthwise_conv",
     )(y)
@@ -261,6 +261,6 @@ def _pretrained(num_classes, input_shape, version, width, dropout, pretrained):
         taps={layer: f"stage{stage}" for stage, layer in enumerate(published.ends, start=1)},
         name=f"mobilenet_{version}",
         dropout=dropout,
-        alpha=float(width),  # Keras makes the file's name of it, in version 3 as it is written
+        alpha=float(width),  # part of the file name, in version 3 as it is printed
         **published.options,
     )

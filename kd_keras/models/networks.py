@@ -1,4 +1,4 @@
-"""Networks that others have built and trained, taken in: one flat graph with this package's input, taps and logits."""
+"""Networks of other packages, rebuilt as one flat graph with this package's input, taps and logits."""
 
 from collections.abc import Mapping
 
@@ -10,10 +10,10 @@ from kd_keras.models import layers as _layers
 
 
 def colour_input(input_shape: tuple[int, int, int]) -> tuple[keras.KerasTensor, keras.KerasTensor]:
-    """The model's input, plain pixels in 0..255 (B, H, W, C), and the same with three channels, a grey one repeated.
+    """The model's input, pixels in 0..255 (B, H, W, C), and the same with three channels; a grey one is repeated.
 
     Raises:
-        InputError: neither one channel nor three.
+        InputError: the image has neither one channel nor three.
     """
     image = keras.Input(input_shape, name="image", dtype="float32")
     if input_shape[-1] == 3:
@@ -38,7 +38,7 @@ def keras_hub():
 
 
 def finished(image: keras.KerasTensor, x: keras.KerasTensor, *, names: Mapping[str, str], name: str) -> keras.Model:
-    """The model from ``image`` to ``x``, a copy of its own with the same weights.
+    """A copy of the model from ``image`` to ``x``, with the same weights.
 
     Args:
         image: the input.
@@ -47,31 +47,31 @@ def finished(image: keras.KerasTensor, x: keras.KerasTensor, *, names: Mapping[s
         name: the model's name.
 
     Returns:
-        A functional model, all but its logits under the present dtype policy. Its batch norm has this package's
-        momentum, and is synchronised where it is built for several replicas.
+        A functional model, under the current dtype policy except for its logits. Its batch norm has this package's
+        momentum, and is synchronised with several replicas.
     """
-    given = keras.Model(image, x, name=name)
-    several = replicas.count() > 1
+    original = keras.Model(image, x, name=name)
+    is_replicated = replicas.count() > 1
 
     def copy(layer):
         config = layer.get_config()
         config["name"] = names.get(layer.name, layer.name)
-        # KerasHub's presets keep the policy that they were saved with, whatever is asked for.
+        # KerasHub's presets keep the policy that they were saved with, whatever the current one is.
         if isinstance(layer, keras.layers.Layer) and layer.name != "logits":
             config["dtype"] = keras.config.dtype_policy().name
         if isinstance(layer, keras.layers.BatchNormalization):
-            config.update(momentum=_layers.BATCH_NORM_MOMENTUM, synchronized=several)
+            config.update(momentum=_layers.BATCH_NORM_MOMENTUM, synchronized=is_replicated)
         return type(layer).from_config(config)
 
-    # A layer that was called twice, by its own network and by this one, gives the first call's output when asked.
-    model = keras.models.clone_model(given, clone_function=copy)
-    # In order, not by name: some of KerasHub's layers make another name of the one that they are given.
-    for layer, copied in zip(given.layers, model.layers, strict=True):
+    # A clone, because a layer that two networks called returns the output of its first call.
+    model = keras.models.clone_model(original, clone_function=copy)
+    # In order, not by name: some layers of KerasHub change the name that they are given.
+    for layer, copied in zip(original.layers, model.layers, strict=True):
         copied.set_weights(layer.get_weights())
     return model
 
 
 def reason(error: Exception) -> str:
-    """One line for what a library says in many."""
+    """What a library reports in many lines, in one."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -54,14 +54,14 @@ def ResNet(
     width: float = 1.0,
     pretrained: str | None = None,
 ) -> keras.Model:
-    """A residual network (He et al., 1512.03385), with squeeze-and-excitation (Hu et al., 1709.01507) if wanted.
+    """A residual network (He et al., 1512.03385), optionally with squeeze-and-excitation (Hu et al., 1709.01507).
 
     - ``depth`` 18, 34 (basic blocks), 50, 101, 152 (bottlenecks): section 4.1, table 1. A bottleneck's stride is on
-      its 3x3 convolution, as today's published networks have it ("v1.5"), not on the first 1x1 as printed.
+      its 3x3 convolution, as in the networks published today ("v1.5"), not on the first 1x1 as in the paper.
     - ``depth`` 8, 14, 20, 32, 44, 56, 110: the 6n+2 family of section 4.2, three stages of 16, 32, 64 filters. Where
       a stage changes the shape the shortcut is a 1x1 convolution (option B), as in the public distillation
-      benchmarks RepDistiller and mdistiller; the paper pads with zeros there (option A) and so has a few weights less.
-    - ``depth`` '8x4', '32x4': the same benchmarks' wide ones, a stem of 32 filters, stages of 64, 128, 256.
+      benchmarks RepDistiller and mdistiller; the paper pads with zeros (option A) and so has slightly fewer weights.
+    - ``depth`` '8x4', '32x4': the wide variants of these benchmarks: a stem of 32 filters, stages of 64, 128, 256.
 
     Taps: ``stage1 … stageN`` (four stages in the ImageNet family, three in the CIFAR family), each stage's last block
     after its ReLU; ``stage1_pre …``, the sum before that ReLU; ``pooled``, the global average (B, D).
@@ -69,23 +69,23 @@ def ResNet(
     Args:
         num_classes: K, at least 2.
         input_shape: (H, W, C).
-        depth: one of the above.
+        depth: one of these.
         stem: ``'imagenet'``: 7x7 convolution with stride 2, then 3x3 max pooling with stride 2. ``'cifar'``: 3x3
             convolution, no stride. Default: ``'cifar'`` where the smaller side is below 64 pixels.
         se_ratio: reduction r of squeeze-and-excitation in every block (the paper's r is 16); None for none.
         width: factor on the number of filters of every convolution.
         pretrained: ``'imagenet'``, or the path of a weights file: the network of keras.applications with its published
-            weights and preprocessing, a global average and a fresh classifier, all of it trainable (``depth`` 50,
-            101, 152; their strides are on the first 1x1 convolution of a bottleneck, as the paper has it).
+            weights and preprocessing, a global average and a new classifier, all trainable (``depth`` 50,
+            101, 152; their strides are on the first 1x1 convolution of a bottleneck, as in the paper).
 
     Returns:
         A functional model, pixels in 0..255 (B, H, W, C) -> float32 logits (B, K).
 
     Raises:
-        InputError: published weights that cannot be had, an unknown depth or stem, or a value out of its range.
+        InputError: the published weights are not available, depth or stem is unknown, or a value is out of range.
     """
     input_shape = _layers.check(num_classes, input_shape)
-    # Only int and str are looked up: 18.0 would be found as 18, and a list cannot be looked up at all.
+    # 18.0 == 18 would be found in the table, and a list is not hashable.
     if not isinstance(depth, (int, str)) or depth not in _PLANS:
         raise InputError(f"depth={depth!r} is unknown: choose one of {', '.join(map(repr, _PLANS))}")
     if pretrained is not None:
@@ -120,7 +120,7 @@ def _stem(x, filters, kind):
 
 
 def _block(x, filters, stride, bottleneck, se_ratio, stage, i, last):
-    """One residual block; the last of a stage carries the names of the taps."""
+    """One residual block; the last of a stage has the names of the taps."""
     name = f"stage{stage}_block{i}"
     if bottleneck:
         convs = ((filters, 1, 1), (filters, 3, stride), (filters * _EXPANSION, 1, 1))

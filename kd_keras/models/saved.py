@@ -10,16 +10,16 @@ from kd_keras.errors import InputError, is_count
 from kd_keras.models import layers as _layers
 from kd_keras.models import networks as _networks
 
-# The weights come with the file, so a run does not train this model as a teacher unless it is asked to.
+# The file has trained weights: a run trains this model as a teacher only when asked to.
 TRAINED = True
 
 
 def Saved(num_classes: int, input_shape: tuple[int, int, int], path: str | os.PathLike[str]) -> keras.Model:
     """The model of a ``.keras`` file, its weights as saved.
 
-    The file is read in Keras' safe mode, so that it cannot run code of its own; a Lambda layer that holds a Python
-    lambda is refused. Taps are what the file's layers are called: a model that kd_keras built and saved has all of
-    them. A model whose output is not logits (softmax) is given back as it is.
+    The file is read in Keras' safe mode, so it cannot run code; a Lambda layer that holds a Python lambda is refused.
+    Taps are named as the file's layers: a model that kd_keras built and saved has all of them. A model whose output is
+    not logits (softmax) is returned unchanged.
 
     Args:
         num_classes: K, which the model's output must have.
@@ -30,7 +30,8 @@ def Saved(num_classes: int, input_shape: tuple[int, int, int], path: str | os.Pa
         A model, (B, H, W, C) -> (B, K), not compiled.
 
     Raises:
-        InputError: no such file, a wrong ending, a file that Keras cannot read safely, or a model of another shape.
+        InputError: the file does not exist, does not end in .keras, or cannot be read safely, or its model has another
+            shape.
     """
     input_shape = _layers.check(num_classes, input_shape)
     if not isinstance(path, (str, os.PathLike)):
@@ -40,7 +41,7 @@ def Saved(num_classes: int, input_shape: tuple[int, int, int], path: str | os.Pa
         raise InputError(f"{str(file)!r} does not end in .keras: give a file written by model.save('name.keras')")
     if not file.is_file():
         raise InputError(f"there is no file {str(file)!r}: check the path, it is relative to {os.getcwd()!r}")
-    if not zipfile.is_zipfile(file):  # of such a file Keras would say that it is not there
+    if not zipfile.is_zipfile(file):  # Keras would report that it does not exist
         raise InputError(f"{str(file)!r} is no .keras file but something else of that name: save it with model.save()")
     try:
         model = load(file)
@@ -49,7 +50,7 @@ def Saved(num_classes: int, input_shape: tuple[int, int, int], path: str | os.Pa
     except Exception as error:  # a damaged or foreign file can fail in any way: zip, JSON, HDF5, unknown classes
         raise InputError(_unreadable(file, error)) from error
 
-    # A Keras model may lack these (a subclassed one), or have several (then they are no flat tuples of numbers).
+    # A subclassed model may lack these; with several inputs or outputs they are not flat tuples of numbers.
     takes, gives = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
     if not (_is_flat(takes, 4) and _is_flat(gives, 2)):
         raise InputError(
@@ -70,10 +71,10 @@ def Saved(num_classes: int, input_shape: tuple[int, int, int], path: str | os.Pa
 
 
 def load(file: str | os.PathLike[str]) -> keras.Model:
-    """The model of a ``.keras`` file, not compiled; KerasHub is imported first where the file has layers of its own.
+    """The model of a ``.keras`` file, not compiled; KerasHub is imported first where the file has its layers.
 
     Raises:
-        InputError: such layers, and KerasHub is not installed.
+        InputError: the file has layers of KerasHub, which is not installed.
     """
     with zipfile.ZipFile(file) as archive:
         if b'"keras_hub' in archive.read("config.json"):
@@ -86,10 +87,10 @@ def _is_flat(shape, rank: int) -> bool:
 
 
 def _unreadable(file: pathlib.Path, error: Exception) -> str:
-    """One line for what Keras says in many."""
+    """What Keras reports in many lines, in one."""
     if "Lambda" in str(error):
         return f"{str(file)!r} has a Lambda layer, which could run any code: rebuild the model from stock layers"
-    # Keras nests one error in the other, each with the whole config; the innermost says what is wrong.
+    # Keras nests errors, each with the whole config; the innermost one names the cause.
     lines = str(error).rpartition("Exception encountered: ")[2].strip().splitlines()
     reason = lines[0].split(" Full object config:")[0][:200] if lines else type(error).__name__
     return (

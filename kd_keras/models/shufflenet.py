@@ -37,7 +37,7 @@ def ShuffleNet(
     depthwise convolutions; those benchmarks have one.
 
     Taps: ``stage1 … stage3``, the last unit of the papers' stages 2 to 4; ``stage1_pre …``, in version 1, the same
-    before that unit's ReLU (version 2 has none: half of a unit's output passes it by); ``pooled``, the global average
+    before that unit's ReLU (version 2 has none: half of a unit's output bypasses it); ``pooled``, the global average
     (B, D), in version 2 after one more 1x1 convolution.
 
     Args:
@@ -54,7 +54,7 @@ def ShuffleNet(
         A functional model, pixels in 0..255 (B, H, W, C) -> float32 logits (B, K).
 
     Raises:
-        InputError: an unknown version, width, number of groups or stem, or units of another number of stages.
+        InputError: version, width, groups or stem is unknown, or ``units`` does not have three members.
     """
     input_shape = _layers.check(num_classes, input_shape)
     if version not in _VERSIONS:
@@ -86,7 +86,7 @@ def ShuffleNet(
 
 
 def _v1(x, width, groups, units, stem):
-    # What is shared out among groups has to be divisible by them; the published widths come out as published.
+    # Filters in groups have to be divisible by their number; the published widths are.
     x = _stem(x, _multiple(_STEM * width, groups), stem)
     for stage, count in enumerate(units, start=1):
         filters = _multiple(_V1_FILTERS[groups] * 2 ** (stage - 1) * width, 4 * groups)
@@ -96,12 +96,12 @@ def _v1(x, width, groups, units, stem):
 
 
 def _v1_unit(x, filters, groups, stem, stage, i, last):
-    """Figure 2: grouped 1x1, shuffle, depthwise 3x3, grouped 1x1; added to the input, or beside it where it shrinks."""
+    """Figure 2: grouped 1x1, shuffle, depthwise 3x3, grouped 1x1; added to the input, or with stride 2 concatenated."""
     name = f"stage{stage}_unit{i}"
     stride = 2 if i == 1 else 1
-    made = filters - x.shape[-1] if stride == 2 else filters
-    # The first unit's hidden filters are a quarter of all in the paper, of those that it makes in the benchmarks.
-    hidden = _multiple((filters if stem == "imagenet" else made) / 4, groups)
+    new = filters - x.shape[-1] if stride == 2 else filters
+    # The first unit's hidden filters are a quarter of its output in the paper, of its new channels in the benchmarks.
+    hidden = _multiple((filters if stem == "imagenet" else new) / 4, groups)
     # The stem has too few channels to be grouped (section 3.2).
     y = _grouped(x, hidden, 1 if stage == i == 1 else groups, name=f"{name}_conv1")
     y = _layers.batch_norm(y, name=f"{name}_bn1")
@@ -109,7 +109,7 @@ def _v1_unit(x, filters, groups, stem, stage, i, last):
     y = _shuffled(y, groups, name=f"{name}_shuffle")
     y = _depthwise(y, stride, name=f"{name}_conv2")
     y = _layers.batch_norm(y, name=f"{name}_bn2")
-    y = _grouped(y, made, groups, name=f"{name}_conv3")
+    y = _grouped(y, new, groups, name=f"{name}_conv3")
     y = _layers.batch_norm(y, name=f"{name}_bn3")
     before, after = (f"stage{stage}_pre", f"stage{stage}") if last else (f"{name}_joined", f"{name}_relu")
     if stride == 2:
@@ -130,19 +130,19 @@ def _v2(x, width, units, stem):
 
 
 def _v2_unit(x, filters, stage, i, last):
-    """Figure 3 (c) and (d): one half of the channels is worked on and one kept; where the image shrinks, both are."""
+    """Figure 3 (c) and (d): one half of the channels is convolved, the other bypasses it; with stride 2 all are."""
     name = f"stage{stage}_unit{i}"
     if i == 1:
-        kept = _depthwise(x, 2, name=f"{name}_kept_conv1")
-        kept = _layers.batch_norm(kept, name=f"{name}_kept_bn1")
-        kept, y, stride = _pointwise(kept, filters, f"{name}_kept", 2), x, 2
+        bypass = _depthwise(x, 2, name=f"{name}_kept_conv1")
+        bypass = _layers.batch_norm(bypass, name=f"{name}_kept_bn1")
+        bypass, y, stride = _pointwise(bypass, filters, f"{name}_kept", 2), x, 2
     else:
-        kept, y, stride = _half(x, 0, name=f"{name}_kept"), _half(x, 1, name=f"{name}_worked"), 1
+        bypass, y, stride = _half(x, 0, name=f"{name}_kept"), _half(x, 1, name=f"{name}_worked"), 1
     y = _pointwise(y, filters, name, 1)
     y = _depthwise(y, stride, name=f"{name}_conv2")
     y = _layers.batch_norm(y, name=f"{name}_bn2")
     y = _pointwise(y, filters, name, 3)
-    x = keras.layers.Concatenate(name=f"{name}_concat")([kept, y])
+    x = keras.layers.Concatenate(name=f"{name}_concat")([bypass, y])
     return _shuffled(x, 2, name=f"{name}_shuffle", out=f"stage{stage}" if last else None)
 
 
@@ -174,11 +174,11 @@ def _grouped(x, filters, groups, name):
         return _layers.conv(x, filters, 1, name=name)
     height, width, channels = x.shape[1:]
     x = keras.layers.Reshape((height, width, groups, channels // groups), name=f"{name}_split")(x)
-    # A product of matrices: on CPUs TensorFlow has grouped convolutions only through XLA, and is slower by far.
+    # A matrix product, because TensorFlow runs grouped convolutions on CPUs only through XLA, and far slower.
     x = keras.layers.EinsumDense(
         "bhwgi,gio->bhwgo",
         output_shape=(height, width, groups, filters // groups),
-        # He normal for the inputs of one group, whose number Keras cannot tell from the kernel's shape.
+        # He normal for the inputs of one group, which Keras cannot infer from the kernel's shape.
         kernel_initializer=keras.initializers.TruncatedNormal(stddev=(2 * groups / channels) ** 0.5),
         name=name,
     )(x)
@@ -186,7 +186,7 @@ def _grouped(x, filters, groups, name):
 
 
 def _shuffled(x, groups, name, out=None):
-    """Channels dealt out anew: the first of every group, then the second of every group … (1707.01083, section 3.1)."""
+    """Shuffles channels: the first of every group, then the second of every group … (1707.01083, section 3.1)."""
     height, width, channels = x.shape[1:]
     x = keras.layers.Reshape((height, width, groups, channels // groups), name=f"{name}_split")(x)
     x = keras.layers.Permute((1, 2, 4, 3), name=f"{name}_permute")(x)
@@ -202,5 +202,5 @@ def _half(x, which, name):
 
 
 def _multiple(filters, of):
-    """The whole multiple of ``of`` that is just not above ``filters``, and at least one."""
+    """The largest multiple of ``of`` that is at most ``filters``, at least ``of``."""
     return max(1, int(filters) // of) * of

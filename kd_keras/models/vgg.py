@@ -33,8 +33,8 @@ def VGG(
 ) -> keras.Model:
     """A VGG network (Simonyan & Zisserman, 1409.1556), columns A, B, D and E of table 1.
 
-    ``depth`` 8 is not in the paper: one convolution a stage, a student of the public distillation benchmarks
-    RepDistiller and mdistiller. Convolutions have a bias beside batch norm, as the published networks have.
+    ``depth`` 8 is not in the paper: one convolution per stage, a student of the public distillation benchmarks
+    RepDistiller and mdistiller. Convolutions have a bias with batch norm too, as in the published networks.
 
     Taps: ``stage1 … stage5``, the last convolution of each stage after its ReLU and before its pooling;
     ``stage1_pre …``, the same before that ReLU; ``pooled``, the vector (B, D) that enters the fully-connected layers.
@@ -52,14 +52,14 @@ def VGG(
         dropout: share of units dropped before the classifier and between the fully-connected layers, in
             0 <= dropout < 1. Default: as published, 0.5 with ``'imagenet'``, none with ``'cifar'`` or ``pretrained``.
         pretrained: ``'imagenet'``, or the path of a weights file: the network of keras.applications with its published
-            weights and preprocessing, a global average and a fresh classifier, all of it trainable (``depth`` 16,
+            weights and preprocessing, a global average and a new classifier, all trainable (``depth`` 16,
             19 with ``batch_norm=False``; not its fully-connected layers).
 
     Returns:
         A functional model, pixels in 0..255 (B, H, W, C) -> float32 logits (B, K).
 
     Raises:
-        InputError: published weights that cannot be had, an unknown depth or stem, or a value out of its range.
+        InputError: the published weights are not available, depth or stem is unknown, or a value is out of range.
     """
     input_shape = _layers.check(num_classes, input_shape)
     if not is_count(depth) or depth not in _PLANS:

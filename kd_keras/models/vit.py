@@ -22,11 +22,11 @@ def ViT(
 ) -> keras.Model:
     """A vision transformer (Dosovitskiy et al., 2010.11929) with pre-norm blocks and learned position embeddings.
 
-    The defaults are a small one for images of 28 to 32 pixels a side. For 224 pixels: ViT-Ti/16 is ``vit(patch=16,
-    depth=12, heads=3, width=192)``, S/16 has heads=6 and width=384, B/16 heads=12 and width=768.
+    The defaults are a small network for images with sides of 28 to 32 pixels. For 224 pixels: ViT-Ti/16 is
+    ``vit(patch=16, depth=12, heads=3, width=192)``, S/16 has heads=6 and width=384, B/16 heads=12 and width=768.
 
-    The class token and the bias of the patch projection are only ever added to a position embedding, and so are part
-    of it here: 2 · width weights fewer than published (with ``pool='mean'``, which has no class token, width fewer).
+    The class token and the bias of the patch projection are only added to a position embedding, and so are part of it
+    here: 2 · width weights fewer than published (with ``pool='mean'``, which has no class token, width fewer).
 
     Taps: ``stage1 … stage4``, the patches' tokens after each quarter of the blocks as a map (B, H / patch, W / patch,
     width), without the class token (as many stages as blocks, where there are fewer than 4); ``pooled``, the vector
@@ -48,7 +48,7 @@ def ViT(
         A functional model, pixels in 0..255 (B, H, W, C) -> float32 logits (B, K).
 
     Raises:
-        InputError: an image that the patches do not cover, or a value out of its range.
+        InputError: ``patch`` does not divide the image's sides, or a value is out of range.
     """
     input_shape = _layers.check(num_classes, input_shape)
     for key, value in (("patch", patch), ("depth", depth), ("heads", heads), ("width", width)):
@@ -85,10 +85,10 @@ def ViT(
 
 
 def _embedding(x, grid, patch, width, class_token):
-    """Images -> tokens (B, T, width): each patch projected, plus a weight of its own for each place.
+    """Images -> tokens (B, T, width): each patch projected, plus a weight for each position.
 
-    Stock layers have a weight for each place only as a bias over two axes. The class token is a row of zeros that is
-    projected like a patch: what is left of it is its place's bias, a weight of its own.
+    Among stock layers only a bias over two axes gives each position a weight. The class token is a row of zeros that is
+    projected like a patch: what remains is the bias of its position.
     """
     rows, columns = grid
     x = keras.layers.Reshape((rows, patch, columns, patch * x.shape[-1]), name="patch_rows")(x)
@@ -106,7 +106,7 @@ def _embedding(x, grid, patch, width, class_token):
 
 
 def _block(x, heads, hidden, dropout, name):
-    """Attention and a two-layer perceptron, each normalised before and added to what came in (equations 2 and 3)."""
+    """Attention and a two-layer perceptron, each of the normalised input and added to it (equations 2 and 3)."""
     width = x.shape[-1]
     y = _norm(x, f"{name}_norm1")
     attention = keras.layers.MultiHeadAttention(heads, width // heads, name=f"{name}_attention")
@@ -129,7 +129,7 @@ def _dropped(x, share, name):
 
 
 def _tapped(x, grid, stage, class_token):
-    """The same tokens, led through the map that is tapped: a branch beside the way to the logits would not be found."""
+    """The same tokens, passed through the tapped map: a side branch would not be a layer of the model."""
     count, width = x.shape[1:]
     name = f"stage{stage}"
     patches = keras.layers.Cropping1D((1, 0), name=f"{name}_patches")(x) if class_token else x

@@ -21,9 +21,9 @@ def WideResNet(
     filters (table 1), then batch norm, ReLU and global average. Weights at 100 classes, those of the public
     distillation benchmarks RepDistiller and mdistiller: WRN-40-2 2.26 M, 40-1 0.57 M, 16-2 0.70 M, 16-1 0.18 M.
 
-    It has no stem that shrinks the image: made for 32x32, it is slow on large images, where ``resnet`` is meant.
+    It has no stem that shrinks the image, so it is slow on images much larger than 32x32; use ``resnet`` there.
 
-    Taps: ``stage1 … stage3``, each stage's output after the batch norm and ReLU that the next stage starts with;
+    Taps: ``stage1 … stage3``, each stage's output after the batch norm and ReLU at the start of the next stage;
     ``stage1_pre …``, the same before that ReLU; ``pooled``, the global average (B, D).
 
     Args:
@@ -37,7 +37,7 @@ def WideResNet(
         A functional model, pixels in 0..255 (B, H, W, C) -> float32 logits (B, K).
 
     Raises:
-        InputError: a depth that is not 6n + 4, or a value out of its range.
+        InputError: the depth is not 6n + 4, or a value is out of range.
     """
     input_shape = _layers.check(num_classes, input_shape)
     if not is_count(depth, least=10) or (depth - 4) % 6:
@@ -59,7 +59,7 @@ def WideResNet(
 
 
 def _block(x, filters, stride, dropout, stage, i):
-    """Batch norm, ReLU, convolution, twice; a stage's first block makes the taps of the stage before."""
+    """Batch norm, ReLU, convolution, twice; a stage's first block has the taps of the previous stage."""
     name = f"stage{stage}_block{i}"
     before, after = (f"stage{stage - 1}_pre", f"stage{stage - 1}") if stage > 1 and i == 1 else (f"{name}_bn1", None)
     y = _layers.batch_norm(x, name=before)

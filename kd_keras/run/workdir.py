@@ -7,7 +7,7 @@ import time
 from kd_keras import files
 from kd_keras.errors import InputError
 from kd_keras.run.config import EXPERIMENT, Config
-from kd_keras.run.lease import Lease, Owner
+from kd_keras.run.lease import Lease
 from kd_keras.run.store import Store
 from kd_keras.schemes.plan import Export, Plan
 
@@ -87,10 +87,6 @@ class Workdir:
             self.check()
         except OSError as error:
             raise InputError(f"--workdir={self.path} can't be written: {error.strerror}") from error
-
-    def owner(self) -> Owner | None:
-        """The process that uses the folder, or None."""
-        return self._lease.owner()
 
     def release(self) -> None:
         """Lets others use the folder."""

@@ -1,9 +1,9 @@
 """Many runs of one experiment: ``python -m kd_keras.sweep --flagfile=… --vary='loss: kd() | soft_ce()' --seeds=0,1,2``.
 
 Every combination of the varied flags is one run of `kd_keras.run`, in a process and a folder of its own. The runs share
-a store, so that each teacher and baseline is trained once. The settings of the teacher are those of the first run,
-unless a ``teacher_`` flag is varied: a sweep over seeds or learning rates has one teacher. The same command goes on
-where it stopped; started twice, two processes share the work.
+a store, so that each teacher and baseline is trained once. The settings of the teacher are those of the first run, but
+for ``teacher`` and ``teacher_`` flags that are varied: a sweep over seeds or learning rates has one teacher. The same
+command goes on where it stopped; started twice, two processes share the work.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ import re
 import statistics
 import subprocess
 import sys
+import time
 
 from absl import flags
 from rich.console import Console
@@ -24,6 +25,8 @@ from rich.table import Table
 from kd_keras import files, spec
 from kd_keras.errors import InputError, exit_code
 from kd_keras.run import config as configuration
+from kd_keras.run.lease import Lease
+from kd_keras.run.report import tables
 from kd_keras.run.settings import Follows, declared
 from kd_keras.run.tracking import mlflow
 from kd_keras.run.workdir import Workdir
@@ -37,7 +40,7 @@ flags.DEFINE_string(
     "workdir", None, "Folder of all runs; by default runs/sweep-<hash of the flags>.", flag_values=FLAGS
 )
 flags.DEFINE_bool(
-    "shared_teacher", True, "Train the teacher with the first run's settings for all runs.", flag_values=FLAGS
+    "shared_teacher", True, "Train the teacher of every run with the first run's settings.", flag_values=FLAGS
 )
 
 
@@ -59,7 +62,7 @@ class Run:
     def results(self) -> dict[str, dict] | None:
         """Rows by stage, or None where it has not ended."""
         path = self.workdir / "results.json"
-        return {row["stage"]: row for row in json.loads(path.read_text(encoding="utf-8"))} if path.exists() else None
+        return tables.read_table(path) if path.exists() else None
 
     def command(self) -> list[str]:
         """What `kd_keras.run` is started with."""
@@ -91,16 +94,21 @@ def plan(argv: list[str]) -> tuple[pathlib.Path, list[Run], list[dict[str, str]]
     root = pathlib.Path(FLAGS.workdir or f"runs/sweep-{digest}").absolute()
     shared = [f"--tracking_uri={mlflow.local_store(root)}", f"--store={root / 'store'}", *common]
     combinations = [dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
-    if FLAGS.shared_teacher and not any(flag.startswith("teacher") for flag in varied):
-        first = [f"--{flag}={value}" for flag, value in combinations[0].items()]
-        shared += teacher_flags(configuration.read([argv[0], *shared, *first, f"--workdir={root}"]))
     runs = []
     for combination in combinations:
+        fixed = []
+        if FLAGS.shared_teacher:
+            own = {flag: value for flag, value in combination.items() if flag.startswith("teacher")}
+            flags_of_teacher = _as_flags({**combinations[0], **own})
+            fixed = teacher_flags(configuration.read([argv[0], *shared, *flags_of_teacher, f"--workdir={root}"]))
         title = ", ".join(f"{flag}={value}" for flag, value in combination.items())
-        flags_ = (*shared, *(f"--{flag}={value}" for flag, value in combination.items()))
-        runs.append(Run(title, flags_, root / _folder(combination)))
+        runs.append(Run(title, (*shared, *fixed, *_as_flags(combination)), root / _folder(combination)))
         configuration.read([argv[0], *runs[-1].command()])
     return root, runs, combinations
+
+
+def _as_flags(values: dict[str, str]) -> list[str]:
+    return [f"--{flag}={value}" for flag, value in values.items()]
 
 
 def teacher_flags(config: configuration.Config) -> list[str]:
@@ -172,13 +180,14 @@ def _run(argv) -> int:
 
 
 def run_all(runs: list[Run], console: Console) -> list[Run]:
-    """Runs each in a process of its own; one that fails does not stop the others.
+    """Runs each in a process of its own; a failed run does not stop the others.
 
-    A run that another process is at is passed over, and waited for at the end.
+    A run that another sweep is working on is passed over until that sweep has ended it. It is then started all the
+    same: where it is finished, it makes nothing and says so by its exit code.
 
     Args:
         runs: in this order.
-        console: where it is told how each ended.
+        console: where it is printed how each ended.
 
     Returns:
         Those that failed.
@@ -186,18 +195,31 @@ def run_all(runs: list[Run], console: Console) -> list[Run]:
     Raises:
         InputError: a run's flags are refused, or its folder holds another experiment.
     """
-    waiting, failed = list(enumerate(runs, start=1)), []
-    for _, run in waiting:
-        Workdir(configuration.read(["kd_keras", *run.command()])).check()
-    passed_over = []
-    for number, run in waiting:
-        if Workdir(configuration.read(["kd_keras", *run.command()])).owner() is not None:
-            passed_over.append((number, run))
-            continue
-        failed += _run_one(number, run, len(runs), console)
-    for number, run in passed_over:
-        failed += _run_one(number, run, len(runs), console)
+    waiting, failed = [], []
+    for number, run in enumerate(runs, start=1):
+        config = configuration.read(["kd_keras", *run.command()])
+        Workdir(config).check()
+        waiting.append((number, run, lease_of(config)))
+    while waiting:
+        passed_over = []
+        for number, run, lease in waiting:
+            if lease.take() is not None:
+                passed_over.append((number, run, lease))
+                continue
+            try:
+                failed += _run_one(number, run, len(runs), console)
+            finally:
+                lease.release()
+        if len(passed_over) == len(waiting):
+            time.sleep(0.5)
+        waiting = passed_over
     return failed
+
+
+def lease_of(config: configuration.Config) -> Lease:
+    """The lease that a sweep holds while it works on a run, from before the run's process has started."""
+    name = hashlib.sha256(str(config.run.workdir).encode()).hexdigest()[:16]
+    return Lease(config.run.store / "leases" / f"run-{name}.json")
 
 
 def _run_one(number, run, count, console) -> list[Run]:

@@ -125,7 +125,9 @@ def repeats_names_and_weights(case: ModelCase) -> None:
     names = [[layer.name for layer in model.layers] for model in (first, second)]
     # Keras numbers what is not named, and counts on: such a name differs in the second model.
     differing = [pair for pair in zip(*names, strict=True) if pair[0] != pair[1]]
-    assert not differing and first.name == second.name, f"layers are named anew each time, as {differing[:1]}: name all"
+    assert not differing and first.name == second.name, (
+        f"layers are named differently each time, as {differing[:1]}: name all"
+    )
     for a, b in zip(first.weights, second.weights, strict=True):
         shared.assert_equal(a, b, f"{a.path} differs under the same seed")
 

@@ -164,3 +164,11 @@ def test_trainer_builds_from_the_description_of_divided_data():
         model.compile("sgd", "mse")
     model.fit(tf.data.Dataset.from_tensor_slices((np.zeros((4, 2)), np.zeros(4))).batch(2), verbose=0)
     assert isinstance(built[0][0], tf.TensorSpec), "Keras builds a model by another method than _maybe_symbolic_build"
+
+
+def test_layers_that_can_be_rebuilt():
+    class Unconfigured(keras.layers.Layer):
+        def __init__(self, units):
+            super().__init__()
+
+    assert compat.can_be_rebuilt(keras.layers.Dense(2)) and not compat.can_be_rebuilt(Unconfigured(2))

@@ -47,13 +47,13 @@ def unsettled(model):
 @pytest.mark.parametrize("text", SPECS)
 def test_a_twin_computes_the_same_and_its_weights_come_back(text):
     model = unsettled(build(text))
-    twin = _bridge.twin(model)
+    twin = _bridge.to_tf_keras(model)
     expected = keras.ops.convert_to_numpy(model(images(), training=False))
     np.testing.assert_allclose(twin(images(), training=False).numpy(), expected, rtol=1e-3, atol=1e-4)
     assert {layer.name for layer in twin.layers} >= {name for name, _ in _bridge.named_layers(model)}
     weights = model.get_weights()
     model.set_weights([np.zeros_like(one) for one in weights])
-    _bridge.weights_back({layer.name: layer.get_weights() for layer in twin.layers}, model)
+    _bridge.set_weights(model, {layer.name: layer.get_weights() for layer in twin.layers})
     for back, before in zip(model.get_weights(), weights, strict=True):
         np.testing.assert_array_equal(back, before)
 
@@ -64,7 +64,7 @@ def test_models_inside_and_layers_used_twice():
     shared = keras.layers.Conv2D(3, 1, name="shared")
     x = keras.layers.Add(name="sum")([shared(image), shared(inner(image))])
     model = keras.Model(image, keras.layers.Dense(5, name="logits")(keras.layers.Flatten()(x)))
-    twin = _bridge.twin(model)
+    twin = _bridge.to_tf_keras(model)
     assert {"inner_conv", "shared", "sum", "logits"} <= {layer.name for layer in twin.layers}
     assert twin.count_params() == model.count_params()
 
@@ -100,13 +100,13 @@ class Subclassed(keras.Model):
 )
 def test_what_has_no_twin_is_refused(model, told):
     with pytest.raises(InputError, match=told) as caught:
-        _bridge.twin(model())
+        _bridge.to_tf_keras(model())
     assert "\n" not in str(caught.value)
 
 
 def test_keras_3_trains_what_tf_keras_computes():
     model = build("cnn(filters=(4, 8), dense=())")
-    twin = _bridge.twin(model)
+    twin = _bridge.to_tf_keras(model)
     student = _bridge.trainable(twin, model)
     assert {"stage1", "stage2", "logits"} <= set(Taps(student, "student").names)
     np.testing.assert_array_equal(student(images()), twin(images()))
@@ -128,7 +128,7 @@ def test_keras_3_trains_what_tf_keras_computes():
 
 def test_validation_moves_no_statistics():
     model = build("cnn(filters=(4, 8), dense=())")
-    student = _bridge.trainable(_bridge.twin(model), model)
+    student = _bridge.trainable(_bridge.to_tf_keras(model), model)
     distiller = Distiller(student=student, losses=[losses.CE()])
     distiller.compile()
     before = [keras.ops.convert_to_numpy(v) for v in student.variables]

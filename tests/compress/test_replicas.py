@@ -19,7 +19,7 @@ WAYS = [FITTING.get(name, f"{name}()") for name in spec.names("kd_keras.compress
 
 @pytest.mark.parametrize("name", spec.names("kd_keras.compress"))
 def test_its_source_is_named(name):
-    assert "Source:" in spec.builder("kd_keras.compress", name).__doc__
+    assert "Reference:" in spec.builder("kd_keras.compress", name).__doc__
 
 
 def train(strategy, text):

@@ -103,10 +103,10 @@ def test_a_large_file_is_held_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "name, change, message",
     [
-        ("chestmnist", {}, "chestmnist has several labels an image"),
+        ("chestmnist", {}, "chestmnist has several labels per image"),
         ("retinamnist_128", {}, r"retinamnist is graded \(ordinal regression\)"),
         ("organmnist3d", {}, "organmnist3d holds volumes"),
-        ("mine", {"train_labels": np.zeros((30, 14), np.uint8)}, "several labels an image"),
+        ("mine", {"train_labels": np.zeros((30, 14), np.uint8)}, "several labels per image"),
         ("mine", {"train_labels": np.zeros((30, 1), np.float32)}, r"float32 \(30, 1\) where classes \(N, 1\)"),
         ("mine", {"val_labels": np.zeros((9, 1), np.uint8)}, r"val_images is uint8 .*\(9, H, W\)"),
         ("mine", {"val_labels": np.full((10, 1), -1)}, "with no class, or one outside 0…65535"),

@@ -10,7 +10,8 @@ import tensorflow as tf
 
 from kd_keras.data import ArraySource, batches, digits
 from kd_keras.data.arrays import aligned
-from kd_keras.data.sources import NumpySource, carve, carve_three, take
+from kd_keras.data.carving import carve, carve_three, take
+from kd_keras.data.sources import NumpySource
 from kd_keras.errors import InputError
 
 LABELS = np.repeat([0, 1, 2], [60, 30, 10])

@@ -190,7 +190,7 @@ def test_a_truncated_record_is_told(tmp_path):
     keys = prepare(tmp_path, "tiny", {"train": 30})
     (record,) = tmp_path.glob("tiny/1.0.0/*train.tfrecord*")
     record.write_bytes(record.read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"split 'train' of 'tiny' cannot be read .*prepare it anew"):
+    with pytest.raises(InputError, match=r"split 'train' of 'tiny' cannot be read .*prepare it again"):
         tfds.TFDS(**keys)
 
 

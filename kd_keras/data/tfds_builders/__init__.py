@@ -1,1 +1,1 @@
-"""Builders for TensorFlow Datasets, an importable one a file; `kd_keras.data.tfds` registers them."""
+"""Builders for TensorFlow Datasets, one per file, importable; `kd_keras.data.tfds` registers them."""

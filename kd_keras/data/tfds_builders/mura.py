@@ -37,14 +37,14 @@ class Mura(tfds.core.GeneratorBasedBuilder):
         }
 
     def _generate_examples(self, radiographs):
-        for number, one in enumerate(radiographs):
+        for number, radiograph in enumerate(radiographs):
             yield (
                 number,
                 {
-                    "image": one.path,
-                    "body_part": one.body_part,
-                    "abnormal": one.abnormal,
-                    "patient": one.patient,
-                    "study": one.study,
+                    "image": radiograph.path,
+                    "body_part": radiograph.body_part,
+                    "abnormal": radiograph.abnormal,
+                    "patient": radiograph.patient,
+                    "study": radiograph.study,
                 },
             )

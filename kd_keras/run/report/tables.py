@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pathlib
+import re
 
 import numpy as np
 
@@ -39,6 +40,16 @@ COLUMNS = (
     "latency_all_threads_ms_median",
     "latency_all_threads_ms_iqr",
 )
+# The role of the baseline in version 0.1, and the stages whose names are not in their roles.
+_OLD_BASELINE, _BASELINE = "student without KD", "baseline (no teacher)"
+_STAGES = {
+    _BASELINE: "baseline",
+    "student distilled": "student",
+    "student distilled directly": "direct",
+    "teacher ensemble": "ensemble",
+    "ensemble of generations": "ensemble",
+    "peers together": "peers",
+}
 # A pipe or a file has no width of its own.
 _PIPED_WIDTH = 120
 _TEXT_WIDTH = 12
@@ -84,6 +95,34 @@ def write_table(rows, folder, runtime_note=None):
     page = io.StringIO()
     print_table(rows, Console(file=page, width=200, color_system=None), caption=runtime_note)
     files.update(folder / "results.txt", page.getvalue())
+
+
+def read_table(path: pathlib.Path) -> dict[str, dict]:
+    """Reads a results.json, one of version 0.1 too.
+
+    Returns:
+        The rows by stage: ``teacher``, ``baseline``, ``student``, ``student_int8`` …
+    """
+    rows = {}
+    for stored in json.loads(path.read_text(encoding="utf-8")):
+        role = current_role(stored["role"])
+        stage = stored.get("stage") or _stage_of(role)
+        rows[stage] = {**stored, "stage": stage, "role": role}
+    return rows
+
+
+def current_role(role: str) -> str:
+    """Returns a role as the table calls it now; version 0.1 had another text for the baseline."""
+    return role.replace(_OLD_BASELINE, _BASELINE)
+
+
+def _stage_of(role: str) -> str:
+    """The stage of a row of version 0.1, whose tables have no such column; of a compressed student its role."""
+    model, is_file, variant = role.rpartition("TFLite ")
+    model = (model.rstrip(", ") or "student distilled") if is_file else role
+    # "teacher 2" is stage teacher2.
+    stage = _STAGES.get(model) or re.sub(r"^(\w+) (\d+)$", r"\1\2", model)
+    return f"{stage}_{variant}" if is_file else stage
 
 
 def write_csv(rows, path):

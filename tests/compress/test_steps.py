@@ -47,7 +47,7 @@ def through(*texts, epochs=2, model=None):
         made = compress.prepare(model, step(text), steps=epochs * STEPS, before=before)
         fit(made.model, epochs)
         assert made.finish() is model
-        before += (made.way,)
+        before += (made.step,)
     return model, made.wrapped
 
 
@@ -91,7 +91,7 @@ def test_pruning_leaves_the_share_that_is_asked_for(learnt):
 def test_sparsity_follows_the_papers_schedule(every):
     # Equation 1, with s_i 0, t_0 4, n Δt 20: pruned at steps 4 to 24, which are counted from 1.
     made = compress.prepare(student(), step(f"prune(sparsity=0.8, start=0.1, end=0.6, frequency={every})"), steps=40)
-    assert made.way.settled(40) == 24
+    assert made.step.settled(40) == 24
     distiller = Distiller(student=made.model, losses=[losses.CE()])
     distiller.compile(keras.optimizers.SGD(0.0))
     weights = made.wrapped.get_layer("prune_low_magnitude_stage2_conv1").layer.kernel
@@ -299,7 +299,7 @@ def test_kernels_are_integers_but_those_that_are_kept(kept, joined):
 @pytest.mark.parametrize(("text", "left"), [("qat()", []), ("qat(keep_float='logits')", ["logits"])])
 def test_what_stays_in_float_is_told(learnt, text, left):
     made = compress.prepare(from_learnt(learnt), step(text), steps=STEPS)
-    assert made.way.left_out(made.wrapped) == left
+    assert made.step.left_out(made.wrapped) == left
 
 
 @pytest.mark.parametrize(
