@@ -169,7 +169,8 @@ class _Zeros:
 
 def _name(stage) -> str:
     if stage.name:
-        return stage.name
+        # A compression step has one line, with the name of its result.
+        return stage.name.removesuffix("-training")
     if isinstance(stage, Build) and stage.of:
         return f"{stage.what.name}({', '.join(map(_name, stage.of))})"
     return _origin(stage)
