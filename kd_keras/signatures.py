@@ -1,11 +1,4 @@
-"""Signatures and docstrings of parts, read from their source.
-
-No part is imported, so that `kd-keras list`, `kd-keras describe` and the binding of specs don't wait for TensorFlow.
-
-A file of a package is a part if it defines a class or function with the file's name, underscores and case aside: `KD`
-in ``kd.py``, `WideResNet` in ``wide_resnet.py``. A scheme is the function `plan` of its file. The parts of a module
-(augmentations, schedules) are the names in its ``__all__``.
-"""
+"""Signatures and docstrings of parts, read from their source, so that nothing waits for TensorFlow to be imported."""
 
 import ast
 import dataclasses
@@ -13,7 +6,6 @@ import functools
 import importlib.util
 import inspect
 import pathlib
-import sys
 from typing import Any
 
 from kd_keras import spec
@@ -31,16 +23,8 @@ KINDS = {
 }
 #: Arguments that a run adds; a spec can't name them.
 ADDED_BY_A_RUN = frozenset({"num_classes", "input_shape", "samples", "config", "facts"})
-
-
-class _Missing:
-    """The default of an argument that has none."""
-
-    def __repr__(self) -> str:
-        return "MISSING"
-
-
-MISSING = _Missing()
+#: The default of an argument that has none.
+MISSING = type("Missing", (), {"__repr__": lambda self: "MISSING"})()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,233 +52,100 @@ class Part:
 
 
 def names(kind: str) -> list[str]:
-    """Names of all parts of a kind, sorted.
-
-    Args:
-        kind: such as ``losses``, or a package or module, such as ``kd_keras.losses``.
-    """
-    package = KINDS.get(kind, kind)
-    folders = _folders(package)
-    if not folders:
-        return sorted(_module(package).constants()["__all__"])
-    return sorted({path.stem for folder in folders for path in folder.glob("*.py") if _definition_in(path, package)})
-
-
-def signature(kind: str, name: str) -> dict[str, Any]:
-    """The arguments of a part that a spec can name, in their order, and their defaults; see `read`."""
-    return read(kind, name).arguments
+    """Names of all parts of a kind, sorted; a module's are those in its ``__all__``."""
+    package = KINDS[kind]
+    if (path := _path(package)).name == "__init__.py":
+        return spec.names(package)
+    return sorted(_constants(_parse(path))["__all__"])
 
 
 def read(kind: str, name: str) -> Part:
     """A part of a kind.
 
     Args:
-        kind: such as ``losses``, or a package or module, such as ``kd_keras.losses``.
-        name: its name in a spec; ``package.module:name`` for a class or function that comes from elsewhere.
+        kind: one of `KINDS`.
+        name: its name in a spec; ``package.module:name`` for a class or function of the user's own code.
 
     Raises:
         InputError: there is no such part; the message names the closest.
     """
-    package = KINDS.get(kind, kind)
+    package = KINDS[kind]
     if ":" in name:
-        module_name, _, attribute = name.partition(":")
-        module = _module(module_name)
-        node = module.definitions().get(attribute)
-        if node is None:
-            raise InputError(f"{name!r}: {module_name} defines no class or function {attribute!r}")
-    elif not (folders := _folders(package)):
-        module = _module(package)
-        node = module.definitions().get(name) if name in module.constants()["__all__"] else None
+        module, _, python_name = name.partition(":")
+    elif name not in names(kind):
+        raise InputError(spec.unknown(name, kind, names(kind)))
+    elif _path(package).name != "__init__.py":
+        module, python_name = package, name
     else:
-        path = next((folder / f"{name}.py" for folder in folders if (folder / f"{name}.py").is_file()), None)
-        node = _definition_in(path, package) if path else None
-        module = _parse(path, f"{package}.{name}") if node else None
+        module, python_name = f"{package}.{name}", spec.parts(package)[name]
+    tree = _parse(_path(module))
+    node = next((node for node in tree.body if getattr(node, "name", None) == python_name), None)
     if node is None:
-        raise InputError(spec.unknown(name, package.rpartition(".")[2], names(kind)))
-    arguments = _arguments(node, module)
-    kept = {key: value for key, value in arguments.items() if key not in ADDED_BY_A_RUN}
+        raise InputError(f"{name!r}: {module} defines no class or function {python_name!r}")
     docstring = inspect.cleandoc(ast.get_docstring(node) or "")
-    return Part(kind, name, f"{module.name}.{node.name}", kept, docstring)
+    arguments = _arguments(node, _constants(tree), _path(package).parent)
+    return Part(kind, name, f"{module}.{python_name}", arguments, docstring)
 
 
-def _definition_in(path: pathlib.Path, package: str) -> ast.ClassDef | ast.FunctionDef | None:
-    """The class or function that makes a file a part."""
-    module = _parse(path, f"{package}.{path.stem}")
-    definitions = module.definitions()
-    if package.endswith(".schemes"):
-        return definitions.get("plan")
-    wanted = path.stem.replace("_", "")
-    return next((node for name, node in definitions.items() if name.lower() == wanted), None)
+def _arguments(node: ast.ClassDef | ast.FunctionDef, constants, folder: pathlib.Path) -> dict[str, Any]:
+    """The arguments of a function, a class or a dataclass that a spec can name."""
+    function = node
+    if isinstance(node, ast.ClassDef):
+        inits = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"]
+        is_dataclass = any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
+        if not inits and not is_dataclass:
+            inherited = _base_of(node, folder)
+            return {} if inherited is None else _arguments(inherited, constants, folder)
+        if not inits:
+            fields = [item for item in node.body if isinstance(item, ast.AnnAssign)]
+            return {field.target.id: _default(field.value, constants) for field in fields}
+        function = inits[0]
+    positional = [*function.args.posonlyargs, *function.args.args]
+    defaults = [None] * (len(positional) - len(function.args.defaults)) + function.args.defaults
+    pairs = [*zip(positional, defaults, strict=True)]
+    pairs += zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
+    skipped = ADDED_BY_A_RUN | {"self"}
+    return {argument.arg: _default(default, constants) for argument, default in pairs if argument.arg not in skipped}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Source:
-    """A module that was parsed, not imported.
-
-    Attributes:
-        name: dotted, such as ``kd_keras.losses.kd``.
-        path: its file.
-        tree: its syntax tree.
-    """
-
-    name: str
-    path: pathlib.Path
-    tree: ast.Module
-
-    def definitions(self) -> dict[str, ast.ClassDef | ast.FunctionDef]:
-        """Public and private classes and functions at top level, by name."""
-        return {node.name: node for node in self.tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
-
-    def constants(self) -> dict[str, Any]:
-        """Names that are assigned a literal at top level."""
-        values = {}
-        for node in self.tree.body:
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                try:
-                    values[node.targets[0].id] = ast.literal_eval(node.value)
-                except ValueError:
-                    continue
-        return values
-
-    def imports(self) -> dict[str, str]:
-        """Names that are imported at top level → what they stand for, in full."""
-        package = self.name if self.path.name == "__init__.py" else self.name.rpartition(".")[0]
-        found = {}
-        for node in self.tree.body:
-            if isinstance(node, ast.Import):
-                for alias in node.names:
-                    root = alias.name.partition(".")[0]
-                    found[alias.asname or root] = alias.name if alias.asname else root
-            elif isinstance(node, ast.ImportFrom):
-                above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
-                start = ".".join([*above, *([node.module] if node.module else [])])
-                found.update({alias.asname or alias.name: f"{start}.{alias.name}" for alias in node.names})
-        return found
+def _base_of(node: ast.ClassDef, folder: pathlib.Path) -> ast.ClassDef | None:
+    """The base class that a package's shared files define, whose arguments a class without ``__init__`` takes."""
+    wanted = {ast.unparse(base).rpartition(".")[2] for base in node.bases}
+    classes = (item for path in folder.glob("*.py") for item in _parse(path).body if isinstance(item, ast.ClassDef))
+    return next((item for item in classes if item.name in wanted and item is not node), None)
 
 
-def _arguments(node: ast.ClassDef | ast.FunctionDef, module: _Source) -> dict[str, Any]:
-    """The arguments of a function or class by name, those of its bases that go through ``**kwargs`` included."""
-    if isinstance(node, ast.FunctionDef):
-        return _arguments_of_function(node, module)
-    init = next((item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"), None)
-    if init is None:
-        inherited = _arguments_of_bases(node, module)
-        return inherited | _fields(node, module) if _is_dataclass(node) else inherited
-    arguments = _arguments_of_function(init, module)
-    del arguments[init.args.args[0].arg]
-    if init.args.kwarg is not None:
-        given = _given_to_the_base(init)
-        inherited = _arguments_of_bases(node, module)
-        arguments |= {key: value for key, value in inherited.items() if key not in arguments and key not in given}
-    return arguments
-
-
-def _arguments_of_bases(node, module) -> dict[str, Any]:
-    arguments = {}
-    for base in node.bases:
-        found = _find_class(ast.unparse(base), module)
-        if found is not None:
-            arguments = _arguments(*found) | arguments
-    return arguments
-
-
-def _arguments_of_function(node: ast.FunctionDef, module: _Source) -> dict[str, Any]:
-    positional = [*node.args.posonlyargs, *node.args.args]
-    defaults = [None] * (len(positional) - len(node.args.defaults)) + node.args.defaults
-    pairs = [*zip(positional, defaults, strict=True), *zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)]
-    return {argument.arg: _default(default, module) for argument, default in pairs}
-
-
-def _fields(node: ast.ClassDef, module: _Source) -> dict[str, Any]:
-    """The fields of a dataclass."""
-    return {
-        item.target.id: _default(item.value, module)
-        for item in node.body
-        if isinstance(item, ast.AnnAssign) and "ClassVar" not in ast.unparse(item.annotation)
-    }
-
-
-def _is_dataclass(node: ast.ClassDef) -> bool:
-    return any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
-
-
-def _default(node: ast.expr | None, module: _Source) -> Any:
+def _default(node: ast.expr | None, constants) -> Any:
     """The value of a default: a literal, or a constant of its module."""
     if node is None:
         return MISSING
-    if isinstance(node, ast.Name) and node.id in (constants := module.constants()):
-        return constants[node.id]
-    try:
-        return ast.literal_eval(node)
-    except ValueError as error:
-        text = ast.unparse(node)
-        raise InputError(f"{module.path}: the default {text} is no literal: write a literal, or None") from error
+    return constants[node.id] if isinstance(node, ast.Name) and node.id in constants else ast.literal_eval(node)
 
 
-def _given_to_the_base(init: ast.FunctionDef) -> set[str]:
-    """Keywords that `__init__` gives to its base itself: ``super().__init__(pairs=None, **kwargs)``."""
-    calls = [node for node in ast.walk(init) if isinstance(node, ast.Call)]
-    supers = [call for call in calls if ast.unparse(call.func) == "super().__init__"]
-    return {keyword.arg for call in supers for keyword in call.keywords if keyword.arg is not None}
+def _constants(tree: ast.Module) -> dict[str, Any]:
+    """Names that are assigned a literal at top level."""
+    values = {}
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            try:
+                values[node.targets[0].id] = ast.literal_eval(node.value)
+            except ValueError:
+                continue
+    return values
 
 
-def _find_class(name: str, module: _Source) -> tuple[ast.ClassDef, _Source] | None:
-    """The class that ``_base.ResponseLoss`` stands for in a module; None if it is of another package, such as Keras."""
-    first, *rest = name.split(".")
-    definition = module.definitions().get(name)
-    if isinstance(definition, ast.ClassDef):
-        return definition, module
-    full = ".".join([module.imports().get(first, first), *rest])
-    home, _, attribute = full.rpartition(".")
-    # Keras' classes are no further bases: their arguments are not those of a part.
-    if home.partition(".")[0] not in ("kd_keras", module.name.partition(".")[0]):
-        return None
-    # A package's public names are imported when they are used, so they are looked for in its files.
-    folders = _folders(home)
-    files = [path for folder in folders for path in sorted(folder.glob("*.py"))] or [_path(home)]
-    for path in files:
-        found = _parse(path, home if not folders else f"{home}.{path.stem}")
-        definition = found.definitions().get(attribute)
-        if isinstance(definition, ast.ClassDef):
-            return definition, found
-    return None
-
-
-def _folders(package: str) -> list[pathlib.Path]:
-    """The folders of a package, also those that a user has added to its path; none of a module."""
-    if package in sys.modules:
-        return [pathlib.Path(folder) for folder in getattr(sys.modules[package], "__path__", [])]
-    path = _path(package)
-    return [path.parent] if path.name == "__init__.py" else []
-
-
-@functools.cache
 def _path(module: str) -> pathlib.Path:
-    """The file of a module. Of this package nothing is imported to find it.
-
-    Raises:
-        InputError: there is no such module.
-    """
+    """The file of a module; of this package nothing is imported to find it."""
     root, *rest = module.split(".")
     if root == "kd_keras":
         place = pathlib.Path(__file__).parent.joinpath(*rest)
-        path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
-        if path.is_file():
-            return path
-    else:
-        try:
-            found = importlib.util.find_spec(module)
-        except (ImportError, ValueError):
-            found = None
-        if found is not None and found.origin is not None and found.origin.endswith(".py"):
-            return pathlib.Path(found.origin)
-    raise InputError(f"there is no module {module!r} with Python source: write package.module:name")
-
-
-def _module(name: str) -> _Source:
-    return _parse(_path(name), name)
+        return place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    found = importlib.util.find_spec(root) and importlib.util.find_spec(module)
+    if found is None or not (found.origin or "").endswith(".py"):
+        raise InputError(f"there is no module {module!r} with Python source: write package.module:name")
+    return pathlib.Path(found.origin)
 
 
 @functools.cache
-def _parse(path: pathlib.Path, name: str) -> _Source:
-    return _Source(name, path, ast.parse(path.read_text(encoding="utf-8"), str(path)))
+def _parse(path: pathlib.Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))

@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
         count = 0
         while count < options.kills:
             process = start(options.flags, killed)
-            moment = draw.uniform(0.2, 0.8) * seconds
+            moment, begin = draw.uniform(0.1, 0.9) * seconds, time.monotonic()
             try:
                 code = process.wait(timeout=moment)
             except subprocess.TimeoutExpired:
@@ -60,12 +60,12 @@ def main(argv: list[str]) -> int:
             if code:
                 print(pathlib.Path(f"{killed}.log").read_text()[-2000:])
                 return 1
-            # It ended before it was killed: again from nothing, and the kills go on.
+            # It ended before it was killed: again from nothing, in the time that it takes now.
             print("ended; a new run is killed", flush=True)
             differing = compare(whole, killed).differences
             if differing:
                 break
-            killed = killed.with_name(f"{killed.name}+")
+            killed, seconds = killed.with_name(f"{killed.name}+"), time.monotonic() - begin
         else:
             if code := start(options.flags, killed).wait():
                 print(pathlib.Path(f"{killed}.log").read_text()[-2000:])

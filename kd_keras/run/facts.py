@@ -23,10 +23,11 @@ from kd_keras.distillation.fast_teacher import can_be_copied
 from kd_keras.distillation.taps import Taps
 from kd_keras.errors import InputError
 from kd_keras.losses.base import Loss
+from kd_keras.run.training import optimizer_class
 from kd_keras.schemes.plan import Build, Model, Part, Train
 from kd_keras.spec import Spec
 
-# Arguments that a run adds to a spec's own.
+# Arguments that a run adds to those of a spec.
 _ADDED = {"models": ("num_classes", "input_shape"), "optimizers": ("learning_rate", "name")}
 # Arguments of a model family that name weights: a file, a folder, or published ones by their name.
 _WEIGHTS = ("path", "preset", "pretrained")
@@ -90,8 +91,8 @@ class Facts:
         Raises:
             InputError: an unknown name or argument.
         """
-        own = package != "optimizers"
-        function = spec.builder(f"kd_keras.{package}", given.name) if own else _optimizer(given.name)
+        is_optimizer = package == "optimizers"
+        function = optimizer_class(given.name) if is_optimizer else spec.builder(f"kd_keras.{package}", given.name)
         needs_samples = "samples" in getattr(function, "needs", ())
         named = spec.bind(function, given, _ADDED.get(package, ("samples",) * needs_samples))
         parameters = inspect.signature(function).parameters
@@ -187,7 +188,7 @@ class Facts:
 
     def reads(self, given: Spec, student: list[str], teacher: list[str] | None) -> tuple[str, ...]:
         """Which of the teacher's taps a loss reads."""
-        # A loss may keep what it was told of the taps: a new one is asked each time.
+        # Asking a loss for its taps changes it, so a new loss is asked each time.
         if teacher is not None:
             if self.grafts(given):
                 return ("sim_kd",)
@@ -307,13 +308,6 @@ def content_of(name: str | pathlib.Path) -> str:
             if member in archive.namelist():
                 digest.update(archive.read(member))
     return digest.hexdigest()
-
-
-def _optimizer(name: str):
-    known = {key.lower(): value for key, value in vars(keras.optimizers).items() if isinstance(value, type)}
-    if name.lower() not in known:
-        raise InputError(spec.unknown(name, "optimizers", sorted(set(known) - {"optimizer"})))
-    return known[name.lower()]
 
 
 def _same(value, default) -> bool:

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 
 from kd_keras import files
 
@@ -65,6 +66,15 @@ class Lease:
         self._released.clear()
         threading.Thread(target=self._beat, daemon=True).start()
         return None
+
+    def wait_for(self, tell: Callable[[Owner], None]) -> None:
+        """Takes the lease, waiting until it is free; ``tell`` is called once with the process that has it."""
+        has_told = False
+        while (owner := self.take()) is not None:
+            if not has_told:
+                tell(owner)
+                has_told = True
+            time.sleep(0.5)
 
     def release(self) -> None:
         """Gives the lease back, if it is still this one's."""

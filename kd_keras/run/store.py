@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import shutil
-import time
 import uuid
 from collections.abc import Callable, Iterator
 
@@ -97,12 +96,8 @@ class Store:
         if not self._writes:
             yield
             return
-        lease, told = Lease(self.root / "leases" / f"{stage.key[:16]}.json"), False
-        while (owner := lease.take()) is not None:
-            if not told:
-                tell(owner)
-                told = True
-            time.sleep(0.5)
+        lease = Lease(self.root / "leases" / f"{stage.key[:16]}.json")
+        lease.wait_for(tell)
         try:
             yield
         finally:

@@ -1,9 +1,9 @@
-"""One model's training, which can be killed at any moment and goes on as if it had not been.
+"""Training of one model, which can be killed at any moment and resumes with the same numbers.
 
-A checkpoint is one file, replaced atomically at the end of an epoch: every variable of the Distiller (the states of
-dropout's generators among them), the optimizer's, the best student so far and the history. Order and augmentation are
-functions of (seed, epoch, index), so nothing else is needed to go on exactly. Of several workers each keeps the state
-in memory, and the chief writes it.
+A checkpoint is a single file, replaced atomically at the end of each epoch: every variable of the Distiller (the states
+of dropout's generators among them), those of the optimizer, the best student so far and the history. Order and
+augmentation are functions of (seed, epoch, index), so nothing else is needed to resume exactly. With several workers,
+each holds the state in memory and the chief writes it.
 """
 
 import dataclasses
@@ -23,32 +23,41 @@ from kd_keras.errors import InputError
 from kd_keras.run.callbacks import LiveLine, StopAtNaN
 
 
-def optimizer(one: spec.Spec, learning_rate: schedules.Schedule, *, epochs: int, steps_per_epoch: int):
-    """A Keras optimizer by its class name in any case, such as ``sgd(momentum=0.9, nesterov=True)``.
+def optimizer_class(name: str) -> type[keras.optimizers.Optimizer]:
+    """The Keras optimizer of a name, in any case.
+
+    Raises:
+        InputError: there is none.
+    """
+    base = keras.optimizers.Optimizer
+    classes = {
+        key.lower(): value
+        for key, value in vars(keras.optimizers).items()
+        if isinstance(value, type) and issubclass(value, base) and value is not base
+    }
+    if name.lower() not in classes:
+        raise InputError(spec.unknown(name, "optimizers", sorted(classes)))
+    return classes[name.lower()]
+
+
+def optimizer(optimizer_spec: spec.Spec, learning_rate: schedules.Schedule, *, epochs: int, steps_per_epoch: int):
+    """A Keras optimizer, such as ``sgd(momentum=0.9, nesterov=True)``.
 
     Raises:
         InputError: an unknown optimizer or key, or a value that Keras refuses.
     """
-    base = keras.optimizers.Optimizer
-    known = {
-        name.lower(): value
-        for name, value in vars(keras.optimizers).items()
-        if isinstance(value, type) and issubclass(value, base) and value is not base
-    }
-    if one.name.lower() not in known:
-        raise InputError(spec.unknown(one.name, "optimizers", sorted(known)))
-    made = known[one.name.lower()]
-    values = spec.bind(made, one, ("learning_rate", "name"))
+    build = optimizer_class(optimizer_spec.name)
+    values = spec.bind(build, optimizer_spec, ("learning_rate", "name"))
     rate = schedules.to_keras(learning_rate, epochs=max(epochs, 1), steps_per_epoch=steps_per_epoch)
     try:
-        return made(learning_rate=rate, **values)
+        return build(learning_rate=rate, **values)
     except (ValueError, TypeError) as error:
-        raise InputError(f"{one}: {' '.join(str(error).split())}") from error
+        raise InputError(f"{optimizer_spec}: {' '.join(str(error).split())}") from error
 
 
 @dataclasses.dataclass
 class History:
-    """What a training left: the series of every logged figure, an entry an epoch, and the best epoch (from 0)."""
+    """The values of every logged figure, one for each epoch, and the best epoch (from 0)."""
 
     series: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     best_epoch: int | None = None
@@ -62,7 +71,7 @@ class History:
         return len(self.series.get("loss", ()))
 
     def add(self, logs: dict[str, float], may_be_best: bool = True) -> bool:
-        """Adds an epoch; tells whether it is the best so far by validation accuracy, then by validation loss."""
+        """Adds an epoch; returns whether it is the best so far by validation accuracy, then by validation loss."""
         for name, value in logs.items():
             self.series.setdefault(name, []).append(float(value))
         score = (float(logs["val_accuracy"]), -float(logs["val_loss"]))
@@ -74,7 +83,7 @@ class History:
 
 @dataclasses.dataclass(frozen=True)
 class Stop:
-    """Ends a training, on purpose early, once validation accuracy is at least ``val_accuracy``.
+    """Ends a training early, on purpose, once validation accuracy is at least ``val_accuracy``.
 
     Attributes:
         val_accuracy: in [0, 1].
@@ -105,13 +114,12 @@ def fit(
         train: ``train(initial_epoch)`` gives the stream of batches from that epoch to the last.
         val: data set of the validation split.
         epochs: epochs in all.
-        steps_per_epoch: batches an epoch.
+        steps_per_epoch: batches in an epoch.
         checkpoint: path of the checkpoint's file.
         callbacks: further Keras callbacks.
         progress: title of the live line; None for none.
-        stop: a `Stop`, or None. The weights that it ends the training with are the best there are, as no check before
-            was passed; they are kept.
-        keep_from: first epoch (from 0) whose weights may be kept.
+        stop: a `Stop`, or None. The weights at which it ends the training are returned: no earlier check passed.
+        keep_from: first epoch (from 0) whose weights may be returned as the best.
 
     Returns:
         The `History`.
@@ -124,25 +132,26 @@ def fit(
         distiller.optimizer.build(distiller.trainable_variables)
     keeper = _Keeper(pathlib.Path(checkpoint), keep_from, writes=distribute.worker(strategy)[0] == 0)
     keeper.restore(distiller)
-    done = keeper.history.epochs
-    seen = distribute.gather(strategy, done)
-    if len(set(seen)) > 1:
+    first_epoch = keeper.history.epochs
+    epochs_seen = distribute.gather(strategy, first_epoch)
+    if len(set(epochs_seen)) > 1:
         raise InputError(
-            f"the workers see checkpoints of {', '.join(map(str, seen))} epochs at {checkpoint}: "
+            f"the workers see checkpoints of {', '.join(map(str, epochs_seen))} epochs at {checkpoint}: "
             "put --workdir where all machines share it"
         )
-    if done < epochs and keeper.history.stop is None:
+    if first_epoch < epochs and keeper.history.stop is None:
         stopper = [] if stop is None else [_Stopper(stop, keeper.history, val, steps_per_epoch, callbacks)]
+        live = [LiveLine(progress, epochs)] if progress else []
         distiller.fit(
-            train(done),
+            train(first_epoch),
             validation_data=val,
             epochs=epochs,
-            initial_epoch=done,
+            initial_epoch=first_epoch,
             steps_per_epoch=steps_per_epoch,
             verbose=0,
             shuffle=False,
-            # The guard comes before the keeper: an epoch that ends in NaN is not kept.
-            callbacks=[StopAtNaN(), *callbacks, *stopper, keeper, *([LiveLine(progress, epochs)] if progress else [])],
+            # StopAtNaN comes before the keeper: the weights of an epoch that ends in NaN are not written.
+            callbacks=[StopAtNaN(), *callbacks, *stopper, keeper, *live],
         )
     keeper.restore_best(distiller)
     return keeper.history
@@ -155,7 +164,7 @@ class _Keeper(keras.callbacks.Callback):
         super().__init__()
         self.path, self.keep_from, self.writes = path, keep_from, writes
         self.start = time.perf_counter()
-        self.history, self.best = History(), None
+        self.history, self.best_weights = History(), None
 
     @staticmethod
     def _variables(distiller):
@@ -166,45 +175,44 @@ class _Keeper(keras.callbacks.Callback):
             return
         try:
             with np.load(self.path) as file:
-                stored = json.loads(str(file["history"]))
-                state = [file[f"state{i}"] for i in range(stored.pop("states"))]
-                self.best = [file[f"best{i}"] for i in range(stored.pop("bests"))] or None
+                history = json.loads(str(file["history"]))
+                state = [file[f"state{i}"] for i in range(history.pop("states"))]
+                self.best_weights = [file[f"best{i}"] for i in range(history.pop("bests"))] or None
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise InputError(f"{self.path} can't be read ({error}): remove it to train this model anew") from error
+            raise InputError(f"{self.path} can't be read ({error}): remove it to train this model again") from error
         variables = self._variables(distiller)
         if [v.shape for v in variables] != [value.shape for value in state]:
-            raise InputError(f"{self.path} is the checkpoint of another model: remove it to train this one anew")
+            raise InputError(f"{self.path} is the checkpoint of another model: remove it to train this model again")
         for variable, value in zip(variables, state, strict=True):
             variable.assign(value)
-        self.history = History(**{**stored, "best_score": tuple(stored["best_score"])})
+        self.history = History(**{**history, "best_score": tuple(history["best_score"])})
 
     def on_epoch_end(self, epoch, logs=None):
         rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         if self.history.add({**logs, "learning_rate": rate}, may_be_best=epoch >= self.keep_from):
-            self.best = [keras.ops.convert_to_numpy(v) for v in self.model.student.weights]
+            self.best_weights = _values(self.model.student.weights)
         now = time.perf_counter()
         self.history.seconds, self.start = self.history.seconds + now - self.start, now
-        state = [keras.ops.convert_to_numpy(v) for v in self._variables(self.model)]
-        best = self.best or []
-        stored = {**dataclasses.asdict(self.history), "states": len(state), "bests": len(best)}
+        state, best = _values(self._variables(self.model)), self.best_weights or []
+        history = {**dataclasses.asdict(self.history), "states": len(state), "bests": len(best)}
         arrays = {f"state{i}": value for i, value in enumerate(state)}
         arrays |= {f"best{i}": value for i, value in enumerate(best)}
         if self.writes:
-            files.write(self.path, lambda file: np.savez(file, history=np.array(json.dumps(stored)), **arrays))
+            files.write(self.path, lambda file: np.savez(file, history=np.array(json.dumps(history)), **arrays))
 
     def restore_best(self, distiller):
-        if self.best is not None:
-            for variable, value in zip(distiller.student.weights, self.best, strict=True):
+        if self.best_weights is not None:
+            for variable, value in zip(distiller.student.weights, self.best_weights, strict=True):
                 variable.assign(value)
 
 
 class _Stopper(keras.callbacks.Callback):
-    """Checks for a `Stop`, and ends the training; comes before the keeper, which writes what it leaves in history."""
+    """Checks for a `Stop`; comes before the keeper, which writes what it leaves in the history."""
 
     def __init__(self, stop, history, val, steps_per_epoch, callbacks):
         super().__init__()
         self.stop, self.history, self.val, self.steps_per_epoch = stop, history, val, steps_per_epoch
-        # Told of the checks' validation as of any other.
+        # Called for the validation of a check as for any other.
         self.callbacks = list(callbacks)
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -227,23 +235,27 @@ class _Stopper(keras.callbacks.Callback):
             self.model.stop_training = True
 
     def _val_accuracy(self) -> float:
-        # The epoch's own figures go on behind the check.
+        # The figures of the epoch continue after the check as if there had been none.
         variables = [variable for metric in self.model.metrics for variable in metric.variables]
-        kept = [keras.ops.convert_to_numpy(variable) for variable in variables]
-        found = self.model.evaluate(self.val, verbose=0, return_dict=True, callbacks=self.callbacks)
-        for variable, value in zip(variables, kept, strict=True):
+        before = _values(variables)
+        logs = self.model.evaluate(self.val, verbose=0, return_dict=True, callbacks=self.callbacks)
+        for variable, value in zip(variables, before, strict=True):
             variable.assign(value)
-        return float(found["accuracy"])
+        return float(logs["accuracy"])
+
+
+def _values(variables) -> list[np.ndarray]:
+    return [keras.ops.convert_to_numpy(variable) for variable in variables]
 
 
 def write_variables(model: keras.Model, path: pathlib.Path) -> None:
-    """Keeps every variable, the states of dropout's generators among them, in one file that is never half written."""
-    arrays = {f"state{i}": keras.ops.convert_to_numpy(v) for i, v in enumerate(model.variables)}
+    """Writes every variable of a model, the states of dropout's generators among them, to a file."""
+    arrays = {f"state{i}": value for i, value in enumerate(_values(model.variables))}
     files.write(path, lambda file: np.savez(file, **arrays))
 
 
 def read_variables(model: keras.Model, path: pathlib.Path) -> None:
-    """Sets every variable to what `write_variables` kept."""
+    """Sets every variable to what `write_variables` wrote."""
     with np.load(path) as file:
         for i, variable in enumerate(model.variables):
             variable.assign(file[f"state{i}"])

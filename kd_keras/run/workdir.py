@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import time
 
 from kd_keras import files
 from kd_keras.errors import InputError
@@ -73,17 +72,13 @@ class Workdir:
             InputError: another process uses it, or it can't be written.
         """
         try:
-            told = False
-            while (owner := self._lease.take()) is not None:
-                if not self.config.run.wait:
-                    raise InputError(
-                        f"--workdir={self.path} is used by {owner}: wait until it has ended, give --wait, or name "
-                        "another folder"
-                    )
-                if not told:
-                    print(f"waiting for {owner}, which uses {self.path}", flush=True)
-                    told = True
-                time.sleep(0.5)
+            if self.config.run.wait:
+                self._lease.wait_for(lambda owner: print(f"waiting for {owner}, which uses {self.path}", flush=True))
+            elif (owner := self._lease.take()) is not None:
+                raise InputError(
+                    f"--workdir={self.path} is used by {owner}: wait until it has ended, give --wait, or name another "
+                    "folder"
+                )
             self.check()
         except OSError as error:
             raise InputError(f"--workdir={self.path} can't be written: {error.strerror}") from error

@@ -22,7 +22,7 @@ def new_figure(width, height):
 def save_figure(figure, path):
     """Writes a figure as PNG, cropped to what is drawn."""
     content = io.BytesIO()
-    # Tight: beside axes of fixed aspect the layout leaves too little room for long class names.
+    # Tight: next to axes of fixed aspect the layout leaves too little room for long class names.
     figure.savefig(content, format="png", dpi=120, bbox_inches="tight", pad_inches=0.12)
     files.write(path, content.getvalue())
 
@@ -35,7 +35,7 @@ def curves(histories, path):
 
     Args:
         histories: model name to Keras history: ``loss`` or ``ce``, ``val_loss``, ``accuracy``, ``val_accuracy``, each
-            one value an epoch. Any may be missing.
+            a value for each epoch. Any may be missing.
         path: PNG file.
     """
     import matplotlib
@@ -54,7 +54,7 @@ def curves(histories, path):
         for panel, train, val in ((panels[0], train_loss, "val_loss"), (panels[1], "accuracy", "val_accuracy")):
             for name, style in ((train, "--"), (val, "-")):
                 values = np.array([np.nan if value is None else value for value in history.get(name, ())], float)
-                # A line of one point is invisible.
+                # A line with a single point is invisible.
                 marker = "o" if np.isfinite(values).sum() == 1 else None
                 epochs = np.arange(1, len(values) + 1)
                 if len(values):

@@ -50,7 +50,7 @@ _STAGES = {
     "ensemble of generations": "ensemble",
     "peers together": "peers",
 }
-# A pipe or a file has no width of its own.
+# The width of a table that goes to a pipe or a file.
 _PIPED_WIDTH = 120
 _TEXT_WIDTH = 12
 
@@ -86,7 +86,7 @@ def write_table(rows, folder, runtime_note=None):
         runtime_note: what the latencies were measured with; goes below results.txt.
     """
     folder = pathlib.Path(folder)
-    rows = _plain([{name: one[name] for name in COLUMNS} for one in rows])
+    rows = _plain([{name: row[name] for name in COLUMNS} for row in rows])
     write_csv(rows, folder / "results.csv")
     write_json(rows, folder / "results.json")
 
@@ -126,7 +126,7 @@ def _stage_of(role: str) -> str:
 
 
 def write_csv(rows, path):
-    """Writes dicts of equal keys, one at least, as CSV with a header."""
+    """Writes dicts of equal keys as CSV with a header; at least one row is needed."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -220,7 +220,7 @@ def _pack(columns, room):
     """Parts the columns, in order, so that each part is as wide as there is room."""
     parts, used = [], 0
     for column in columns:
-        # One for the cell's padding, one for the divider that rich keeps between columns.
+        # The cell's padding, and the divider that rich puts between columns.
         width = _width(column) + 2
         if not parts or used + width > room:
             parts.append([])
@@ -236,11 +236,11 @@ def _width(column):
 
 
 def _column(rows, heading, form, *names):
-    return heading, [_cell(form, *(one[name] for name in names)) for one in rows]
+    return heading, [_cell(form, *(row[name] for name in names)) for row in rows]
 
 
 def _filled(rows, column):
-    return any(_number(one[column[2]]) is not None for one in rows)
+    return any(_number(row[column[2]]) is not None for row in rows)
 
 
 def _cell(form, *values):

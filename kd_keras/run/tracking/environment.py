@@ -53,7 +53,7 @@ def environment():
 
 def _git(*arguments):
     try:
-        done = subprocess.run(("git", *arguments), capture_output=True, text=True, timeout=10, check=True)
+        process = subprocess.run(("git", *arguments), capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return process.stdout.strip()

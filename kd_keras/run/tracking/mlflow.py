@@ -1,7 +1,7 @@
 """MLflow tracking that can neither stop nor slow a training run.
 
 Runs are named by explicit ids through `mlflow.MlflowClient`: no active run, no autolog, nothing global that a user's
-own MLflow code could trip over. What the server refuses, or a server that is down, costs one warning and then silence.
+MLflow code could trip over. What the server refuses, or a server that is down, costs one warning and then silence.
 """
 
 import logging as python_logging
@@ -16,19 +16,19 @@ from absl import logging
 from kd_keras import files
 from kd_keras.errors import InputError
 
-# MLflow's own defaults keep trying a dead server for more than four minutes.
+# By default MLflow keeps trying a dead server for more than four minutes.
 _BOUNDS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    # MLflow 3 reports usage to its makers, on a thread of its own that a machine without a network need not wait for.
+    # MLflow 3 reports usage to its makers, and a process without a network would wait for that thread.
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 _PARAMS_PER_CALL, _METRICS_PER_CALL, _VALUE_LENGTH = 100, 1000, 6000
 
 
 def local_store(workdir):
-    """The URI of a run's own MLflow store, absolute, as MLflow's defaults depend on the current folder.
+    """The URI of the MLflow store in a run's folder, absolute, as MLflow's defaults depend on the current folder.
 
     Args:
         workdir: folder; need not exist.
@@ -37,7 +37,7 @@ def local_store(workdir):
 
 
 def _artifact_location(uri):
-    """Where the artefacts of a store's experiments go: beside an sqlite file; None leaves it to the server.
+    """Where the artefacts of a store's experiments go: next to an sqlite file; None leaves it to the server.
 
     Args:
         uri: tracking URI.
@@ -85,7 +85,7 @@ class MLflowWriter:
         uri: tracking URI: ``sqlite:////absolute/mlflow.db``, ``http://host:port``, another database or a plug-in's.
         experiment: name of the experiment, made where it is missing.
         run_name: name of the run.
-        run_id: run to go on with. A run that the store does not know is replaced by a new one, with a warning.
+        run_id: run to resume. A run that the store does not know is replaced by a new run, with a warning.
         parent_id: id of the parent run.
 
     Raises:
@@ -110,16 +110,16 @@ class MLflowWriter:
         from mlflow.exceptions import MlflowException
 
         client = self._link.client
-        found = client.get_experiment_by_name(name)
-        if found is None:
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
             try:
                 return client.create_experiment(name, artifact_location=artifact_location)
             except MlflowException:
-                # Two runs started together: the other one was quicker.
-                found = client.get_experiment_by_name(name)
-                if found is None:
+                # Another run, started at the same time, has just made it.
+                experiment = client.get_experiment_by_name(name)
+                if experiment is None:
                     raise
-        return found.experiment_id
+        return experiment.experiment_id
 
     def _create(self, run_name, parent_id):
         tags = {} if parent_id is None else {"mlflow.parentRunId": parent_id}
@@ -153,7 +153,7 @@ class MLflowWriter:
         self._log(params=list(new.items()), tags=[(f"resumed.{name}", value) for name, value in changed.items()])
 
     def metrics(self, metrics, step):
-        """Logs a dict of numbers at one step, in one call. Values that are not finite are left out."""
+        """Logs a dict of numbers at a step, in a single call. Values that are not finite are left out."""
         # MLflow stores infinity as 1.8e308, which ruins every plot.
         values = {_key(name): float(value) for name, value in metrics.items() if value is not None}
         self._log(metrics=[item for item in values.items() if math.isfinite(item[1])], step=step)
@@ -208,7 +208,7 @@ class MLflowWriter:
         return writer
 
     def close(self, status="FINISHED"):
-        """Ends the run, as ``FINISHED`` or ``FAILED``; a second call changes nothing. Children end on their own."""
+        """Ends the run, as ``FINISHED`` or ``FAILED``; a second call changes nothing. Children are closed apart."""
         if self.run_id is not None and not self._closed:
             self._link.call(self._link.client.set_terminated, self.run_id, status)
         self._closed = True
@@ -293,7 +293,7 @@ def _open_sqlite(uri):
     try:
         mlflow.MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments(max_results=1)
         try:
-            # A link, not a move: where another run has just made the database, that one stays.
+            # A link, not a move: a database that another run has just made is not replaced.
             os.link(partial, path)
         except FileExistsError:
             return
