@@ -15,6 +15,7 @@ import shlex
 import numpy as np
 import pytest
 
+from kd_keras.errors import InputError
 from kd_keras.run import commands, config
 from kd_keras.sweep import __main__ as sweep
 
@@ -218,3 +219,44 @@ def test_the_guides_teacher_cache_is_filled(variables):
     (code,) = [block.text for block in read_blocks(ROOT / "docs" / "distiller.md") if "TeacherCache" in block.text]
     exec(compile(re.sub(r"\bepochs=\d+", "epochs=1", code), "guide", "exec"), variables)
     assert len(list(pathlib.Path.cwd().glob("cache/*/view*-logits.json"))) == 4
+
+
+# Flags within a sentence or a table. Some need another: these come first, and a later flag replaces an earlier one.
+_INLINE = re.compile(r"`(--\w+=[^`]*)`")
+_NEEDED = ["--flagfile=experiments/digits.flags", "--cache_views=1", "--compress=qat()", "--train_examples=100"]
+_OF_OTHER_TOOLS = {"performance.md", "scaling.md", "conversions.md", "sweeps.md", "studies.md"}
+INLINE = [
+    (path.name, flags.replace(r"\|", "|"))
+    for path in PAGES
+    if path.name not in _OF_OTHER_TOOLS
+    for flags in _INLINE.findall(path.read_text(encoding="utf-8"))
+    if "…" not in flags and "<" not in flags
+]
+
+
+def test_flags_within_sentences_are_read(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    refused = []
+    for name, flags in INLINE:
+        try:
+            config.read(["kd_keras.run", *_NEEDED, *shlex.split(flags)])
+        except InputError as error:
+            refused.append(f"{name}: {flags}: {error}")
+    assert len(INLINE) > 50 and refused == []
+
+
+_LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
+
+
+def anchors(path: pathlib.Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    heads = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("path", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    for target, anchor in _LINK.findall(path.read_text(encoding="utf-8")):
+        page = path.parent / target if target else path
+        assert page.exists(), target
+        assert not anchor or anchor in anchors(page), f"{target}#{anchor}"

@@ -2,7 +2,7 @@
 
     python tools/conversions.py                                     about 40 minutes on two cores
     python tools/conversions.py --models="resnet(depth=18)" --variants=float32,int8
-    python tools/conversions.py --into=docs/edge.md                 puts the table into the page
+    python tools/conversions.py --into=docs/conversions.md          puts the table into the page
 
 Nothing is trained: weights are initial ones, batch norm has the statistics of the images, which are scikit-learn's
 handwritten digits, enlarged. The error is that of the logits, root mean square, as a share of their standard deviation

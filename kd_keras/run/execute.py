@@ -37,6 +37,7 @@ def execute(config: Config, workdir: Workdir, start: float) -> int:
         if config.run.dry_run != "false":
             from kd_keras.run.report.dry_run import DryRun
 
+            _tell_data(session, None)
             DryRun(runner).print(timed=config.run.dry_run == "time")
             return 0
         runner.check()

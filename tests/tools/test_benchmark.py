@@ -286,7 +286,8 @@ def test_a_pipe_does_not_end_a_markdown_cell():
 
 
 def test_the_pages_have_a_place_for_every_section_and_name_options_that_exist():
-    page = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("performance.md", "losses.md"))
+    pages = ("performance.md", "scaling.md", "losses.md")
+    page = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in pages)
     for name in (*benchmark.SECTIONS, "machine"):
         assert page.count(f"<!-- begin {name} -->\n") == page.count(f"<!-- end {name} -->") == 1
     known = {option for action in benchmark.parser()._actions for option in action.option_strings}

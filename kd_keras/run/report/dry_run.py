@@ -40,19 +40,28 @@ class DryRun:
         self.runner.check()
         console, stages = self.session.console, [stage for stage in self.plan.stages if stage.name]
         done = {stage.key for stage in stages if self.store.record(stage) is not None}
-        heads = ("stage", "kind", "model", "params", "MACs", "taught by", "starts from", "epochs", "files", "done")
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
-        for head in heads:
-            numbers = head in ("params", "MACs", "epochs")
-            table.add_column(head, justify="right" if numbers else "left", no_wrap=numbers, overflow="fold")
+        for head in ("stage", "model", "params", "MACs", "taught by", "starts from", "epochs", "file", "done"):
+            is_narrow = head not in ("model", "starts from")
+            table.add_column(
+                head,
+                justify="right" if head in ("params", "MACs", "epochs") else "left",
+                no_wrap=is_narrow,
+                # Specs are broken at their spaces, not within a word, and 120 columns are enough.
+                min_width=24 if head == "model" else None,
+                max_width=20 if head == "starts from" else None,
+                overflow="fold",
+            )
         for stage in stages:
-            if not isinstance(stage, Measure) or stage.what in ("dtype", "layers", "class_order", "agreement"):
+            if self._is_listed(stage):
                 table.add_row(*(Text(cell) for cell in (*self._cells(stage), "yes" if stage.key in done else "no")))
         console.print(table)
         todo = [stage for stage in stages if stage.key not in done]
         measured = sum(isinstance(stage, Measure) for stage in todo)
-        console.print(f"{len(stages)} stages, {len(todo)} to do ({measured} of them measurements)", highlight=False)
-        console.print(f"disk  {size_text(sum(map(self._disk, todo)))} in {self.store.root}", highlight=False)
+        console.print(
+            f"plan     {len(todo)} of {len(stages)} stages to run, {measured} of them measurements", highlight=False
+        )
+        console.print(f"disk     {size_text(sum(map(self._disk, todo)))} in {self.store.root}", highlight=False)
         self._print_time([stage for stage in todo if isinstance(stage, Train)], timed)
 
     def _print_time(self, trainings, timed) -> None:
@@ -65,35 +74,46 @@ class DryRun:
             steps = stage.recipe.epochs * self.runner.trainer.steps_per_epoch(stage)
             total += step * steps
             console.print(
-                f"time  {stage.name}: {steps} steps of {1000 * step:.3g} ms, {_duration(step * steps)}", highlight=False
-            )
-        if total:
-            console.print(f"time  {_duration(total)} of training in all", highlight=False)
-        if unknown:
-            console.print(
-                f"time  not known of {', '.join(unknown)}: no like training was timed on this machine; --dry_run=time "
-                "times two steps of each",
+                f"time     {stage.name}: {steps} steps of {1000 * step:.3g} ms, {_duration(step * steps)}",
                 highlight=False,
             )
+        if total:
+            console.print(f"time     {_duration(total)} of training in all", highlight=False)
+        if unknown:
+            advice = "this machine has not trained them; --dry_run=time times two steps of each"
+            console.print(f"time     unknown for {', '.join(unknown)}: {advice}", highlight=False)
+
+    def _is_listed(self, stage: Stage) -> bool:
+        """Whether a stage has a line: not what only fills the table, nor a compression step apart from its result."""
+        if isinstance(stage, Measure):
+            return stage.what not in ("quality", "size", "latency")
+        return not (isinstance(stage, Train) and stage.is_wrapped)
 
     def _cells(self, stage: Stage) -> tuple[str, ...]:
-        kind = type(stage).__name__.lower()
         if isinstance(stage, Cache):
-            return (stage.name, kind, stage.teacher.name, "", "", "", "", "", f"{stage.tap}, {stage.views[0]} views")
+            text = f"{stage.views[0]} views: {stage.tap} of {stage.teacher.name}"
+            return (stage.name, text, "", "", "", stage.teacher.name, "", "")
         if isinstance(stage, Measure):
-            return (stage.name, kind, _name(stage.of), "", "", "", "", "", stage.what)
+            text = f"measures {stage.what.replace('_', ' ')}"
+            return (stage.name, text, "", "", "", _name(stage.of), "", ".csv" if stage.what == "layers" else "")
         if isinstance(stage, Export):
-            return (stage.name, kind, _name(stage.model), "", "", "", "", "", f"{stage.name}.tflite")
+            return (stage.name, stage.variant, "", "", "", _name(stage.model), "", ".tflite")
         parameters, macs = self._cost(stage)
         costs = (count_text(parameters), count_text(macs))
+        if isinstance(stage, Build) and stage.what.name == "strip":
+            training = stage.of[0]
+            taught = "" if training.teacher is None else training.teacher.name
+            text, epochs = str(stage.what.kwargs["step"]), str(training.recipe.epochs)
+            return (stage.name, text, *costs, taught, _name(stage.of[1]), epochs, ".keras")
         if isinstance(stage, Build):
-            of = ", ".join(map(_name, stage.of))
-            return (stage.name, kind, stage.architecture, *costs, "", of, "", f"{stage.name}.keras")
+            of = ", ".join(map(_name, stage.of)) or _origin(stage)
+            text = f"{len(stage.of)} models joined" if stage.what.name == "join" else stage.architecture
+            return (stage.name, text, *costs, "", of, "", ".keras")
         inside = sorted({part for term in stage.terms for part, _ in term.teachers if part.startswith("student")})
         taught = ", ".join(inside) if stage.teacher is None else stage.teacher.name
         start = _name(stage.after or stage.model)
-        file = "" if stage.pretraining or stage.is_wrapped else f"{stage.name}.keras"
-        return (stage.name, kind, stage.architecture, *costs, taught, start, str(stage.recipe.epochs), file)
+        file = "" if stage.pretraining else ".keras"
+        return (stage.name, stage.architecture, *costs, taught, start, str(stage.recipe.epochs), file)
 
     def _cost(self, stage) -> tuple[int, int]:
         """Parameters and multiply-accumulates of a model; of one in a compression step's wrappers, without them."""
@@ -149,10 +169,18 @@ class _Zeros:
 
 def _name(stage) -> str:
     if stage.name:
-        return stage.name
+        # A compression step has one line, with the name of its result.
+        return stage.name.removesuffix("-training")
     if isinstance(stage, Build) and stage.of:
         return f"{stage.what.name}({', '.join(map(_name, stage.of))})"
-    return "new weights" if stage.weights is None else "published weights"
+    return _origin(stage)
+
+
+def _origin(build: Build) -> str:
+    """Where the weights of a model come from that is not made of others."""
+    if build.weights is None:
+        return "new weights"
+    return "published weights" if build.weights.startswith("published") else "a saved model"
 
 
 def _duration(seconds: float) -> str:
