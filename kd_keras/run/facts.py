@@ -150,8 +150,19 @@ class Facts:
         name = architecture(model)
         if name not in self._models:
             inner = [self.model(part) for part in model.of]
-            self._models[name] = self._session.build(model, inner, trial=True)
+            try:
+                self._models[name] = self._session.build(model, inner, trial=True)
+            except InputError as error:
+                if inner or not model.architecture:
+                    raise
+                raise InputError(f"{self._flag_of(model.architecture)}: {error}") from error
         return self._models[name]
+
+    def _flag_of(self, architecture: str) -> str:
+        """The flag that names a model, with the model."""
+        config = self._session.config
+        flags = {str(config.student.model): "student", **dict.fromkeys(map(str, config.teacher.models), "teacher")}
+        return f"--{flags.get(architecture, 'scheme')}={architecture}"
 
     def taps(self, model: Model) -> list[str]:
         """Names of the taps that a model offers."""

@@ -12,6 +12,7 @@ import pathlib
 import re
 import types
 import typing
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from kd_keras import schedules, spec
@@ -44,6 +45,11 @@ class Kind:
     def text(self, value: Any) -> str:
         """Returns the text that `parse` reads as an equal value."""
         return str(value)
+
+    def parts(self, value: Any) -> Iterator[tuple[str, Spec]]:
+        """The specs in a value that name files of ``kd_keras``, each with its package."""
+        del value
+        yield from ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +238,10 @@ class Part(Kind):
         if self.package:
             spec.check_name(f"kd_keras.{self.package}", value.name)
 
+    def parts(self, value):
+        if self.package:
+            yield f"kd_keras.{self.package}", value
+
 
 @dataclasses.dataclass(frozen=True)
 class Sum(Kind):
@@ -255,6 +265,10 @@ class Sum(Kind):
 
     def text(self, value):
         return " + ".join(map(str, value)) or NONE
+
+    def parts(self, value):
+        for part_spec in value:
+            yield from self.part.parts(part_spec)
 
 
 # Pieces of a text that ; does not divide: literals in quotes, and everything up to the next quote or ;.
@@ -290,6 +304,10 @@ class Alternatives(Kind):
 
     def text(self, value):
         return "; ".join(map(self.sum.text, value)) or NONE
+
+    def parts(self, value):
+        for specs in value:
+            yield from self.sum.parts(specs)
 
 
 @dataclasses.dataclass(frozen=True)

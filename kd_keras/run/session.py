@@ -23,6 +23,7 @@ from kd_keras.evaluate import cost
 from kd_keras.run import facts as planning
 from kd_keras.run import hardware
 from kd_keras.run.config import Config
+from kd_keras.run.settings import declared
 from kd_keras.run.workdir import read_state
 from kd_keras.schemes.plan import Build
 
@@ -68,7 +69,7 @@ class Session:
             keras.utils.set_random_seed(config.training.seed)
             tf.config.experimental.enable_op_determinism()
         datasets.augmentations(config.data.augment)
-        _check_keys(config)
+        _check_parts(config)
         self.splits = splits or spec.build("kd_keras.data", config.data.source)
         #: Seconds of this process by what they went into.
         self.seconds = collections.Counter()
@@ -179,10 +180,20 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _check_keys(config: Config) -> None:
-    """Refuses unknown keys before the data are read, which of many photographs takes minutes."""
-    for model in (*config.teacher.models, config.student.model):
-        spec.check("kd_keras.models", model, ("num_classes", "input_shape"))
-    losses = config.student.loss, config.teacher.loss, config.student.baseline_loss, config.compress.loss
-    for loss in (loss for several in losses for loss in several):
-        loss_terms.check(loss)
+def _check_parts(config: Config) -> None:
+    """Refuses unknown keys and wrong values before the data are read, which of many photographs takes minutes.
+
+    Raises:
+        InputError: the message names the flag.
+    """
+    for flag, setting in declared(Config).items():
+        for package, part in setting.kind.parts(config[flag]):
+            try:
+                if package == "kd_keras.losses":
+                    loss_terms.from_spec(part, samples=1)
+                elif package == "kd_keras.compress":
+                    spec.build(package, part)
+                else:
+                    spec.check(package, part, ("num_classes", "input_shape", "config", "facts"))
+            except InputError as error:
+                raise InputError(f"--{flag}={setting.kind.text(config[flag])}: {error}") from error
