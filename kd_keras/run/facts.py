@@ -104,7 +104,7 @@ class Facts:
             version = files.sha256(inspect.getsourcefile(function))[:16]
         places = tuple(name for name in values if name in _WEIGHTS and pathlib.Path(str(values[name])).exists())
         # Optimizers are named in any case.
-        name = given.name if own else given.name.lower()
+        name = given.name.lower() if is_optimizer else given.name
         return Part(name, dict(sorted(values.items())), version=version, places=places)
 
     def parts(self, package: str, given) -> tuple[Part, ...]:
