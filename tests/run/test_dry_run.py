@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
+from kd_keras.export import tflite
 from kd_keras.run.report.dry_run import DryRun
 from tests.schemes.tiny import checked
 
@@ -50,3 +51,12 @@ def test_a_compression_step_has_one_line(tmp_path):
     assert row(lines, "prune-student")[-5:] == ["teacher", "student", "2", ".keras", "no"]
     assert row(lines, "prune-qat-student")[-4:] == ["prune-student", "2", ".keras", "no"]
     assert not any("-training" in line for line in lines if not line.startswith("time"))
+
+
+@pytest.mark.slow
+def test_students_of_the_same_architecture_are_converted_once_by_a_check(tmp_path, monkeypatch):
+    converted = []
+    convert = tflite.convert_quantised
+    monkeypatch.setattr(tflite, "convert_quantised", lambda model: converted.append(convert(model)))
+    checked(tmp_path, f"--teacher={A}", "--compress=qat()", "--compress_controls=untaught,baseline")
+    assert len(converted) == 1
