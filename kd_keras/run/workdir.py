@@ -138,7 +138,7 @@ class Workdir:
                 continue
             for name, sha256 in record["files"].items():
                 target = self.path / f"{stage.name}{pathlib.Path(name).suffix}"
-                if name.startswith("model.") and store.sha256(target) != sha256:
+                if pathlib.Path(name).stem in ("model", "layers") and store.sha256(target) != sha256:
                     files.copy(store.folder(stage) / name, target)
             if not isinstance(stage, Export) and "model.keras" in record["files"]:
                 models[stage.name] = {"architecture": stage.architecture, "content": record["content"]}
