@@ -34,10 +34,11 @@ def execute(config: Config, workdir: Workdir, start: float) -> int:
         plan = plan_of(config, session.facts)
         tracking = _Tracking(session, workdir)
         runner = Runner(plan, session, store, tracking.child)
+        note = workdir.check_data(session.data_record()) if session.is_chief else None
         if config.run.dry_run != "false":
             from kd_keras.run.report.dry_run import DryRun
 
-            _tell_data(session, None)
+            _tell_data(session, note)
             DryRun(runner).print(timed=config.run.dry_run == "time")
             return 0
         runner.check()

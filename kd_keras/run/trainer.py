@@ -19,7 +19,7 @@ from kd_keras.export import tflite
 from kd_keras.losses.features import stages_in
 from kd_keras.run import hardware, timings, training
 from kd_keras.run.callbacks import Laps, Track
-from kd_keras.run.facts import prepared
+from kd_keras.run.facts import architecture, prepared
 from kd_keras.schemes.plan import Cache, Measure, Train
 
 
@@ -35,6 +35,8 @@ class Trainer:
     def __init__(self, session, store, load):
         self.session, self.config, self.facts = session, session.config, session.facts
         self.store, self.load = store, load
+        # Architectures that a trial has converted: the student and its controls share theirs.
+        self._converted: set[str] = set()
 
     def check(self, stage: Train) -> None:
         """Builds all that a training needs, and trains nothing.
@@ -53,8 +55,10 @@ class Trainer:
 
     def _check_quantised(self, stage) -> None:
         """Raises InputError where a student can't be converted after quantisation-aware training."""
-        if not self.facts.step(stage.model.what.kwargs["step"]).quantises:
+        name = architecture(stage.model)
+        if name in self._converted or not self.facts.step(stage.model.what.kwargs["step"]).quantises:
             return
+        self._converted.add(name)
         wrapped = prepared(stage.model, self.facts.model(stage.model.of[0]), trial=True).wrapped
         # All ranges begin alike, and so hide which of them the converter can't bring together.
         noise = np.random.default_rng(0).uniform(0, 255, (2, *wrapped.input_shape[1:]))

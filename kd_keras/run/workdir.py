@@ -87,8 +87,8 @@ class Workdir:
         """Lets others use the folder."""
         self._lease.release()
 
-    def begin(self, data: dict) -> str | None:
-        """Records the settings and the data that the folder was begun with.
+    def check_data(self, data: dict) -> str | None:
+        """Compares the data with those that the folder was begun with, and writes nothing.
 
         Args:
             data: what the data are; see `Session.data_record`.
@@ -99,17 +99,22 @@ class Workdir:
         Raises:
             InputError: the folder was begun with other data.
         """
-        note, state = None, self.state
-        before = state.get("data")
-        if before is not None:
-            if changed := [name for name, value in data.items() if before.get(name) != value]:
-                raise InputError(
-                    f"--workdir={self.path} was begun with other data (another {', another '.join(changed)}): the "
-                    "images or labels have changed; name another --workdir, or bring the data back"
-                )
-            text, was = str(self.config.data.source), self._read(SETTINGS).get("data")
-            if was is not None and was != text:
-                note = f"the same images and labels as before, now read by {text} (before {was})"
+        before = self.state.get("data")
+        if before is None:
+            return None
+        if changed := [name for name, value in data.items() if before.get(name) != value]:
+            raise InputError(
+                f"--workdir={self.path} was begun with other data (another {', another '.join(changed)}): the "
+                "images or labels have changed; name another --workdir, or bring the data back"
+            )
+        text, was = str(self.config.data.source), self._read(SETTINGS).get("data")
+        if was is None or was == text:
+            return None
+        return f"the same images and labels as before, now read by {text} (before {was})"
+
+    def begin(self, data: dict) -> str | None:
+        """Records the settings and the data that the folder was begun with; see `check_data`."""
+        note = self.check_data(data)
         files.update(self.path / SETTINGS, json.dumps(self.config.texts(), indent=2, ensure_ascii=False) + "\n")
         self.update(data=data)
         return note
@@ -133,7 +138,7 @@ class Workdir:
                 continue
             for name, sha256 in record["files"].items():
                 target = self.path / f"{stage.name}{pathlib.Path(name).suffix}"
-                if name.startswith("model.") and store.sha256(target) != sha256:
+                if pathlib.Path(name).stem in ("model", "layers") and store.sha256(target) != sha256:
                     files.copy(store.folder(stage) / name, target)
             if not isinstance(stage, Export) and "model.keras" in record["files"]:
                 models[stage.name] = {"architecture": stage.architecture, "content": record["content"]}

@@ -5,8 +5,12 @@ import io
 import pytest
 from rich.console import Console
 
+from kd_keras.export import tflite
+from kd_keras.run import __main__ as run
+from kd_keras.run import config
 from kd_keras.run.report.dry_run import DryRun
-from tests.schemes.tiny import checked
+from kd_keras.run.workdir import Workdir
+from tests.schemes.tiny import TINY, checked
 
 A, B = "cnn(filters=(4,), dense=())", "cnn(filters=(3,), dense=())"
 
@@ -50,3 +54,21 @@ def test_a_compression_step_has_one_line(tmp_path):
     assert row(lines, "prune-student")[-5:] == ["teacher", "student", "2", ".keras", "no"]
     assert row(lines, "prune-qat-student")[-4:] == ["prune-student", "2", ".keras", "no"]
     assert not any("-training" in line for line in lines if not line.startswith("time"))
+
+
+@pytest.mark.slow
+def test_students_of_the_same_architecture_are_converted_once_by_a_check(tmp_path, monkeypatch):
+    converted = []
+    convert = tflite.convert_quantised
+    monkeypatch.setattr(tflite, "convert_quantised", lambda model: converted.append(convert(model)))
+    checked(tmp_path, f"--teacher={A}", "--compress=qat()", "--compress_controls=untaught,baseline")
+    assert len(converted) == 1
+
+
+def test_a_workdir_with_other_data_is_refused(tmp_path, capsys):
+    argv = ["kd_keras", *TINY, "--teacher=none", "--loss=ce()", f"--workdir={tmp_path / 'w'}", "--dry_run"]
+    assert run.main(argv) == 0
+    (tmp_path / "w").mkdir()
+    Workdir(config.read(argv)).begin({"classes": ["a", "b"]})
+    assert run.main(argv) == 2
+    assert "begun with other data" in capsys.readouterr().err

@@ -136,6 +136,13 @@ def test_another_file_is_one_file(copy):
     assert main(copy, *GIVEN, "--max_accuracy_drop=0.5") and "student_float16" not in table(copy)
 
 
+def test_the_layer_report_is_a_file_of_the_workdir(copy):
+    before = made(copy)
+    main(copy, *GIVEN, "--layer_report")
+    assert made_again(copy, before) == ["student_int8_layers"]
+    assert "logits" in (copy / "student_int8_layers.csv").read_text()
+
+
 @pytest.mark.parametrize(
     ("file", "damage", "again"),
     [
