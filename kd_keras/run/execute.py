@@ -47,7 +47,7 @@ def execute(config: Config, workdir: Workdir, start: float) -> int:
             note = workdir.begin(session.data_record())
             workdir.update(precision=session.precision)
             _tell_data(session, note)
-            made = [stage for stage in plan.stages if stage.name and store.record(stage) is None]
+            made = runner.open_stages
         else:
             made = []
         if any(distribute.gather(session.strategy, len(made))):
