@@ -7,7 +7,7 @@ Importing the package is quick: TensorFlow is imported with the first name that 
 
 from kd_keras import _lazy
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __getattr__, __dir__, __all__ = _lazy.exports(
     __name__,
     {

@@ -73,14 +73,14 @@ def _owned(workdir, session):
 
 
 def _tell_data(session, note) -> None:
-    splits = session.splits
-    counts = ", ".join(f"{len(getattr(splits, name))} {name}" for name in ("train", "val", "test"))
+    splits, train = session.splits, session.facts.data().count
+    counts = f"{train} train, {len(splits.val)} val, {len(splits.test)} test"
     session.console.print(
         f"data     {session.config.data.source}: {counts}; {splits.num_classes} classes, "
         f"{'×'.join(map(str, splits.image_shape))}"
     )
     if note:
-        session.console.print(f"data     {note}", highlight=False)
+        session.console.print(f"data     {note}")
 
 
 def _make(runner: Runner, tracking: "_Tracking") -> None:
@@ -140,7 +140,7 @@ def _tell_places(session, folder) -> None:
         if not uri.startswith("http"):
             lines["compare"] = f"mlflow ui --backend-store-uri '{uri}', then open http://127.0.0.1:5000"
     for name, text in lines.items():
-        session.console.print(f"{name:<8} {text}", highlight=False)
+        session.console.print(f"{name:<8} {text}")
 
 
 class _Tracking:

@@ -93,8 +93,7 @@ class Lease:
     @contextlib.contextmanager
     def _exclusively(self):
         """No two processes read and write the file at once."""
-        guard = self.path.with_name(f".{self.path.name}.guard")
-        with open(guard, "ab") as file:
+        with open(self.path.with_name(".guard"), "ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

@@ -122,7 +122,6 @@ class Measurer:
         self.session.console.print(
             f"int8     rounding errors in steps of the layer itself (0.29 is rounding alone), the largest: {text}; all "
             f"in {stage.name}.csv",
-            highlight=False,
         )
         return {}
 
@@ -165,7 +164,6 @@ class Measurer:
             self.session.console.print(
                 f"{stage.of.name:<8} computes in {record['dtype']}: the class that it gives in float32 for "
                 f"{record['agreement']:.2%} of {record['images']} validation images",
-                highlight=False,
             )
         return {**record, "content": str(record["dtype"])}
 

@@ -95,7 +95,7 @@ class Runner:
         store, session = self.store, self.session
 
         def tell(owner):
-            session.console.print(f"{stage.name:<8} is made by {owner}: waiting", highlight=False)
+            session.console.print(f"{stage.name:<8} is made by {owner}: waiting")
 
         with store.leased(stage, tell):
             # Another process may have made it while this one waited.
@@ -117,7 +117,7 @@ class Runner:
                 f"--baseline_from={self.session.config.student.baseline_from} holds no finished baseline with these "
                 "settings and data: train it here, or name another run"
             )
-        self.session.console.print(f"baseline taken from {lender.root}", highlight=False)
+        self.session.console.print(f"baseline taken from {lender.root}")
 
     def _work(self, stage: Stage, folder: pathlib.Path | None) -> dict:
         """Does what a stage says; the files go into a folder."""
@@ -170,7 +170,7 @@ class Runner:
         left = step.left_out(prepared(stage.model, self.session.facts.model(stage.model.of[0]), trial=True).wrapped)
         if left:
             what = "stays in float32" if step.quantises else "is left as it is"
-            self.session.console.print(f"{stage.name:<8} {', '.join(left)}: {what}", highlight=False)
+            self.session.console.print(f"{stage.name:<8} {', '.join(left)}: {what}")
 
     def _build(self, stage, folder) -> dict:
         """Makes a model of others, or takes one as it comes."""
@@ -210,7 +210,7 @@ class Runner:
             content = metadata.attach(content, stage.classes, variant=stage.variant, architecture=stage.architecture)
             (folder / "model.tflite").write_bytes(content)
         operators = ", ".join(metadata.read(folder / "model.tflite")["operators"])
-        session.console.print(f"edge     {stage.name}.tflite: {operators}", highlight=False)
+        session.console.print(f"edge     {stage.name}.tflite: {operators}")
         return {"figures": {"bytes": len(content), "zip_bytes": len(zlib.compress(content, level=9))}}
 
     def _tell(self, stage, record) -> None:
@@ -226,4 +226,4 @@ class Runner:
             )
         else:
             text += "made of " + ", ".join(part.name for part in stage.of) if stage.of else "loaded"
-        self.session.console.print(f"{stage.name:<8} {text}", highlight=False)
+        self.session.console.print(f"{stage.name:<8} {text}")

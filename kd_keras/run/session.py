@@ -61,7 +61,9 @@ class Session:
             logging.set_verbosity(logging.ERROR)
         # A pipe or a log has no width of its own; Rich would take 80 columns, which is narrow for the table.
         width = None if sys.stdout.isatty() else 120
-        self.console = console or Console(soft_wrap=True, width=width, quiet=not self.is_chief)
+        self.console = console or Console(
+            soft_wrap=True, width=width, quiet=not self.is_chief, markup=False, highlight=False
+        )
         self.precision = precision or hardware.precision()
         keras.config.set_dtype_policy(self.policy(settings.precision))
         keras.config.disable_interactive_logging()

@@ -235,8 +235,9 @@ class Trainer:
         elif folder is not None:
             trained.save(folder / "model.keras")
         record = {"series": history.series, "best_epoch": history.best_epoch, "seconds": round(history.seconds, 1)}
-        if folder is not None and history.stop is None:
-            steps = recipe.epochs * self.steps_per_epoch(stage)
+        steps = recipe.epochs * self.steps_per_epoch(stage)
+        # Of a short training, most of the time is tracing.
+        if folder is not None and history.stop is None and steps >= 100:
             timings.keep_timing(self.session, stage, history.seconds / steps)
         if recipe.stop is not None:
             record["stop"] = self._stop_record(stage, history)
@@ -257,7 +258,7 @@ class Trainer:
             training.write_variables(distiller, folder / "variables.npz")
         series = history.history["loss"]
         self.session.console.print(
-            f"{stage.name}: {stage.recipe.epochs} epochs, loss {series[0]:.4g} to {series[-1]:.4g}", highlight=False
+            f"{stage.name}: {stage.recipe.epochs} epochs, loss {series[0]:.4g} to {series[-1]:.4g}"
         )
         return {"series": history.history, "content": content_of(distiller)}
 
@@ -287,7 +288,6 @@ class Trainer:
         session.console.print(
             f"cache    {cache.nbytes / 1e6:.1f} MB: {', '.join(cache.taps)} of {cache.views.count} views of "
             f"{len(cache.views)} images, in {cache.folder}",
-            highlight=False,
         )
         with session.timed("teacher cache"), session.console.status("running the teacher") as status:
             # A forward pass keeps a layer or two, a training step all of them.
@@ -296,7 +296,7 @@ class Trainer:
                 lambda count, total: status.update(f"running the teacher: {count} of {total} images"),
             )
         text = f"the teacher ran on {images} images" if images else "the teacher's outputs are there already"
-        session.console.print(f"cache    {text}", highlight=False)
+        session.console.print(f"cache    {text}")
         sums = cache.checksums(stage.tap)
         content = hashlib.sha256(repr(sorted(sums.items())).encode()).hexdigest()
         return {"folder": cache.folder.name, "cached": sums, "images": images, "content": content}

@@ -58,10 +58,8 @@ class DryRun:
         console.print(table)
         todo = [stage for stage in stages if stage.key not in done]
         measured = sum(isinstance(stage, Measure) for stage in todo)
-        console.print(
-            f"plan     {len(todo)} of {len(stages)} stages to run, {measured} of them measurements", highlight=False
-        )
-        console.print(f"disk     {size_text(sum(map(self._disk, todo)))} in {self.store.root}", highlight=False)
+        console.print(f"plan     {len(todo)} of {len(stages)} stages to run, {measured} of them measurements")
+        console.print(f"disk     {size_text(sum(map(self._disk, todo)))} in {self.store.root}")
         self._print_time([stage for stage in todo if isinstance(stage, Train)], timed)
 
     def _print_time(self, trainings, timed) -> None:
@@ -75,13 +73,12 @@ class DryRun:
             total += step * steps
             console.print(
                 f"time     {stage.name}: {steps} steps of {1000 * step:.3g} ms, {_duration(step * steps)}",
-                highlight=False,
             )
         if total:
-            console.print(f"time     {_duration(total)} of training in all", highlight=False)
+            console.print(f"time     {_duration(total)} of training in all")
         if unknown:
             advice = "this machine has not trained them; --dry_run=time times two steps of each"
-            console.print(f"time     unknown for {', '.join(unknown)}: {advice}", highlight=False)
+            console.print(f"time     unknown for {', '.join(unknown)}: {advice}")
 
     def _is_listed(self, stage: Stage) -> bool:
         """Whether a stage has a line: not what only fills the table, nor a compression step apart from its result."""
