@@ -47,7 +47,17 @@ def printed(table, width, **settings):
 
 def test_columns_are_those_every_study_reports():
     assert (
-        *("role", "architecture", "train_accuracy", "val_accuracy", "test_accuracy", "precision", "recall", "f1"),
+        *(
+            "stage",
+            "role",
+            "architecture",
+            "train_accuracy",
+            "val_accuracy",
+            "test_accuracy",
+            "precision",
+            "recall",
+            "f1",
+        ),
         *("ece", "teacher_agreement", "float_agreement", "accuracy_change", "accuracy_change_low"),
         *("accuracy_change_high", "worst_class_drop", "marked", "parameters", "macs", "bytes", "zip_bytes"),
         *("memory_bytes", "latency_ms_median", "latency_ms_iqr", "latency_all_threads_ms_median"),
@@ -59,7 +69,7 @@ def test_row_fills_what_is_absent_and_refuses_what_is_unknown():
     row = tables.row("teacher", "cnn", f1=0.5)
     assert tuple(row) == tables.COLUMNS
     assert row["f1"] == 0.5 and row["ece"] is None
-    with pytest.raises(ValueError, match="no column accuracy; known: role"):
+    with pytest.raises(ValueError, match="no column accuracy; known: stage, role"):
         tables.row("teacher", "cnn", accuracy=0.5)
 
 
@@ -196,11 +206,11 @@ def test_confusion_figure_of_a_class_without_samples(tmp_path, drawn):
 
 @pytest.mark.parametrize(("count", "shown"), [(2, 2), (40, 40), (100, 100), (130, 100)])
 def test_class_report_figure(tmp_path, drawn, count, shown):
-    one = {"precision": 0.25, "recall": 0.5, "support": 17}
+    of_class = {"precision": 0.25, "recall": 0.5, "support": 17}
     names = [f"class {i}" for i in range(count)]
-    figures = {name: {**one, "f1-score": 1 - i / 1000} for i, name in enumerate(names)}
-    figures |= {"accuracy": 0.5, "macro avg": {**one, "f1-score": 0.4}}
-    figures.class_report_figure(figures, names, tmp_path / "tables.png", "title")
+    by_class = {name: {**of_class, "f1-score": 1 - i / 1000} for i, name in enumerate(names)}
+    by_class |= {"accuracy": 0.5, "macro avg": {**of_class, "f1-score": 0.4}}
+    figures.class_report_figure(by_class, names, tmp_path / "tables.png", "title")
     axes = drawn[0].axes
     cells = [text.get_text() for one in axes for text in one.texts]
     assert len(cells) == 4 * (shown + 1)

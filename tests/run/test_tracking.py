@@ -241,7 +241,7 @@ def test_bounds_do_not_override_the_users(store, monkeypatch, opened):
 
 def test_a_new_store_prints_nothing(tmp_path):
     code = (
-        "from kd_keras import tracking\n"
+        "from kd_keras.run.tracking import mlflow as tracking\n"
         f"writer = tracking.MLflowWriter(tracking.local_store({str(tmp_path)!r}), 'study', 'run')\n"
         "writer.metrics({'a': 1.0}, 0)\n"
         "writer.close()\n"
