@@ -103,13 +103,13 @@ import tensorflow as tf
 count = int(sys.argv[2])
 devices = [tf.config.LogicalDeviceConfiguration()] * count
 tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], devices)
-from kd_keras import distribute
+from kd_keras._compat import distribute
 from tests._compat import test_distribute as t
 t.train_all(distribute.strategy("mirrored"), f"{sys.argv[1]}/mirrored{count}")
 # Of 33 images in batches of 32 one is left over.
 flags = ["--train_examples=33", "--batch_size=32", "--teacher=none", "--loss=ce()", "--nobaseline"]
 flags += ["--strategy=mirrored", f"--workdir={sys.argv[1]}/refused", *sys.argv[3:]]
-from kd_keras import run
+from kd_keras.run import __main__ as run
 assert run.main(["kd_keras", *flags]) == 2
 """
 REFUSED = {
@@ -121,7 +121,7 @@ REFUSED = {
 }
 WORKER = """
 import sys
-from kd_keras import distribute
+from kd_keras._compat import distribute
 strategy = distribute.strategy("multi_worker", timeout=120)
 from tests._compat import test_distribute as t
 t.train_all(strategy, f"{sys.argv[1]}/worker{distribute.worker(strategy)[0]}")

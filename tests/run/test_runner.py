@@ -186,6 +186,7 @@ def test_the_same_stage_under_two_names_is_made_once(tmp_path):
     assert set(table(tmp_path / "a")) == {"teacher", "baseline", "student"}
 
 
+@pytest.mark.slow
 def test_runs_share_a_store(tmp_path):
     flags = [f"--teacher={A}", f"--store={tmp_path / 'store'}"]
     main(tmp_path / "a", *flags)
@@ -227,6 +228,7 @@ def test_what_another_run_has_not_is_refused(flags, message, finished, tmp_path,
     assert re.search(message, error) and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_an_ensemble_takes_its_teachers_from_runs_of_one_each(finished, tmp_path):
     trained(tmp_path, f"--teacher={B}", "--nobaseline")
     main(tmp_path / "other", f"--teacher={B}", "--nobaseline")
@@ -266,11 +268,13 @@ def kernels(folder, name):
     return [model.get_layer(layer).get_weights()[0] for layer in ("stage1_conv1", "stage2_conv1", "logits")]
 
 
+@pytest.mark.slow
 def test_every_compression_step_is_a_stage_and_pipelines_share_their_beginnings(compressed):
     stages = names(compressed, (compressed / "store" / "train").iterdir())
     assert stages == ["prune-qat-student-training", "prune-student-training", "student", "teacher"]
 
 
+@pytest.mark.slow
 def test_the_compressed_weights_are_in_keras_models(compressed):
     stages = ("student", "prune-student", "prune-qat-student")
     for before, pruned, quantised in zip(*(kernels(compressed, stage) for stage in stages), strict=True):
@@ -278,6 +282,7 @@ def test_the_compressed_weights_are_in_keras_models(compressed):
         assert np.mean(quantised == 0) >= 0.49 and 0 < np.abs(pruned - quantised).max() < 1
 
 
+@pytest.mark.slow
 def test_rows_say_what_compression_loses(compressed):
     rows = table(compressed)
     assert list(rows)[2:] == ["prune-student", "prune-student_int8", "prune-qat-student_int8"]
@@ -334,6 +339,7 @@ def test_killed_in_a_compression_step_it_goes_on_as_if_it_had_not_been(tmp_path,
         assert all(map(np.array_equal, weights(again, name), weights(whole, name)))
 
 
+@pytest.mark.slow
 def test_a_pruned_student_is_kept_from_an_epoch_in_which_it_is_sparse(tmp_path):
     flags = [f"--teacher={A}", "--nobaseline", "--compress=prune(sparsity=0.9, frequency=1, end=0.75)"]
     runner = trained(tmp_path, *flags, STUDENT, "--compress_epochs=4")
@@ -364,6 +370,7 @@ def test_what_can_not_be_compressed_is_refused_before_training(flags, message, t
     assert "\n" not in str(error.value) and not (tmp_path / "w").exists()
 
 
+@pytest.mark.slow
 def test_ranges_that_the_converter_cant_bring_together_are_refused_before_training(tmp_path):
     image = keras.Input((8, 8, 1))
     x = keras.layers.ELU(name="elu")(keras.layers.Conv2D(4, 3, padding="same")(image))

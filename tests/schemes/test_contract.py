@@ -180,7 +180,7 @@ BAD = {
     ),
     "peers and a cache": (["--teacher=none", f"--scheme=mutual(peers={A})", "--cache_views=1"], "reads a teacher"),
     "a student that changes": (["--teacher=none", f"--scheme=mutual(peers={A})", "--loss=sim_kd()"], "offline"),
-    "exits of a single stage": (["--teacher=none", "--scheme=self_distillation()"], "two stages or more.*has stage1$"),
+    "exits of a single stage": (["--teacher=none", "--scheme=self_distillation()"], "two or more stages.*has stage1$"),
     "exits in words": (["--teacher=none", "--scheme=self_distillation(export_exits='no')"], "True or False"),
     "a stop of no training": (
         [f"--teacher={A}", "--teacher_epochs=0", "--teacher_stop_at_val_accuracy=0.5"],
