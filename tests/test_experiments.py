@@ -99,7 +99,7 @@ def slow(path):
     return pytest.param(path, marks=pytest.mark.slow) if path.stem == "edge_cifar10" else path
 
 
-@pytest.mark.parametrize("path", map(slow, FLAGFILES), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", list(map(slow, FLAGFILES)), ids=lambda path: path.stem)
 def test_it_has_a_plan(path, planned):
     resolved, (plan, _) = settings(path, "--nopretrained"), planned(path)
     spec.check("kd_keras.data", resolved.data.source)
