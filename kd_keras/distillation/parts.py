@@ -146,13 +146,3 @@ class OfTeachers(Wrapped):
 
     def get_config(self):
         return {**super().get_config(), "teachers": dict(self.teachers)}
-
-
-def copy(term: Loss) -> Loss:
-    """A loss of the same configuration, with its own trainable parts."""
-    return type(term).from_config(term.get_config())
-
-
-def reads_teacher(term: Loss, student, teacher) -> bool:
-    """Whether a loss reads the teacher, given the taps that student and teacher offer."""
-    return bool(copy(term).taps(list(student), list(teacher))[1])
