@@ -13,7 +13,6 @@ are one file because each is a few lines and they share their random numbers and
 
 import dataclasses
 import inspect
-import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -343,13 +342,7 @@ def keras_cv(layer: str | spec.Spec = "RandAugment") -> SampleOp:
     """
     layer_spec = spec.parse(layer) if isinstance(layer, str) else layer
     with needs("KerasCV", "augment", "keras_cv(…)"):
-        # tensorflow-model-optimization sets this, and KerasCV would then take the other Keras.
-        legacy = os.environ.pop("TF_USE_LEGACY_KERAS", None)
-        try:
-            import keras_cv as package
-        finally:
-            if legacy is not None:
-                os.environ["TF_USE_LEGACY_KERAS"] = legacy
+        import keras_cv as package
     if not isinstance(layer_spec, spec.Spec):
         raise InputError(f"keras_cv(layer={layer!r}): give a layer of KerasCV, such as 'RandAugment'")
     layer_class = getattr(package.layers, layer_spec.name, None)

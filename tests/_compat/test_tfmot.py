@@ -1,11 +1,16 @@
 """Private names of tfmot and tf_keras: an upgrade that changes one fails here, and says which."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 
 from kd_keras._compat import tfmot
 
-pytest.importorskip("tensorflow_model_optimization")
+# Not by importorskip: imported while tests are collected, tfmot would make KerasCV take tf_keras.
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("tensorflow_model_optimization") is None, reason="needs the extra qat"
+)
 
 
 @pytest.fixture(scope="module")
