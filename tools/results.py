@@ -73,13 +73,7 @@ def cell(rows: list[dict], column: str) -> str:
     if column in TYPICAL:
         middle = statistics.median(values)
         return f"{middle:.3f}" if column.endswith("_ms_median") else f"{middle:,.0f}"
-    return spread([100 * value for value in values])
-
-
-def spread(values: list[float], sign: str = "") -> str:
-    """Mean ± sample standard deviation; ``sign="+"`` shows the mean's also where it is above 0."""
-    mean = f"{statistics.mean(values):{sign}.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+    return tables.spread([100 * value for value in values])
 
 
 def leads(runs: list[dict], column: str) -> list[float]:
@@ -95,7 +89,7 @@ def gain(runs: list[dict], column: str) -> str:
 
 def _points(differences: list[float]) -> str:
     singles = ", ".join(f"{difference:+.2f}" for difference in differences)
-    return f"{spread(differences, sign='+')} points ({singles})" if differences else ""
+    return f"{tables.spread(differences, sign='+')} points ({singles})" if differences else ""
 
 
 def compare(runs: list[dict], first: str, second: str) -> str:

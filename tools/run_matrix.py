@@ -29,7 +29,7 @@ from rich.console import Console
 
 from kd_keras.errors import InputError, exit_code
 from kd_keras.run import config as configuration
-from kd_keras.run.report import figures
+from kd_keras.run.report import figures, tables
 from kd_keras.run.tracking import mlflow as tracking
 from kd_keras.run.workdir import read_state
 from kd_keras.sweep import __main__ as sweep
@@ -168,7 +168,7 @@ class Outcome:
     def gain(self) -> str:
         """The student's lead over the baseline, test accuracy, paired by seed."""
         leads = results.leads(self.runs, "test_accuracy")
-        return "–" if not leads else results.spread(leads, sign="+")
+        return "–" if not leads else tables.spread(leads, sign="+")
 
     @property
     def is_doubtful(self) -> bool:

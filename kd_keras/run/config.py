@@ -17,12 +17,9 @@ from typing import Literal
 
 from kd_keras import spec
 from kd_keras.errors import InputError
-from kd_keras.export.variants import CALIBRATED, QUANTISED, VARIANTS
 from kd_keras.run.settings import Follows, Section, Settings, follows, help_text, make, read_flags, setting
 from kd_keras.schedules import Schedule
 from kd_keras.spec import Spec
-
-__all__ = ["CALIBRATED", "EXPERIMENT", "QUANTISED", "VARIANTS", "Config", "digest", "help_page", "read"]
 
 #: What makes an experiment: a workdir keeps to one value of each setting that affects one of these.
 EXPERIMENT = ("teacher", "baseline", "student")

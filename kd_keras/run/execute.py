@@ -170,8 +170,6 @@ class _Tracking:
 
     def child(self, name: str):
         """The tracking run of a stage."""
-        if isinstance(self.writer, mlflow.NullWriter):
-            return self.writer.child(name)
         runs = self.workdir.state.get("tracking_runs", {})
         child = self.writer.child(name, run_id=runs.get(name))
         if child.run_id is not None and child.run_id != runs.get(name):

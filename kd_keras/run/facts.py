@@ -125,13 +125,13 @@ class Facts:
         """The content hash of the weights that a model's spec comes with, or None for new ones."""
         values = spec.check("kd_keras.models", given, _ADDED["models"])
         names = [values[name] for name in _WEIGHTS if values.get(name) is not None]
-        return content_of(names[0]) if names else None
+        return file_content(names[0]) if names else None
 
     def saved(self, path: pathlib.Path) -> tuple[Part, str]:
         """The part and the content hash of a saved model."""
         if not path.is_file():
             raise InputError(f"{path} is not there: give a file written by model.save('name.keras')")
-        return Part("saved", {"path": str(path)}, places=("path",)), content_of(path)
+        return Part("saved", {"path": str(path)}, places=("path",)), file_content(path)
 
     def borrowed(self, given: Spec, folders, number: int, **labels) -> Build:
         """Another run's teacher: its content is its identity, whatever trained it."""
@@ -305,7 +305,7 @@ def prepared(build: Build, student: keras.Model, trial: bool = False):
 
 
 @functools.cache
-def content_of(name: str | pathlib.Path) -> str:
+def file_content(name: str | pathlib.Path) -> str:
     """The content hash of a saved model or of a folder of weights; the name itself where it names published ones."""
     path = pathlib.Path(name).expanduser()
     if path.is_dir():

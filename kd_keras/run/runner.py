@@ -10,7 +10,6 @@ from absl import logging
 
 from kd_keras import spec
 from kd_keras._compat import distribute
-from kd_keras.compress import prepare
 from kd_keras.distillation.taps import Taps
 from kd_keras.errors import InputError
 from kd_keras.export import metadata, tflite
@@ -167,7 +166,7 @@ class Runner:
 
     def _tell_left_out(self, stage) -> None:
         step = self.session.facts.step(stage.model.what.kwargs["step"])
-        left = step.left_out(prepared(stage.model, self.session.facts.model(stage.model.of[0]), trial=True).wrapped)
+        left = step.left_out(self.session.facts.model(stage.model).wrapped())
         if left:
             what = "stays in float32" if step.quantises else "is left as it is"
             self.session.console.print(f"{stage.name:<8} {', '.join(left)}: {what}")
@@ -181,11 +180,9 @@ class Runner:
             model.save(folder / "model.keras")
         return {"content": content_of(model)}
 
-    def _stripped(self, trained: Train, before) -> keras.Model:
+    def _stripped(self, trained: Train, before: Build | Train) -> keras.Model:
         """A compressed student out of its wrappers."""
-        given, student = trained.model.what.kwargs, self.load(trained.model.of[0])
-        *earlier, step = (spec.build("kd_keras.compress", part) for part in (*given["before"], given["step"]))
-        wrapped = prepare(student, step, steps=given["steps"], before=tuple(earlier))
+        wrapped = prepared(trained.model, self.load(before))
         training.read_variables(wrapped.model, self.store.folder(trained) / "variables.npz")
         return wrapped.finish()
 

@@ -23,6 +23,7 @@ from kd_keras.evaluate import cost
 from kd_keras.run import facts as planning
 from kd_keras.run import hardware
 from kd_keras.run.config import Config
+from kd_keras.run.report import tables
 from kd_keras.run.settings import declared
 from kd_keras.run.workdir import read_state
 from kd_keras.schemes.plan import Build
@@ -60,7 +61,7 @@ class Session:
         if not self.is_chief:
             logging.set_verbosity(logging.ERROR)
         # A pipe or a log has no width of its own; Rich would take 80 columns, which is narrow for the table.
-        width = None if sys.stdout.isatty() else 120
+        width = None if sys.stdout.isatty() else tables.PIPED_WIDTH
         self.console = console or Console(
             soft_wrap=True, width=width, quiet=not self.is_chief, markup=False, highlight=False
         )

@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
 
 from kd_keras import files
@@ -118,7 +117,7 @@ class Store:
             InputError: the store can't be written.
         """
         folder = self.folder(stage)
-        partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+        partial = files.partial(folder)
         for left in folder.parent.glob(f".{folder.name}.*"):
             # Of a process that was killed: this one has the lease.
             shutil.rmtree(left, ignore_errors=True)
@@ -135,9 +134,7 @@ class Store:
                 "made_by": self._made_by,
             }
             files.write(partial / _RECORD, json.dumps(record, indent=1) + "\n")
-            if folder.exists():
-                folder.rename(partial.with_name(f"{partial.name}.old"))
-            partial.rename(folder)
+            _move(partial, folder)
         except OSError as error:
             raise InputError(f"--store={self.root} can't be written: {error.strerror or error}") from error
         finally:
@@ -161,10 +158,16 @@ class Store:
         if other.record(stage) is None:
             return False
         source, folder = other.folder(stage), self.folder(stage)
-        partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+        partial = files.partial(folder)
         shutil.copytree(source, partial)
-        if folder.exists():
-            folder.rename(partial.with_name(f"{partial.name}.old"))
-            shutil.rmtree(partial.with_name(f"{partial.name}.old"))
-        partial.rename(folder)
+        _move(partial, folder)
         return True
+
+
+def _move(partial: pathlib.Path, folder: pathlib.Path) -> None:
+    """Moves a folder to its place, and removes what was there."""
+    old = partial.with_name(f"{partial.name}.old")
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

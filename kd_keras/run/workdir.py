@@ -37,7 +37,7 @@ class Workdir:
         try:
             if not self.path.exists():
                 return
-            if (self.path / "state").is_dir() and not (self.path / _STATE).exists():
+            if _is_of_version_0_1(self.path):
                 raise InputError(
                     f"--workdir={self.path} holds a run of version 0.1, which this version does not go on with: name "
                     f"another folder; its models can be used, --teacher=\"saved(path='{self.path}/teacher.keras')\""
@@ -145,19 +145,22 @@ class Workdir:
         self.update(models=models)
 
 
+def _is_of_version_0_1(folder: pathlib.Path) -> bool:
+    return (folder / "state").is_dir() and not (folder / _STATE).exists()
+
+
 def read_state(folder: pathlib.Path, flag: str) -> dict:
     """What another run's workdir keeps of itself.
 
     Raises:
         InputError: the folder holds no run, or one of version 0.1.
     """
-    path = folder / _STATE
-    if not path.exists() and (folder / "state").is_dir():
+    if _is_of_version_0_1(folder):
         raise InputError(
             f"{flag}={folder} is a run of version 0.1: use its model, "
             f"--teacher=\"saved(path='{folder}/teacher.keras')\""
         )
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(json.loads((folder / _STATE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{flag}={folder} holds no run: give the --workdir of one") from error

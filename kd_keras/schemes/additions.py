@@ -167,8 +167,7 @@ class _Adding:
                 f"{flag} has {', '.join(needy)}, which needs pretraining, and compression has none: give "
                 "--compress_loss"
             )
-        teaches = teacher if any(term.teachers for term in terms) else None
-        fields = common.taught_fields(config, facts, wrapped, terms, teaches)
+        fields = common.taught_fields(config, facts, wrapped, terms, teacher)
         training = Train(**{**labels, "name": f"{labels['name']}-training"}, recipe=recipe, **fields)
         return training, Build(**labels, what=Part("strip", {"step": step}), of=(training, before))
 

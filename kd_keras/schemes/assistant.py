@@ -1,9 +1,8 @@
 """Teacher assistants: between a large teacher and a small student, each model teaches the next smaller one."""
 
-from kd_keras.errors import InputError, check_switch
+from kd_keras.errors import check_switch
 from kd_keras.schemes import common
 from kd_keras.schemes.plan import Plan
-from kd_keras.spec import Spec
 
 
 def plan(config, facts, *, chain, direct: bool = False) -> Plan:
@@ -20,9 +19,7 @@ def plan(config, facts, *, chain, direct: bool = False) -> Plan:
     Reference: Mirzadeh et al., arXiv:1902.03393, section 3.
     """
     check_switch("assistant's direct", direct)
-    specs = chain if isinstance(chain, tuple) else (chain,)
-    if not specs or not all(isinstance(spec, Spec) for spec in specs):
-        raise InputError(f"assistant(chain={chain!r}): give models, chain=resnet(depth=32) + resnet(depth=20)")
+    specs = common.specs("assistant", "chain", chain, "resnet(depth=32) + resnet(depth=20)")
     (teacher,) = common.teachers(config, facts, "assistant", least=1)
     models = [teacher, *common.baseline(config, facts)]
     last = teacher

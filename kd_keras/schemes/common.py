@@ -43,6 +43,14 @@ def joined(config, facts, name: str, role: str, models, **how) -> Build:
     )
 
 
+def specs(scheme: str, argument: str, given, example: str) -> tuple[Spec, ...]:
+    """The models that a scheme's argument names, one or several joined by ``+``; raises InputError if it names none."""
+    models = given if isinstance(given, tuple) else (given,)
+    if not models or not all(isinstance(spec, Spec) for spec in models):
+        raise InputError(f"{scheme}({argument}={given!r}): give models, {argument}={example}")
+    return models
+
+
 def teachers(config, facts, scheme: str, least: int = 0, most: int | None = 1) -> list[Model]:
     """The teachers: trained here, or taken as they come.
 
@@ -132,7 +140,6 @@ def student(
 def train(config, facts, name, role, model, terms, teacher=None, *, architecture=None) -> Train:
     """A training, with the pretraining that ``--pretrain_epochs`` adds."""
     architecture = architecture or model.architecture
-    teacher = teacher if _read_teacher(terms) else None
     for loss in (term.loss for term in terms if facts.grafts(term.loss)):
         model = Build(what=Part("graft", {"loss": loss}), of=(model, teacher), precision=model.precision)
     fields = taught_fields(config, facts, model, terms, teacher)
@@ -152,8 +159,9 @@ def taught_fields(config, facts, model, terms, teacher) -> dict:
     """The fields of a training that say who is taught by whom: what ``--cache_views`` and ``--teacher_dtype`` add.
 
     Args:
-        teacher: None where no term reads one.
+        teacher: left out where no term reads it.
     """
+    teacher = teacher if _read_teacher(terms) else None
     cache, seed = config.cache, config.training.seed
     views = (cache.views, cache.seed) if cache.views else None
     samples = _samples(facts, seed, config.training.batch_size, config.data.augment, views)

@@ -1,9 +1,7 @@
 """Deep mutual learning: students learn together, each from the labels and from the others."""
 
-from kd_keras.errors import InputError
 from kd_keras.schemes import common
 from kd_keras.schemes.plan import Build, Part, Plan
-from kd_keras.spec import Spec
 
 
 def plan(config, facts, *, peers) -> Plan:
@@ -21,9 +19,7 @@ def plan(config, facts, *, peers) -> Plan:
 
     Reference: Zhang et al., arXiv:1706.00384, equations 4 to 7.
     """
-    others = peers if isinstance(peers, tuple) else (peers,)
-    if not others or not all(isinstance(spec, Spec) for spec in others):
-        raise InputError(f"mutual(peers={peers!r}): give models, peers=resnet(depth=20) + cnn()")
+    others = common.specs("mutual", "peers", peers, "resnet(depth=20) + cnn()")
     common.teachers(config, facts, "mutual", most=0)
     baseline = common.baseline(config, facts)
     students = {

@@ -13,7 +13,6 @@ import json
 import os
 import pathlib
 import re
-import statistics
 import subprocess
 import sys
 import time
@@ -168,6 +167,8 @@ def main(argv: list[str]) -> int:
 
 
 def _run(argv) -> int:
+    # TensorFlow reports every instruction set that it was not built for.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     console = Console(soft_wrap=True)
     root, runs, varied = plan(argv)
     failed = run_all(runs, console)
@@ -256,17 +257,10 @@ def _print(pairs, console) -> None:
         table.add_section()
         for members in groups.values():
             values = ["all" if flag == "seed" else members[0][1][flag] for flag in flags_]
-            cells = [_spread([run.results["student"][name] for run, _ in members]) for name in columns]
+            cells = [tables.spread([100 * run.results["student"][name] for run, _ in members]) for name in columns]
             table.add_row(str(len(members)), *values, *cells)
     console.print(table)
 
 
-def _spread(values) -> str:
-    mean = 100 * statistics.mean(values)
-    return f"{mean:.2f} ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else f"{mean:.2f}"
-
-
 if __name__ == "__main__":
-    # TensorFlow reports every instruction set that it was not built for.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.exit(main(sys.argv))

@@ -124,15 +124,17 @@ def test_loss_tracker():
     assert compat.loss_tracker(model).name == "loss" and compat.loss_tracker(model) is model.metrics[0]
 
 
+class OneLayer(compat.Trainer):
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(1)
+
+    def call(self, x):
+        return self.dense(x)
+
+
 def test_trainer_reports_what_epoch_logs_returns():
-    class Model(compat.Trainer):
-        def __init__(self):
-            super().__init__()
-            self.dense = keras.layers.Dense(1)
-
-        def call(self, x):
-            return self.dense(x)
-
+    class Model(OneLayer):
         def epoch_logs(self, logs):
             return {**super().epoch_logs(logs), "mine": 5.0}
 
@@ -146,14 +148,7 @@ def test_trainer_reports_what_epoch_logs_returns():
 def test_trainer_builds_from_the_description_of_divided_data():
     built = []
 
-    class Model(compat.Trainer):
-        def __init__(self):
-            super().__init__()
-            self.dense = keras.layers.Dense(1)
-
-        def call(self, x):
-            return self.dense(x)
-
+    class Model(OneLayer):
         def _symbolic_build(self, iterator=None, data_batch=None):
             built.append(data_batch)
             super()._symbolic_build(iterator, data_batch)

@@ -15,26 +15,10 @@ import pytest
 from kd_keras.distillation import device
 from kd_keras.run import __main__ as run
 from kd_keras.run import measure
+from tests.run.columns import COLUMNS
 
 ROOT = pathlib.Path(__file__).parents[2]
 DIGITS = ROOT / "experiments" / "digits.flags"
-KEYS = (
-    *(
-        "stage",
-        "role",
-        "architecture",
-        "train_accuracy",
-        "val_accuracy",
-        "test_accuracy",
-        "precision",
-        "recall",
-        "f1",
-        "ece",
-    ),
-    *("teacher_agreement", "float_agreement", "accuracy_change", "accuracy_change_low", "accuracy_change_high"),
-    *("worst_class_drop", "marked", "parameters", "macs", "bytes", "zip_bytes", "memory_bytes", "latency_ms_median"),
-    *("latency_ms_iqr", "latency_all_threads_ms_median", "latency_all_threads_ms_iqr"),
-)
 KERAS_ROLES = ["teacher", "baseline (no teacher)", "student distilled"]
 TFLITE_ROLES = ["TFLite float32", "TFLite float16", "TFLite dynamic", "TFLite int8"]
 
@@ -72,7 +56,7 @@ def finished(tmp_path_factory):
 def test_the_table_has_every_row_and_key(finished):
     rows = json.loads((finished / "results.json").read_text())
     assert [row["role"] for row in rows] == KERAS_ROLES + TFLITE_ROLES
-    assert all(tuple(row) == KEYS for row in rows)
+    assert all(tuple(row) == COLUMNS for row in rows)
     with open(finished / "results.csv", newline="") as file:
         assert [row["role"] for row in csv.DictReader(file)] == KERAS_ROLES + TFLITE_ROLES
     teacher, _, student = rows[:3]

@@ -244,7 +244,7 @@ def test_curves_of_all_students_in_one_figure(experiments, tmp_path, monkeypatch
 def test_leads_are_paired():
     runs = [{"student": {"x": a}, "baseline": {"x": b}} for a, b in ((0.6, 0.5), (0.9, 0.4))]
     assert results.leads(runs, "x") == pytest.approx([10, 50]) and results.leads([{}], "x") == []
-    assert results.spread([10.0, 50.0], sign="+") == "+30.00 ± 28.28" and results.spread([1.0]) == "1.00"
+    assert tables.spread([10.0, 50.0], sign="+") == "+30.00 ± 28.28" and tables.spread([1.0]) == "1.00"
 
 
 # ---- the command line ----

@@ -4,7 +4,7 @@ import numpy as np
 
 from kd_keras.evaluate import quality
 from kd_keras.run.report import figures, tables
-from kd_keras.schemes.plan import Export, Plan, Row, Train
+from kd_keras.schemes.plan import Build, Export, Plan, Row, Train
 
 
 class Results:
@@ -77,12 +77,11 @@ class Results:
         series = {}
         for stage in (*self.plan.models, *self.plan.compressed):
             trained = stage
-            if not isinstance(stage, Train) and stage.what.name in ("cut", "strip") and stage.name != "exit":
-                # What was validated is the whole: the deepest classifier's curves are the student's.
-                if stage.what.name == "cut" and stage.what.kwargs["tap"] != "logits":
-                    continue
+            if isinstance(stage, Build) and stage.what.name in ("cut", "strip"):
                 trained = stage.of[0]
-            if isinstance(trained, Train):
+            # What was validated of a student with exits is the deepest classifier: its curves are the student's alone.
+            is_exit = isinstance(stage, Build) and stage.what.kwargs.get("tap", "logits") != "logits"
+            if isinstance(trained, Train) and not is_exit:
                 series[stage.role] = self.store.record(trained)["series"]
         return series
 
@@ -128,8 +127,8 @@ class Results:
             f"{baseline['val_accuracy']:.2%}){meaning}",
         ]
 
-    def draw(self) -> list:
-        """Draws the curves, and for each model its confusion matrix and its figures by class; returns the curves."""
+    def draw(self) -> None:
+        """Draws the curves, and for each model its confusion matrix and its figures by class."""
         folder, names = self.session.config.run.workdir, list(self.session.splits.class_names)
         figures.curves(self.series(), folder / "curves.png")
         for stage in (row.stage for row in self.plan.rows if not isinstance(row.stage, Export)):
@@ -140,7 +139,6 @@ class Results:
             tables.write_json({"class_names": names, "matrix": matrix}, folder / f"{stage.name}_confusion.json")
             figures.class_report_figure(by_class, names, folder / f"{stage.name}_report.png", title)
             tables.write_json(by_class, folder / f"{stage.name}_report.json")
-        return [folder / "curves.png"]
 
     def log(self, rows: list[dict], tracker, child) -> None:
         """Logs the table, figures and files.

@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import re
+import statistics
 
 import numpy as np
 
@@ -50,8 +51,8 @@ _STAGES = {
     "ensemble of generations": "ensemble",
     "peers together": "peers",
 }
-# The width of a table that goes to a pipe or a file.
-_PIPED_WIDTH = 120
+#: The width of a console that goes to a pipe or a file, in columns.
+PIPED_WIDTH = 120
 _TEXT_WIDTH = 12
 
 
@@ -125,6 +126,12 @@ def _stage_of(role: str) -> str:
     return f"{stage}_{variant}" if is_file else stage
 
 
+def spread(values: list[float], sign: str = "") -> str:
+    """Mean ± sample standard deviation; ``sign="+"`` shows the mean's also where it is above 0."""
+    mean = f"{statistics.mean(values):{sign}.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+
+
 def write_csv(rows, path):
     """Writes dicts of equal keys as CSV with a header; at least one row is needed."""
     text = io.StringIO(newline="")
@@ -180,7 +187,7 @@ def print_table(rows, console=None, title=None, caption=None):
     if console is None:
         console = Console()
         if not console.is_terminal and "COLUMNS" not in os.environ:
-            console = Console(width=_PIPED_WIDTH)
+            console = Console(width=PIPED_WIDTH)
     texts = [_column(rows, *column) for column in _TEXTS]
     quality = [_column(rows, *column) for column in _QUALITY if _filled(rows, column)]
     cost = [_column(rows, *column) for column in _COST if _filled(rows, column)]
