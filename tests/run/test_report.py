@@ -80,6 +80,14 @@ def test_write_json_takes_numpy(tmp_path):
     assert json.loads(path.read_text()) == {"a": [0, 1, 2], "2": [None, True], "é": None}
 
 
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_print_table_breaks_a_spec_at_its_spaces(width):
+    spec = "cnn(filters=(32, 64), convs=2, dense=(128,), dropout=0.25)"
+    words = printed([{**row, "architecture": spec} for row in rows()], width).split()
+    lines = len(rows()) * words.count("architecture")
+    assert {word: words.count(word) for word in spec.split()} == dict.fromkeys(spec.split(), lines)
+
+
 @pytest.mark.parametrize("width", [60, 80, 100, 120, 160, 200])
 def test_print_table_never_cuts_a_number(width):
     text = printed(rows(), width)

@@ -53,7 +53,8 @@ _STAGES = {
 }
 #: The width of a console that goes to a pipe or a file, in columns.
 PIPED_WIDTH = 120
-_TEXT_WIDTH = 12
+# A word of a role or an architecture is not broken, unless it is longer than this.
+_WORD_WIDTH = 20
 
 
 def row(role, architecture, **figures):
@@ -191,7 +192,7 @@ def print_table(rows, console=None, title=None, caption=None):
     texts = [_column(rows, *column) for column in _TEXTS]
     quality = [_column(rows, *column) for column in _QUALITY if _filled(rows, column)]
     cost = [_column(rows, *column) for column in _COST if _filled(rows, column)]
-    room = console.width - sum(min(_width(column), _TEXT_WIDTH) + 2 for column in texts)
+    room = console.width - sum(_word_width(column) + 2 for column in texts)
     parts = _pack(quality + cost, room)
     if len(parts) > 1:
         # A table that must be parted is parted by meaning first.
@@ -201,20 +202,25 @@ def print_table(rows, console=None, title=None, caption=None):
     for i, part in enumerate(parts or [[]]):
         if i:
             console.print()
-        console.print(_table(texts, part))
+        console.print(_table(texts, part, room))
     if caption:
         console.print(Text(caption, style="dim"))
 
 
-def _table(texts, numbers):
+def _table(texts, numbers, room):
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     # No rules and little air between columns: what `_pack` reckons with.
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1), collapse_padding=True, pad_edge=False)
-    for heading, _ in texts:
-        table.add_column(Text(heading), overflow="fold", vertical="top")
+    widths = [_word_width(column) for column in texts]
+    # Each column is reckoned with two spaces, and the last has none.
+    spare = room + 2 - sum(_width(column) + 2 for column in numbers)
+    for i, column in enumerate(texts):
+        widened = min(_width(column) - widths[i], spare)
+        widths[i], spare = widths[i] + widened, spare - widened
+        table.add_column(Text(column[0]), overflow="fold", vertical="top", width=widths[i])
     for heading, _ in numbers:
         table.add_column(Text(heading, justify="right"), justify="right", no_wrap=True)
     for cells in zip(*(cells for _, cells in texts + numbers), strict=True):
@@ -240,6 +246,11 @@ def _pack(columns, room):
 def _width(column):
     heading, cells = column
     return max(len(line) for text in (heading, *cells) for line in text.split("\n"))
+
+
+def _word_width(column):
+    heading, cells = column
+    return min(max(len(word) for text in (heading, *cells) for word in text.split()), _WORD_WIDTH)
 
 
 def _column(rows, heading, form, *names):
