@@ -132,7 +132,8 @@ class Workdir:
     def publish(self, plan: Plan, store: Store) -> None:
         """Copies the finished models and files from the store, where they are not there yet or damaged."""
         models = {}
-        for stage in plan.roots:
+        # Roots of one key are one stage with several names.
+        for stage in {stage.name: stage for stage in (*plan.stages, *plan.roots)}.values():
             record = store.record(stage) if stage.name else None
             if record is None:
                 continue

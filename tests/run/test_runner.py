@@ -413,6 +413,8 @@ def test_every_peer_and_exit_is_measured_and_exported(scheme, stages, tmp_path):
     for stage in stages[-2:]:
         assert rows[stage]["float_agreement"] == 1 and (folder / f"{stage}.tflite").exists()
         assert rows[stage]["parameters"] == rows[stage.removesuffix("_float32")]["parameters"]
+    # What was trained as a whole is a file too, with a row or without.
+    assert (folder / ("peers.keras" if "peers" in stages else "exits.keras")).exists()
 
 
 @pytest.mark.slow
