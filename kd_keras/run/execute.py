@@ -3,7 +3,6 @@
 import contextlib
 
 from kd_keras._compat import distribute
-from kd_keras.errors import InputError
 from kd_keras.run.config import Config
 from kd_keras.run.report import tables
 from kd_keras.run.report.results import Results
@@ -85,24 +84,13 @@ def _tell_data(session, note) -> None:
 
 def _make(runner: Runner, tracking: "_Tracking") -> None:
     """Runs the stages that are not finished."""
-    session, lender = runner.session, None
-    if session.config.student.baseline_from is not None:
-        lender = _lender(session.config.student.baseline_from)
     tracking.open()
     try:
-        with distribute.watch(session.strategy):
-            runner.run(lender)
+        with distribute.watch(runner.session.strategy):
+            runner.run()
     except BaseException:
         tracking.writer.close("FAILED")
         raise
-
-
-def _lender(folder) -> Store:
-    """The store of another run, or the store that is named itself."""
-    for root in (folder / "store", folder):
-        if (root / "train").is_dir():
-            return Store(root)
-    raise InputError(f"--baseline_from={folder} holds no store with a trained model: give a workdir or a --store")
 
 
 def _report(runner, workdir, tracking, is_new) -> None:

@@ -19,6 +19,7 @@ from kd_keras.run.facts import prepared
 from kd_keras.run.measure import Measurer
 from kd_keras.run.store import Store
 from kd_keras.run.trainer import Trainer, content_of, siblings_of
+from kd_keras.run.workdir import SETTINGS, changes, read_json
 from kd_keras.schemes import additions
 from kd_keras.schemes.plan import Build, Cache, Export, Measure, Plan, Stage, Train
 
@@ -46,6 +47,7 @@ class Runner:
 
     def __init__(self, plan: Plan, session, store: Store, child=None):
         self.plan, self.session, self.store, self._child = plan, session, store, child
+        self._lent_from = session.config.student.baseline_from
         self.trainer = Trainer(session, store, self.load)
         self.measurer = Measurer(session, store, functools.partial(self.load, in_scope=False))
 
@@ -67,20 +69,21 @@ class Runner:
         """
         for stage in self.plan.stages:
             if isinstance(stage, Train) and not self.is_done(stage):
+                if self._is_lent(stage) and self._lender.record(stage) is None:
+                    raise InputError(
+                        f"--baseline_from={self._lent_from} holds no finished baseline with these settings and data"
+                        f"{self._difference()}: train it here, or name another run"
+                    )
                 self.trainer.check(stage)
 
-    def run(self, lender: Store | None = None) -> None:
-        """Makes whatever is not whole.
-
-        Args:
-            lender: another run's store, from which the baseline is taken; see ``--baseline_from``.
-        """
+    def run(self) -> None:
+        """Makes whatever is not whole."""
         for stage in self.plan.stages:
             if not stage.name:
                 continue
             self._compare_keys(stage)
             if not self.is_done(stage):
-                self._make(stage, lender)
+                self._make(stage)
 
     def _compare_keys(self, stage) -> None:
         strategy = self.session.strategy
@@ -90,7 +93,7 @@ class Runner:
                 "command, and share or copy the data"
             )
 
-    def _make(self, stage, lender) -> None:
+    def _make(self, stage) -> None:
         store, session = self.store, self.session
 
         def tell(owner):
@@ -99,8 +102,10 @@ class Runner:
         with store.leased(stage, tell):
             # Another process may have made it while this one waited.
             if not self.is_done(stage):
-                if stage.name == "baseline" and lender is not None:
-                    self._borrow(stage, lender)
+                if self._is_lent(stage):
+                    if session.is_chief:
+                        store.adopt(stage, self._lender)
+                    session.console.print(f"baseline taken from {self._lender.root}")
                 elif session.is_chief:
                     self._tell(stage, store.write(stage, functools.partial(self._work, stage)))
                     store.checkpoint(stage).unlink(missing_ok=True)
@@ -109,14 +114,24 @@ class Runner:
         distribute.gather(session.strategy, 1)
         distribute.wait_for(store.folder(stage) / "record.json")
 
-    def _borrow(self, stage, lender) -> None:
-        """Takes the baseline from another run's store."""
-        if self.session.is_chief and not self.store.adopt(stage, lender):
-            raise InputError(
-                f"--baseline_from={self.session.config.student.baseline_from} holds no finished baseline with these "
-                "settings and data: train it here, or name another run"
-            )
-        self.session.console.print(f"baseline taken from {lender.root}")
+    def _is_lent(self, stage) -> bool:
+        return stage.name == "baseline" and self._lent_from is not None
+
+    @functools.cached_property
+    def _lender(self) -> Store:
+        """The store of the run that lends its baseline, or the store that is named itself."""
+        for root in (self._lent_from / "store", self._lent_from):
+            if (root / "train").is_dir():
+                return Store(root)
+        raise InputError(
+            f"--baseline_from={self._lent_from} holds no store with a trained model: give a workdir or a --store"
+        )
+
+    def _difference(self) -> str:
+        """Which settings the lender's baseline was trained with instead, where the lender is a workdir."""
+        path = self._lent_from / SETTINGS
+        changed = changes(read_json(path), self.session.config.affecting("baseline")) if path.exists() else []
+        return f" ({'; '.join(changed)})" if changed else ""
 
     def _work(self, stage: Stage, folder: pathlib.Path | None) -> dict:
         """Does what a stage says; the files go into a folder."""

@@ -43,24 +43,14 @@ class Workdir:
                     f"another folder; its models can be used, --teacher=\"saved(path='{self.path}/teacher.keras')\""
                 )
             if (self.path / SETTINGS).exists():
-                self._compare(self._read(SETTINGS))
+                self._compare(read_json(self.path / SETTINGS))
             elif any(not path.name.startswith(".") and path.name != "store" for path in self.path.iterdir()):
                 raise InputError(f"--workdir={self.path} is not empty and holds no experiment: name another folder")
         except OSError as error:
             raise InputError(f"--workdir={self.path} can't be used: {error.strerror}") from error
 
-    def _read(self, name) -> dict:
-        try:
-            return dict(json.loads((self.path / name).read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:  # no UTF-8, no JSON, no dict
-            raise InputError(f"{self.path / name} can't be read: name another --workdir") from error
-
     def _compare(self, before: dict[str, str]) -> None:
-        now = self.config.affecting(*EXPERIMENT)
-        changed = [
-            f"{flag} was {before[flag]}, is {text}" for flag, text in now.items() if before.get(flag, text) != text
-        ]
-        if changed:
+        if changed := changes(before, self.config.affecting(*EXPERIMENT)):
             raise InputError(
                 f"--workdir={self.path} holds another experiment ({'; '.join(changed)}): name another --workdir"
             )
@@ -107,7 +97,7 @@ class Workdir:
                 f"--workdir={self.path} was begun with other data (another {', another '.join(changed)}): the "
                 "images or labels have changed; name another --workdir, or bring the data back"
             )
-        text, was = str(self.config.data.source), self._read(SETTINGS).get("data")
+        text, was = str(self.config.data.source), read_json(self.path / SETTINGS).get("data")
         if was is None or was == text:
             return None
         return f"the same images and labels as before, now read by {text} (before {was})"
@@ -122,7 +112,7 @@ class Workdir:
     @property
     def state(self) -> dict:
         """What the package itself keeps of the run."""
-        return self._read(_STATE) if (self.path / _STATE).exists() else {}
+        return read_json(self.path / _STATE) if (self.path / _STATE).exists() else {}
 
     def update(self, **values) -> None:
         """Keeps further values in `state`."""
@@ -144,6 +134,23 @@ class Workdir:
             if not isinstance(stage, Export) and "model.keras" in record["files"]:
                 models[stage.name] = {"architecture": stage.architecture, "content": record["content"]}
         self.update(models=models)
+
+
+def read_json(path: pathlib.Path) -> dict:
+    """What a file of a workdir holds.
+
+    Raises:
+        InputError: it can't be read.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:  # no UTF-8, no JSON, no dict
+        raise InputError(f"{path} can't be read: name another folder") from error
+
+
+def changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
+    """Says of each setting that has changed what it was and what it is; one that is new has not changed."""
+    return [f"{flag} was {before[flag]}, is {text}" for flag, text in now.items() if before.get(flag, text) != text]
 
 
 def _is_of_version_0_1(folder: pathlib.Path) -> bool:

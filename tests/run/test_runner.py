@@ -219,13 +219,14 @@ def test_a_teacher_and_a_baseline_of_other_runs(finished, tmp_path, capsys):
         ([f"--teacher={A} + {A}", "--scheme=ensemble()", "--teacher_from={0},{0}"], "the same teacher twice"),
         ([f"--teacher={A}", "--teacher_from=no/such"], "holds no run"),
         ([f"--teacher={A}", "--baseline_from=no/such"], "holds no store"),
-        ([f"--teacher={A}", "--baseline_from={0}", "--epochs=2"], "holds no finished baseline with these settings"),
+        ([f"--teacher={A}", "--baseline_from={0}", "--epochs=2"], "holds no finished baseline .*epochs was 1, is 2.:"),
     ],
 )
 def test_what_another_run_has_not_is_refused(flags, message, finished, tmp_path, capsys):
     main(tmp_path / "w", *(flag.format(finished) for flag in flags), code=2)
     error = capsys.readouterr().err
     assert re.search(message, error) and error.count("\n") == 1
+    assert not (tmp_path / "w").exists()
 
 
 @pytest.mark.slow
