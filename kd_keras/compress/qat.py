@@ -34,8 +34,11 @@ class QAT(Step):
 
     def wrap(self, model, kept, steps):
         import tensorflow_model_optimization as tfmot
+        from tf_keras import backend
 
         del steps
+        # A new layer's name has a number that counts up, and the file contains it: equal runs leave equal files.
+        backend.reset_uids()
         check_layers(self.keep_float, [layer.name for layer in model.layers], "qat's keep_float")
         quantization = tfmot.quantization.keras
         if "clusters" in kept:

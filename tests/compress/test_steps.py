@@ -74,6 +74,15 @@ def accuracy(model):
     return distiller.evaluate(*data(), verbose=0, return_dict=True)["accuracy"]
 
 
+def test_a_file_does_not_depend_on_what_the_process_made_before():
+    contents = []
+    for _ in range(2):
+        wrapped = compress.prepare(student(), step("qat()"), steps=STEPS).model.wrapped()
+        wrapped(np.zeros((1, *SHAPE), "float32"), training=True)
+        contents.append(tflite.convert_quantised(wrapped, "int8"))
+    assert contents[0] == contents[1]
+
+
 # ---- pruning ----
 
 
