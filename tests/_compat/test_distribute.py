@@ -183,6 +183,7 @@ def trained(tmp_path_factory):
 # ---- several devices ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", [1, 2])
 @pytest.mark.parametrize("case", range(len(CASES)))
 def test_replicas_do_as_one_device(trained, replicas, case):

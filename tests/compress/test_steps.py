@@ -146,7 +146,11 @@ def test_clustering_leaves_so_many_values(learnt):
     assert accuracy(model) > 0.6
 
 
-@pytest.mark.parametrize("chain", [("cluster(clusters=4)",), ("cluster(clusters=4)", "qat()")], ids=len)
+@pytest.mark.parametrize(
+    "chain",
+    [("cluster(clusters=4)",), pytest.param(("cluster(clusters=4)", "qat()"), marks=pytest.mark.slow)],
+    ids=len,
+)
 def test_a_centroid_moves_by_the_mean_of_its_weights_gradients(learnt, chain):
     model, images, labels = from_learnt(learnt), *(part[:BATCH] for part in data())
     *before, way = map(step, chain)
@@ -241,7 +245,9 @@ def test_an_average_pool_that_feeds_a_concatenation_has_one_scale():
     assert_the_file_does_what_was_wrapped(classifier(image, keras.layers.Concatenate()([pooled, grown])))
 
 
-@pytest.mark.parametrize(("text", "kernels"), [("qat()", 3), ("qat(keep_float='gated')", 2)])
+@pytest.mark.parametrize(
+    ("text", "kernels"), [("qat()", 3), pytest.param("qat(keep_float='gated')", 2, marks=pytest.mark.slow)]
+)
 def test_activations_that_tf_keras_has_not_are_quantised_too(text, kernels):
     # As in MobileNetV3: its blocks' activation, and the gate of its squeeze-and-excitation.
     image = an_image()
@@ -280,10 +286,16 @@ def int8_kernels(content):
     ("kept", "joined"),
     [
         ("stage2_conv1", False),
-        ("left", True),
         *(
             pytest.param(*rest, marks=pytest.mark.slow)
-            for rest in [("", False), ("logits", False), ("stage1_conv1", False), ("right", True), ("left,right", True)]
+            for rest in [
+                ("", False),
+                ("logits", False),
+                ("stage1_conv1", False),
+                ("left", True),
+                ("right", True),
+                ("left,right", True),
+            ]
         ),
     ],
 )

@@ -126,6 +126,7 @@ def found(tmp_path_factory):
     return on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GATHERING)
 def test_every_replicas_share_of_the_gradient_is_that_of_one(found, name):
     one, two = (each[name] for each in found("shares", 2))

@@ -77,6 +77,7 @@ def test_refuses_what_cannot_be():
         Distiller(student=student, teacher=teacher, losses=[losses.SimKD(pairs="stage9:stage3")])
 
 
+@pytest.mark.slow
 def test_a_larger_grid_is_pooled_and_the_student_ships():
     from kd_keras.export import tflite
 

@@ -132,7 +132,7 @@ def test_gives_float32_logits_of_small_images(make, case, shape):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("policy", ["float16", "bfloat16"])
+@pytest.mark.parametrize("policy", [pytest.param("float16", marks=pytest.mark.slow), "bfloat16"])
 def test_all_but_the_logits_follow_the_policy(make, case, policy):
     testing.models.keeps_logits_float32_under_mixed_precision(contract(make, case), policy)
     if spec.parse(case).name != "saved":
@@ -187,6 +187,7 @@ def test_refuses_wrong_classes_and_shapes(name, num_classes, input_shape, messag
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "num_classes", "side", "weights"), counts.PUBLISHED)
 def test_has_as_many_weights_as_published(case, num_classes, side, weights):
     assert counts.trainable(case, num_classes, side) == weights

@@ -33,8 +33,8 @@ def figures(workdir):
     return [{key: value for key, value in row.items() if not key.startswith(("latency", "memory"))} for row in rows]
 
 
-# Epochs enough for a process to be killed in one of them.
-FINISHED = [f"--flagfile={DIGITS}", "--epochs=8"]
+FINISHED = [f"--flagfile={DIGITS}", "--epochs=3"]
+LONG = [f"--flagfile={DIGITS}", "--epochs=8", "--export=none"]
 QUICK = ["--epochs=1", "--tracking=none", "--export=none", "--nobaseline"]
 
 
@@ -103,7 +103,7 @@ def test_mlflow_has_one_parent_and_a_child_a_model(finished):
     children = {run.info.run_name: run for run in runs if run not in parents}
     assert len(parents) == 1 and set(children) == {"teacher", "baseline", "student"}
     assert all(run.info.status == "FINISHED" for run in runs)
-    assert parents[0].data.params["epochs"] == "8" and parents[0].data.params["batch_size"] == "64"
+    assert parents[0].data.params["epochs"] == "3" and parents[0].data.params["batch_size"] == "64"
     assert "git_revision" in parents[0].data.tags
     student = children["student"]
     for metric in ("loss", "accuracy", "val_loss", "val_accuracy", "ce", "kd", "learning_rate"):
@@ -301,10 +301,18 @@ def test_help_is_quick_and_lists_what_there_is(command):
         assert word in done.stdout
 
 
-@pytest.mark.parametrize("stage", [pytest.param("teacher", marks=pytest.mark.slow), "student"])
-def test_killed_and_run_again_gives_the_same_numbers(stage, finished, tmp_path):
-    # No files, which take long to measure.
-    flags = [*FINISHED, "--export=none", f"--workdir={tmp_path}"]
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    """A run with epochs enough for a process to be killed in one of them; without files, which take long to measure."""
+    workdir = tmp_path_factory.mktemp("long") / "digits"
+    assert main(*LONG, f"--workdir={workdir}") == 0
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["teacher", "student"])
+def test_killed_and_run_again_gives_the_same_numbers(stage, long, tmp_path):
+    flags = [*LONG, f"--workdir={tmp_path}"]
     line = [sys.executable, "-m", "kd_keras.run", *flags]
     process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     checkpoints, before = tmp_path / "store" / "checkpoints", {"teacher": 0, "student": 2}[stage]
@@ -315,6 +323,6 @@ def test_killed_and_run_again_gives_the_same_numbers(stage, finished, tmp_path):
     process.wait()
     assert not (tmp_path / f"{stage}.keras").exists()
     assert main(*flags) == 0
-    assert figures(tmp_path) == figures(finished)[: len(KERAS_ROLES)]
+    assert figures(tmp_path) == figures(long)
     for name in ("teacher", "baseline", "student"):
-        assert record(tmp_path, name)["series"] == record(finished, name)["series"]
+        assert record(tmp_path, name)["series"] == record(long, name)["series"]

@@ -387,6 +387,7 @@ def test_ranges_that_the_converter_cant_bring_together_are_refused_before_traini
 # ---- the table ----
 
 
+@pytest.mark.slow
 def test_teacher_and_baseline_become_files_too(tmp_path):
     folder = main(tmp_path / "w", f"--teacher={A}", "--export=int8", "--export_beside=baseline,teacher")
     rows = table(folder)

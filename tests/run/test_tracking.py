@@ -239,6 +239,7 @@ def test_bounds_do_not_override_the_users(store, monkeypatch, opened):
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
 
 
+@pytest.mark.slow
 def test_a_new_store_prints_nothing(tmp_path):
     code = (
         "from kd_keras.run.tracking import mlflow as tracking\n"

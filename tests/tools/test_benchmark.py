@@ -197,7 +197,7 @@ def test_sections_of_two_machines_are_not_mixed(finished, tmp_path, capsys):
     assert benchmark.main([*SMALL, f"--from={source}", "--sections=plan", f"--out={tmp_path}"]) == 0
 
 
-@pytest.mark.parametrize("slow", ["kd, cached", "plain student"])
+@pytest.mark.parametrize("slow", ["kd, cached", pytest.param("plain student", marks=pytest.mark.slow)])
 def test_a_slowed_variant_decides_its_claim(slow):
     import contextlib
 

@@ -6,8 +6,10 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / "tools"))
 
 import conversions
+import pytest
 
 
+@pytest.mark.slow
 def test_rows_say_size_and_error_or_what_was_refused(tmp_path, capsys):
     page = tmp_path / "page.md"
     page.write_text("<!-- begin conversions -->\n<!-- end conversions -->\n")
