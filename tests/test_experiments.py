@@ -31,6 +31,7 @@ import run_matrix  # noqa: E402
 FLAGFILES = sorted((ROOT / "experiments").glob("*.flags"))
 #: Those of a study, which tools/run_matrix.py runs; the others stand alone.
 ALONE = {"digits", "cifar_resnet", "fashion_mnist", "edge_cifar10", "edge_fashion_mnist"}
+LARGE = {"s1_ensemble_seresnet50_seresnet101_resnet50_resnet18", "s0_pneumoniamnist_densenet121_mobilenetv2_scratch"}
 STUDIES = ("s0", "s1", "s2", "s3", "s4", "ensemble", "assistant", "born_again", "mutual", "self_distillation", "zoo")
 #: What each data set gives, so that its models can be built where it can't be downloaded.
 SHAPES = {
@@ -95,8 +96,9 @@ def planned(tmp_path_factory):
 
 
 def slow(path):
-    """Half a minute: three compression steps of a ResNet."""
-    return pytest.param(path, marks=pytest.mark.slow) if path.stem == "edge_cifar10" else path
+    """Those whose compression steps or many large models take seconds to build."""
+    takes_long = path.stem.startswith("edge_") or path.stem in LARGE
+    return pytest.param(path, marks=pytest.mark.slow) if takes_long else path
 
 
 @pytest.mark.parametrize("path", list(map(slow, FLAGFILES)), ids=lambda path: path.stem)

@@ -74,6 +74,7 @@ def accuracy(model):
     return distiller.evaluate(*data(), verbose=0, return_dict=True)["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_file_does_not_depend_on_what_the_process_made_before():
     contents = []
     for _ in range(2):
@@ -112,6 +113,7 @@ def test_sparsity_follows_the_papers_schedule(every):
         assert abs(np.mean(weights.numpy() == 0) - expected) <= 1 / weights.shape.num_elements(), done
 
 
+@pytest.mark.slow
 def test_the_smallest_fall_and_what_is_left_out_stays_dense(learnt):
     model = from_learnt(learnt)
     before = {name: kernel(model, name) for name in KERNELS}
@@ -323,9 +325,8 @@ def test_what_stays_in_float_is_told(learnt, text, left):
     assert made.step.left_out(made.wrapped) == left
 
 
-@pytest.mark.parametrize(
-    "chain", [("prune",), pytest.param(("prune", "cluster"), marks=pytest.mark.slow)], ids=lambda names: "-".join(names)
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("chain", [("prune",), ("prune", "cluster")], ids=lambda names: "-".join(names))
 def test_zeros_and_clusters_stay_in_the_file(learnt, chain):
     texts = {"prune": "prune(sparsity=0.8, frequency=3)", "cluster": "cluster(clusters=8)"}
     model, wrapped = through(*(texts[name] for name in chain), "qat()", model=from_learnt(learnt))

@@ -413,7 +413,8 @@ def test_a_file_that_breaks_after_its_check_is_told(tmp_path, monkeypatch):
         folder.Folder(str(tmp_path), cache="memory")
 
 
-@pytest.mark.parametrize("channels", [3, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", [3, 1])
 def test_a_run_names_a_broken_file_and_trains_on_the_rest(tmp_path, capsys, monkeypatch, channels):
     """A user's own photographs: every mode, of mixed sizes, one of them broken."""
     images = tmp_path / "photographs"

@@ -918,6 +918,7 @@ def test_callbacks_in_any_form_leave_the_clock_running(form):
     assert seen == pytest.approx([0, 0.5])
 
 
+@pytest.mark.slow
 def test_backup_and_restore_goes_on_where_it_was(tmp_path):
     class Killed(Exception):
         pass

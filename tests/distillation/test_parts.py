@@ -83,6 +83,7 @@ def test_a_term_within_keeps_weight_schedule_and_share_and_is_saved_so(tmp_path)
     assert again.terms[0].share == 0.25 and step(again)["hint"] == pytest.approx(step(distiller)["hint"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_peers_leave_as_models_of_their_own(tmp_path):
     runner = trained(tmp_path, "--teacher=none", f"--scheme=mutual(peers={A} + {B})")
     assert [stage.name for stage in runner.plan.students] == ["student", "peer2", "peer3"]

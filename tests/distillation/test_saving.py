@@ -51,11 +51,12 @@ def saved(tmp_path_factory):
     return folder, distiller.predict(X, verbose=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lines",
     [
         "import kd_keras.distillation; import keras",
-        pytest.param("import keras; from kd_keras import Distiller", marks=pytest.mark.slow),
+        "import keras; from kd_keras import Distiller",
     ],
 )
 def test_one_import_is_all_that_loading_needs(saved, lines):

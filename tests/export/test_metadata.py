@@ -47,6 +47,7 @@ def test_a_file_without_is_refused(plain, tmp_path):
         metadata.read(path)
 
 
+@pytest.mark.slow
 def test_peak_memory_grows_with_the_model(tmp_path):
     keras.utils.set_random_seed(0)
     peaks = []

@@ -39,6 +39,7 @@ def test_the_student_is_backbone_projector_and_the_teachers_classifier():
     assert not any("classifier" in name for name in names) and any("sim_kd_conv3" in name for name in names)
 
 
+@pytest.mark.slow
 def test_training_moves_backbone_and_projector_and_leaves_the_classifier():
     student, teacher = models()
     distiller = Distiller(student=student, teacher=teacher, losses=[losses.SimKD()])

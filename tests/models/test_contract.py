@@ -32,22 +32,24 @@ LARGE = {
 CASES = [
     *(pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in spec.names(PACKAGE)),
     "cnn(filters=(8, 12, 16), convs=(1, 2, 1), dense=(), batch_norm=False, pool='global')",
-    "cnn(filters=(8,), dense=(16,), pool='avg', dropout=0.25)",
+    pytest.param("cnn(filters=(8,), dense=(16,), pool='avg', dropout=0.25)", marks=pytest.mark.slow),
     "resnet(depth=8, width=0.5)",
     "resnet(depth=8, stem='imagenet', se_ratio=4)",
     "alexnet(width=0.125)",
-    "vgg(depth=8, width=0.125)",
+    pytest.param("vgg(depth=8, width=0.125)", marks=pytest.mark.slow),
     "vgg(depth=8, width=0.125, batch_norm=False, stem='imagenet')",
     "densenet(depth=22, growth=8)",
     pytest.param("mobilenet(width=0.25)", marks=pytest.mark.slow),
     pytest.param("mobilenet(version='v3_small', width=0.25)", marks=pytest.mark.slow),
     pytest.param("mobilenet(version='v3_large')", marks=pytest.mark.slow),
     "shufflenet(width=0.5, units=(1, 2, 1))",
-    "shufflenet(version='v1', width=0.25, units=(1, 2, 1), stem='imagenet')",
+    pytest.param("shufflenet(version='v1', width=0.25, units=(1, 2, 1), stem='imagenet')", marks=pytest.mark.slow),
     "vit(depth=2, heads=2, width=16)",
-    "vit(depth=1, heads=2, width=8, pool='mean', dropout=0.1)",
+    pytest.param("vit(depth=1, heads=2, width=8, pool='mean', dropout=0.1)", marks=pytest.mark.slow),
     "wide_resnet(depth=10, width=1, dropout=0.1)",
 ]
+# Families whose smallest member has many layers.
+DEEP = ("densenet", "shufflenet")
 SHAPES = [(8, 8, 1), pytest.param((28, 28, 1), marks=pytest.mark.slow)]
 
 
@@ -57,7 +59,8 @@ def first_of_each(cases):
     for case in cases:
         case = case if hasattr(case, "marks") else pytest.param(case)
         family = spec.parse(case.values[0]).name
-        marked.append(pytest.param(*case.values, marks=[*case.marks, *[pytest.mark.slow] * (family in seen)]))
+        is_slow = family in seen or family in DEEP
+        marked.append(pytest.param(*case.values, marks=[*case.marks, *[pytest.mark.slow] * is_slow]))
         if not case.marks:
             seen.add(family)
     return marked

@@ -89,6 +89,7 @@ def weights(tmp_path_factory):
     return str(path)
 
 
+@pytest.mark.slow
 def test_grey_images_and_dropout(weights):
     model = mobilenet.MobileNet(5, (40, 48, 1), width=0.35, dropout=0.4, pretrained=weights)
     assert model.input_shape == (None, 40, 48, 1)

@@ -108,7 +108,7 @@ def test_mlflow_has_one_parent_and_a_child_a_model(finished):
     student = children["student"]
     for metric in ("loss", "accuracy", "val_loss", "val_accuracy", "ce", "kd", "learning_rate"):
         series = client.get_metric_history(student.info.run_id, metric)
-        assert [point.step for point in series] == list(range(1, 9)), metric
+        assert [point.step for point in series] == [1, 2, 3], metric
     assert student.data.metrics["test_accuracy"] == pytest.approx(figures(finished)[2]["test_accuracy"])
     files = {file.path for file in client.list_artifacts(student.info.run_id)}
     assert {"student.keras", "student_int8.tflite", "student_confusion.png", "student_report.json"} <= files
@@ -125,7 +125,7 @@ def test_the_same_command_again_repeats_nothing(finished, capsys):
 def test_a_changed_flag_is_told_apart(finished, capsys):
     assert main(f"--flagfile={DIGITS}", "--epochs=4", f"--workdir={finished}") == 2
     message = capsys.readouterr().err
-    assert "epochs was 8, is 4" in message and message.count("\n") == 1
+    assert "epochs was 3, is 4" in message and message.count("\n") == 1
 
 
 @pytest.mark.slow
@@ -276,6 +276,7 @@ def test_a_loss_that_is_no_longer_finite_stops_the_run(tmp_path, capsys):
     assert "step " in message and "learning rate 1e+30" in message and "ce" in message and message.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_server_that_is_down_costs_seconds(tmp_path):
     start = time.monotonic()
     flags = ["--epochs=1", "--export=none", "--teacher=none", "--loss=ce()", "--nobaseline"]

@@ -292,6 +292,7 @@ def test_environment(tmp_path, monkeypatch):
     assert environment.environment()["git_revision"] is None
 
 
+@pytest.mark.slow
 def test_a_database_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
     uri = tracking.local_store(tmp_path)
     with monkeypatch.context() as patch:
@@ -304,6 +305,7 @@ def test_a_database_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
     assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
 
 
+@pytest.mark.slow
 def test_a_database_is_made_where_files_can_not_be_linked(tmp_path, monkeypatch):
     monkeypatch.setattr(tracking.os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("no links")))
     assert tracking.MLflowWriter(tracking.local_store(tmp_path), "e", "r").run_id

@@ -112,6 +112,7 @@ def test_the_first_step_has_the_formulas_loss(combine, tmp_path):
     assert ("kd_teacher2" in logs) == (combine == "terms") and ("kd" in logs) == (combine != "terms")
 
 
+@pytest.mark.slow
 def test_teachers_of_one_spec_differ_and_are_joined(tmp_path):
     flags = ["--scheme=ensemble(combine='terms', weights=(1, 2))", *TWO, "--cache_views=1"]
     feature = "--loss=kd() + hint(pairs='stage1:teacher2.stage1')"
