@@ -70,10 +70,7 @@ class Runner:
         for stage in self.plan.stages:
             if isinstance(stage, Train) and not self.is_done(stage):
                 if self._is_lent(stage) and self._lender.record(stage) is None:
-                    raise InputError(
-                        f"--baseline_from={self._lent_from} holds no finished baseline with these settings and data"
-                        f"{self._difference()}: train it here, or name another run"
-                    )
+                    raise self._nothing_lent()
                 self.trainer.check(stage)
 
     def run(self) -> None:
@@ -103,8 +100,9 @@ class Runner:
             # Another process may have made it while this one waited.
             if not self.is_done(stage):
                 if self._is_lent(stage):
-                    if session.is_chief:
-                        store.adopt(stage, self._lender)
+                    # The lender was whole when this run began, which may be hours ago.
+                    if session.is_chief and not store.adopt(stage, self._lender):
+                        raise self._nothing_lent()
                     session.console.print(f"baseline taken from {self._lender.root}")
                 elif session.is_chief:
                     self._tell(stage, store.write(stage, functools.partial(self._work, stage)))
@@ -127,11 +125,16 @@ class Runner:
             f"--baseline_from={self._lent_from} holds no store with a trained model: give a workdir or a --store"
         )
 
-    def _difference(self) -> str:
-        """Which settings the lender's baseline was trained with instead, where the lender is a workdir."""
+    def _nothing_lent(self) -> InputError:
+        """Says that the lender has no such baseline, and which settings differ where the lender is a workdir."""
         path = self._lent_from / SETTINGS
-        changed = changes(read_json(path), self.session.config.affecting("baseline")) if path.exists() else []
-        return f" ({'; '.join(changed)})" if changed else ""
+        before = read_json(path, "--baseline_from") if path.exists() else {}
+        changed = changes(before, self.session.config.affecting("baseline"))
+        difference = f" ({'; '.join(changed)})" if changed else ""
+        return InputError(
+            f"--baseline_from={self._lent_from} holds no finished baseline with these settings and data{difference}: "
+            "train it here, or name another run"
+        )
 
     def _work(self, stage: Stage, folder: pathlib.Path | None) -> dict:
         """Does what a stage says; the files go into a folder."""

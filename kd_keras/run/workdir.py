@@ -136,8 +136,8 @@ class Workdir:
         self.update(models=models)
 
 
-def read_json(path: pathlib.Path) -> dict:
-    """What a file of a workdir holds.
+def read_json(path: pathlib.Path, flag: str = "--workdir") -> dict:
+    """What a file of the workdir that a flag names holds.
 
     Raises:
         InputError: it can't be read.
@@ -145,7 +145,7 @@ def read_json(path: pathlib.Path) -> dict:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:  # no UTF-8, no JSON, no dict
-        raise InputError(f"{path} can't be read: name another folder") from error
+        raise InputError(f"{path} can't be read: name another {flag}") from error
 
 
 def changes(before: dict[str, str], now: dict[str, str]) -> list[str]:

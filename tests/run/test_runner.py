@@ -229,6 +229,14 @@ def test_what_another_run_has_not_is_refused(flags, message, finished, tmp_path,
     assert not (tmp_path / "w").exists()
 
 
+def test_a_baseline_that_is_gone_when_its_turn_comes_is_refused(finished, tmp_path):
+    lender = shutil.copytree(finished, tmp_path / "lender")
+    runner = checked(tmp_path, f"--teacher={A}", f"--baseline_from={lender}")
+    shutil.rmtree(lender / "store" / "train")
+    with pytest.raises(InputError, match="holds no finished baseline with these settings and data: train it here"):
+        runner.run()
+
+
 @pytest.mark.slow
 def test_an_ensemble_takes_its_teachers_from_runs_of_one_each(finished, tmp_path):
     trained(tmp_path, f"--teacher={B}", "--nobaseline")

@@ -94,7 +94,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]x", b"3", b'["epochs"]', b"null"])
 def test_a_broken_record_is_refused(content, tmp_path):
     (tmp_path / "config.json").write_bytes(content)
-    with pytest.raises(InputError, match=r"config\.json can't be read: name another folder"):
+    with pytest.raises(InputError, match=r"config\.json can't be read: name another --workdir"):
         workdir(tmp_path).check()
 
 
