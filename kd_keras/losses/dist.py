@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from kd_keras._compat import replicas
-from kd_keras.losses.base import ResponseLoss, unit_norm
+from kd_keras.losses.base import ResponseLoss
 from kd_keras.schedules import ScheduleLike
 
 
@@ -25,7 +25,9 @@ class DIST(ResponseLoss):
 
     Returns:
         (B,) values, 0 where student and teacher are equal. Each contains the mean over classes, a statistic of the
-        (global) batch. A column or row that is constant counts as uncorrelated.
+        (global) batch. A column or row that is constant counts as uncorrelated. ρ does not depend on the spread of
+        the student's probabilities, so its gradient grows without bound as they become equal; below a spread of 3 % of
+        their root mean square it is damped to at most that of 3 %.
 
     Raises:
         InputError: there are two classes and β > 0: ρ of two probabilities is ±1, whatever they are.
@@ -62,5 +64,17 @@ class DIST(ResponseLoss):
 
 
 def _correlation(a, b, axis):
-    a, b = (unit_norm(x - ops.mean(x, axis=axis, keepdims=True), axis) for x in (a, b))
-    return ops.sum(a * b, axis=axis)
+    return ops.sum(_direction(a, axis) * _direction(b, axis), axis=axis)
+
+
+def _direction(p, axis):
+    """Centred probabilities with norm 1; those that are equal but for rounding have none, and are 0."""
+    centred = p - ops.mean(p, axis=axis, keepdims=True)
+    square = ops.sum(ops.square(centred), axis=axis, keepdims=True)
+    power = ops.sum(ops.square(p), axis=axis, keepdims=True) + 1e-20
+    # Equal probabilities differ by 1e-7 of their size in float32.
+    norm = ops.sqrt(square + 1e-10 * power)
+    direction, spread = centred / norm, ops.minimum(norm / (0.03 * ops.sqrt(power)), 1.0)
+    is_spread = ops.stop_gradient(square / ops.square(norm))
+    damping = ops.stop_gradient(spread * ops.maximum(spread, 0.25))
+    return damping * direction + ops.stop_gradient((is_spread - damping) * direction)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from kd_keras import losses
 from kd_keras.errors import InputError
@@ -64,3 +65,50 @@ def test_two_classes_are_refused_by_name():
     with pytest.raises(InputError, match=r"dist\(beta=1.0\) is void for two classes: .* write beta=0"):
         value(two, two)
     assert np.all(np.isfinite(value(two, -two, beta=0)))
+
+
+# ---- flat logits: a column or row of equal probabilities has no direction ----
+
+
+@pytest.mark.parametrize(
+    ("batch", "num_classes", "level"), [(64, 10, 0.0), (6, 5, 0.7), (33, 3, 7.3), (16, 100, -40.1)]
+)
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_equal_logits_count_as_uncorrelated(batch, num_classes, level, temperature):
+    z_t = ref.logits(3, num_classes, batch)
+    z_s = tf.Variable(np.full((batch, num_classes), level, "float32"))
+    with tf.GradientTape() as tape:
+        total = tf.reduce_mean(losses.DIST(temperature=temperature)({"logits": z_s}, {"logits": z_t}, None))
+    np.testing.assert_allclose(total, 2 * temperature**2, rtol=1e-6)
+    assert np.abs(tape.gradient(total, z_s)).max() < (1 if batch == 64 else 10)
+
+
+def test_the_gradient_is_that_of_the_formula_where_probabilities_differ():
+    for scale in (1.0, 3.0):
+        z_s = ref.logits(0, scale=scale)
+        variable = tf.Variable(z_s)
+        with tf.GradientTape() as tape:
+            total = tf.reduce_sum(losses.DIST()({"logits": variable}, {"logits": TEACHER}, None))
+        numeric = np.zeros(z_s.shape)
+        for at in np.ndindex(z_s.shape):
+            step = np.zeros(z_s.shape)
+            step[at] = 1e-5
+            numeric[at] = (
+                expected(z_s + step, TEACHER, 1, 1, 4).sum() - expected(z_s - step, TEACHER, 1, 1, 4).sum()
+            ) / 2e-5
+        np.testing.assert_allclose(
+            tape.gradient(total, variable), numeric, rtol=1e-3, atol=1e-4 * np.abs(numeric).max()
+        )
+
+
+def test_a_classifier_that_starts_at_0_learns():
+    rng = np.random.default_rng(0)
+    x, z_t = rng.normal(0, 1, (64, 20)).astype("float32"), ref.logits(3, 10, 64)
+    kernel, term, values = tf.Variable(np.zeros((20, 10), "float32")), losses.DIST(), []
+    for _ in range(10):
+        with tf.GradientTape() as tape:
+            total = tf.reduce_mean(term({"logits": x @ kernel}, {"logits": z_t}, None))
+        kernel.assign_sub(0.05 * tape.gradient(total, kernel))
+        values.append(float(total))
+    assert values[-1] < values[0] / 2, values
+    assert np.abs(x @ kernel.numpy()).max() < 10
