@@ -222,7 +222,10 @@ class FeatureProjector(keras.layers.Layer):
 
 def batch_norm_layer(name: str, dtype: str | None = "float32") -> keras.layers.Layer:
     """Batch norm over the global batch, so that a loss does not depend on the number of replicas."""
-    return keras.layers.BatchNormalization(momentum=0.9, synchronized=replicas.count() > 1, name=name, dtype=dtype)
+    # The papers' code is PyTorch's, whose epsilon is 1e-5; Keras' 1e-3 damps maps with a small variance.
+    return keras.layers.BatchNormalization(
+        momentum=0.9, epsilon=1e-5, synchronized=replicas.count() > 1, name=name, dtype=dtype
+    )
 
 
 def resize(features, grid):

@@ -22,8 +22,8 @@ def value(term, teacher=TEACHER):
 def test_golden(margin):
     term = made(margin=margin)
     kernel = np.float64(term.adapters[0].projection.get_weights()[0])
-    # A batch norm that is not training, at its start, divides by √(1 + 0.001).
-    s = (np.float64(STUDENT) @ kernel[0, 0]) / np.sqrt(1.001)
+    # A batch norm that is not training, at its start, divides by √(1 + 1e-5).
+    s = (np.float64(STUDENT) @ kernel[0, 0]) / np.sqrt(1.00001)
     expected = np.where(TEACHER > 0, np.maximum(0, margin - s) ** 2, np.maximum(0, margin + s) ** 2)
     np.testing.assert_allclose(value(term), expected.mean(axis=(1, 2, 3)), rtol=1e-5)
 

@@ -19,8 +19,8 @@ def value(term, student=STUDENT, teacher=TEACHER, **kwargs):
 
 def connected(term):
     kernel = np.float64(term.adapters[0].projection.get_weights()[0])
-    # A batch norm that is not training, at its start, divides by √(1 + 0.001).
-    return np.float64(STUDENT) @ kernel[0, 0] / np.sqrt(1.001)
+    # A batch norm that is not training, at its start, divides by √(1 + 1e-5).
+    return np.float64(STUDENT) @ kernel[0, 0] / np.sqrt(1.00001)
 
 
 def negative_mean(teacher):
