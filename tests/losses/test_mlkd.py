@@ -12,7 +12,8 @@ def value(z_s=STUDENT, z_t=TEACHER, **kwargs):
     return losses.MLKD(**kwargs)({"logits": z_s}, {"logits": z_t}, LABELS).numpy()
 
 
-def expected(z_s, z_t, temperatures, squared=True):
+def expected(z_s, z_t, temperatures, squared=True, factors=(1, 1, 1), instance=None):
+    """Equations 3 to 8; ``instance``: other logits of student and teacher, for the KL."""
     total = 0
     for t in temperatures:
         p_s, p_t = (np.exp(ref.log_softmax(np.float64(z) / t)) for z in (z_s, z_t))
@@ -20,7 +21,9 @@ def expected(z_s, z_t, temperatures, squared=True):
         classes = sum(
             (p_t[:, i] @ p_t[:, j] - p_s[:, i] @ p_s[:, j]) ** 2 for i in range(ref.CLASSES) for j in range(ref.CLASSES)
         )
-        total = total + (t**2 if squared else 1) * ref.kl(z_t, z_s, t) + samples / ref.BATCH + classes / ref.CLASSES
+        soft_s, soft_t = instance or (z_s, z_t)
+        parts = (t**2 if squared else 1) * ref.kl(soft_t, soft_s, t), samples / ref.BATCH, classes / ref.CLASSES
+        total = total + sum(factor * part for factor, part in zip(factors, parts, strict=True))
     return total
 
 
@@ -34,6 +37,21 @@ def test_golden(temperatures, squared):
 def test_golden_standardized():
     z_s, z_t = ref.standardized(STUDENT), ref.standardized(TEACHER)
     np.testing.assert_allclose(value(standardize=True), expected(z_s, z_t, (2, 3, 4, 5, 6)), rtol=1e-5, atol=1e-5)
+
+
+def test_golden_of_the_published_runs():
+    actual = value(instance=1.35, batch=0.45, classes=0.45)
+    np.testing.assert_allclose(actual, expected(STUDENT, TEACHER, range(2, 7), factors=(1.35, 0.45, 0.45)), rtol=1e-5)
+
+
+def test_golden_standardized_in_the_kl_alone():
+    instance = ref.standardized(STUDENT), ref.standardized(TEACHER)
+    term = losses.MLKD(standardize="instance")
+    actual = term({"logits": STUDENT}, {"logits": TEACHER}, LABELS).numpy()
+    np.testing.assert_allclose(actual, expected(STUDENT, TEACHER, range(2, 7), instance=instance), rtol=1e-5)
+    assert losses.MLKD.from_config(term.get_config()).standardize == "instance"
+    with pytest.raises(InputError, match="mlkd's standardize='all'"):
+        losses.MLKD(standardize="all")
 
 
 def test_defaults():
