@@ -213,17 +213,26 @@ def standardize(logits):
     """
     num_classes = logits.shape[-1]
     centred = logits - ops.mean(logits, axis=-1, keepdims=True)
+    # In float32 the mean of equal logits is off by 1e-7 of them.
+    least = 1e-6 * ops.maximum(ops.max(ops.abs(logits), axis=-1, keepdims=True), 1.0)
     # Divided by the largest entry first: the square of a large logit overflows, and the root at 0 has no gradient.
-    scale = ops.stop_gradient(ops.maximum(ops.max(ops.abs(centred), axis=-1, keepdims=True), 1e-7))
+    scale = ops.stop_gradient(ops.maximum(ops.max(ops.abs(centred), axis=-1, keepdims=True), least))
     scaled = centred / scale
     variance = ops.sum(ops.square(scaled), axis=-1, keepdims=True) / (num_classes - 1)
     # A row of equal logits stays as it is: its gradient would be 1e7.
-    return ops.where(scale > 1e-7, scaled / (ops.sqrt(ops.maximum(variance, 1e-14)) + 1e-7 / scale), centred)
+    return ops.where(scale > least, scaled / (ops.sqrt(ops.maximum(variance, 1e-14)) + 1e-7 / scale), centred)
 
 
 def divergence(log_p_t, log_p_s):
-    """KL(p_t ‖ p_s) (B,) of log-probabilities (B, K)."""
-    return ops.sum(ops.exp(log_p_t) * (log_p_t - log_p_s), axis=-1)
+    """KL(p_t ‖ p_s) (B,) of log-probabilities (B, K), at least 0; a class of which p_t is 0 counts 0."""
+    # Minus infinity times 0 is not a number.
+    log_p_t, log_p_s = ops.maximum(log_p_t, -1e30), ops.maximum(log_p_s, -1e30)
+    p_t, difference = ops.exp(log_p_t), log_p_s - log_p_t
+    # Σ p_t·(e^d − 1 − d), d = log p_s − log p_t: no term is below 0. Σ −p_t·d is the same, as both distributions sum
+    # to 1, but its terms cancel where the distributions are nearly equal, which those of a high temperature are.
+    near = ops.clip(difference, -1.0, 1.0)
+    far = ops.exp(log_p_s) - p_t - p_t * difference
+    return ops.sum(ops.where(ops.abs(difference) < 1, p_t * (ops.expm1(near) - near), far), axis=-1)
 
 
 def target_mask(labels, num_classes):

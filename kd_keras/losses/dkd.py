@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from kd_keras.losses.base import ResponseLoss, split_target, target_mask
+from kd_keras.losses.base import ResponseLoss, divergence, split_target, target_mask
 from kd_keras.schedules import ScheduleLike
 
 
@@ -56,8 +56,8 @@ class DKD(ResponseLoss):
         factor, log_p_s, log_p_t = self.softened(student, teacher)
         mask = target_mask(labels, log_p_t.shape[-1])
         (target_s, rest_s, others_s), (target_t, rest_t, others_t) = (split_target(x, mask) for x in (log_p_s, log_p_t))
-        tckd = ops.exp(target_t) * (target_t - target_s) + ops.exp(rest_t) * (rest_t - rest_s)
-        nckd = ops.sum(ops.where(mask, 0.0, ops.exp(others_t) * (others_t - others_s)), axis=-1)
+        tckd = divergence(ops.stack([target_t, rest_t], axis=-1), ops.stack([target_s, rest_s], axis=-1))
+        nckd = divergence(others_t, others_s)
         return factor * (self.alpha * tckd + self.beta * nckd)
 
     def get_config(self):

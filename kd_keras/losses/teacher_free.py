@@ -38,8 +38,9 @@ class TeacherFree(ResponseLoss):
         InputError: the kind is unknown, or a value is out of range.
 
     Reference: Yuan et al., arXiv:1909.11723, equations 8 and 10. T² is not printed there; without it the term vanishes
-    at T = 20. The authors' code softens the virtual teacher's *probabilities* as if they were logits and averages over
-    the classes, which its factors of 50 and 100 compensate.
+    at T = 20. The authors' code for ``reg`` differs from equation 10, which is what is computed here: it softens the
+    virtual teacher's *probabilities* as if they were logits, leaves the student unsoftened, and averages over the
+    classes, which its factors of 50 and 100 compensate.
     """
 
     def __init__(

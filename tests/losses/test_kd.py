@@ -151,3 +151,31 @@ def test_temperature_follows_its_schedule():
     np.testing.assert_allclose(term(*call), value(temperature=4.0), rtol=1e-6)
     assert list(term.schedules) == ["weight", "temperature"]
     assert list(losses.KD().schedules) == []
+
+
+@pytest.mark.parametrize("temperature", [20.0, 100.0, 1000.0])
+def test_distributions_that_are_nearly_equal_keep_their_digits(temperature):
+    expected = temperature**2 * ref.kl(TEACHER, STUDENT, temperature)
+    np.testing.assert_allclose(value(temperature=temperature), expected, rtol=2e-4)
+    near = TEACHER + 1e-3 * STUDENT
+    assert np.all(value(near, TEACHER, temperature=temperature) >= 0)
+
+
+@pytest.mark.parametrize("level", [0.0, 7.3, -300.0])
+def test_a_row_of_equal_logits_is_standardised_to_0_without_a_gradient_of_1e7(level):
+    z = tf.Variable(np.full((8, 3), level, "float32"))
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(losses.KD(standardize=True)({"logits": z}, {"logits": ref.logits(1, 3, 8)}, None))
+    assert np.abs(tape.gradient(total, z)).max() < 10
+
+
+def test_a_class_that_the_teacher_never_names_counts_0():
+    z_t = TEACHER.copy()
+    z_t[:, 1] = -np.inf
+    log_p_t, log_p_s = ref.log_softmax(np.float64(z_t) / 4), ref.log_softmax(np.float64(STUDENT) / 4)
+    expected = 16 * sum(np.exp(log_p_t[:, k]) * (log_p_t[:, k] - log_p_s[:, k]) for k in range(ref.CLASSES) if k != 1)
+    z = tf.Variable(STUDENT)
+    with tf.GradientTape() as tape:
+        actual = losses.KD()({"logits": z}, {"logits": z_t}, None)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    assert np.all(np.isfinite(tape.gradient(actual, z)))
