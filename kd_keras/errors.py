@@ -68,6 +68,11 @@ def needs(package: str, extra: str, what: str) -> Iterator[None]:
         raise InputError(message) from error
 
 
+def plain(value: Any) -> Any:
+    """A scalar of NumPy as Python's number, which is saved as it is; anything else unchanged."""
+    return value.item() if type(value).__module__ == "numpy" and getattr(value, "shape", None) == () else value
+
+
 def is_count(value: Any, least: int = 1) -> bool:
     """Whether ``value`` is a whole number of at least ``least``; True and False are no numbers here."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least

@@ -13,7 +13,7 @@ import math
 from typing import Any, Literal, TypeAlias
 
 from kd_keras import spec
-from kd_keras.errors import InputError
+from kd_keras.errors import InputError, plain
 
 __all__ = ["complement", "constant", "cosine", "exponential_decay", "linear", "warmup"]
 
@@ -142,7 +142,7 @@ def get(value: Any) -> Schedule:
     """
     if isinstance(value, Schedule):
         return value
-    if _is_number(value):
+    if _is_number(value := plain(value)):
         return constant(value=value)
     if isinstance(value, str):
         value = spec.parse(value)

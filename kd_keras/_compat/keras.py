@@ -44,6 +44,11 @@ def is_graph(model: keras.Model) -> bool:
     return bool(getattr(model, "operations", None)) or isinstance(model, keras.Sequential)
 
 
+def is_stock_graph(model: keras.Model) -> bool:
+    """Whether a model computes its graph and nothing else: a subclass may have a ``call`` of its own."""
+    return is_graph(model) and type(model).call in (keras.Sequential.call, keras.src.models.Functional.call)
+
+
 def can_be_rebuilt(layer: keras.layers.Layer) -> bool:
     """Whether a layer can be made from its config; not every layer of other packages can."""
     if type(layer).__module__.startswith("keras."):
@@ -112,6 +117,16 @@ def share_variable(weight: keras.Variable, variable) -> None:
 def loss_tracker(model: keras.Model) -> keras.metrics.Metric:
     """The metric that Keras reports as ``loss``."""
     return model._loss_tracker
+
+
+def compiled_metrics_are_empty(model: keras.Model) -> bool:
+    """Whether metrics were compiled and have seen no label, so that they have no results."""
+    return model._compile_metrics is not None and not model._compile_metrics.built
+
+
+def metrics_of_its_own(model: keras.Model) -> list[keras.metrics.Metric]:
+    """A model's metrics without those that were compiled."""
+    return [metric for metric in model.metrics if metric is not model._compile_metrics]
 
 
 def set_higher_is_better(metric: keras.metrics.Metric) -> None:

@@ -24,3 +24,13 @@ def assert_below(indices, limit: int, message: str) -> None:
 def scatter_rows(variable, indices, rows) -> None:
     """Overwrites some rows of a Keras variable, without a copy of the others."""
     variable.value.scatter_update(tf.IndexedSlices(rows, indices))
+
+
+def is_concrete(tensor) -> bool:
+    """See `ops.has_values`."""
+    return not tf.is_tensor(tensor) or hasattr(tensor, "numpy")
+
+
+def outside_of_graphs():
+    """See `ops.outside_of_graphs`."""
+    return tf.init_scope()

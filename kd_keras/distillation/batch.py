@@ -1,10 +1,15 @@
 """Batches in every form that a Distiller takes, read by one function."""
 
 import dataclasses
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kd_keras.errors import InputError
+
 _FIELDS = ("image", "label", "sample_weight", "index", "teacher")
+# Words in a name that stand for a field.
+_WORDS = {"weight": "sample_weight", "logits": "teacher", "target": "label"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,36 +37,77 @@ def unpack_batch(data) -> Batch:
     Args:
         data: ``image``, ``(image, label)``, ``(image, label, sample_weight)``, or a dict with the fields of `Batch`.
             The dict may also take the place of the image in a tuple, which is how `split_dicts` passes it to Keras.
+
+    Raises:
+        InputError: a field has nearly the name of one that is read.
     """
     image, label, weight = (*data, None, None)[:3] if isinstance(data, (tuple, list)) else (data, None, None)
     if not _is_batch_dict(image):
         return Batch(image, label, weight)
+    check_fields(image)
     fields = {key: image[key] for key in _FIELDS if key in image}
+    if "teacher" in fields and not isinstance(fields["teacher"], Mapping):
+        fields["teacher"] = {"logits": fields["teacher"]}
     separate = {"label": label, "sample_weight": weight}
     return Batch(**{**fields, **{key: value for key, value in separate.items() if value is not None}})
 
 
+def check_fields(batch: Mapping) -> None:
+    """Raises InputError for a field whose name stands for one that is read; other fields do no harm."""
+    for key in batch:
+        meant = difflib.get_close_matches(key, _FIELDS, 1, 0.75)
+        meant += [field for field in _FIELDS if len(key) > 2 and (field in key or key in field)]
+        meant += [field for word, field in _WORDS.items() if word in key]
+        if key not in _FIELDS and meant:
+            raise InputError(f"a batch has a field {key!r}, which nothing reads: is {meant[0]!r} meant?")
+
+
 def split_dicts(data):
-    """A data set of batch dicts as ``(dict, label, sample_weight)``, which Keras' own code can take apart.
+    """A data set or generator of batch dicts as ``(dict, label, sample_weight)``, which Keras' own code can take apart.
 
     Anything else is returned as it is.
     """
+    if hasattr(data, "__next__"):
+        return _split_each(data)
     spec = getattr(data, "element_spec", None)
-    if not (_is_batch_dict(spec) and "label" in spec):
-        return data
+    return data.map(_split) if _is_batch_dict(spec) and "label" in spec else data
 
-    def split(batch):
-        rest = {key: value for key, value in batch.items() if key not in ("label", "sample_weight")}
-        weight = (batch["sample_weight"],) if "sample_weight" in batch else ()
-        return (rest, batch["label"], *weight)
 
-    return data.map(split)
+def split_arrays(x, y, sample_weight):
+    """A dict of arrays as (dict, label, sample_weight); anything else as it is."""
+    if not _is_batch_dict(x):
+        return x, y, sample_weight
+    check_fields(x)
+    rest, label, weight = (*_split(x), None, None)[:3]
+    for name, apart, inside in (("label", y, label), ("sample_weight", sample_weight, weight)):
+        if apart is not None and inside is not None:
+            raise InputError(f"{name} is given twice, in the dict and beside it: leave one of them out")
+    return rest, label if y is None else y, weight if sample_weight is None else sample_weight
+
+
+def _split_each(batches: Iterator) -> Iterator:
+    for batch in batches:
+        yield _split(batch) if _is_batch_dict(batch) else batch
+
+
+def _split(batch):
+    rest = {key: value for key, value in batch.items() if key not in ("label", "sample_weight")}
+    weight = (batch["sample_weight"],) if "sample_weight" in batch else ()
+    return (rest, batch["label"], *weight) if "label" in batch else (rest,)
+
+
+def shows_its_fields(data) -> bool:
+    """Whether data tell what their batches contain; a generator or a PyDataset shows it in its first batch."""
+    return hasattr(data, "element_spec") or isinstance(data, Mapping) or hasattr(data, "shape")
 
 
 def teacher_taps_in(data) -> list[str] | None:
-    """Names of the teacher's taps that a data set's batches contain, or None where they contain none."""
-    spec = getattr(data, "element_spec", None)
-    return list(spec["teacher"]) if _is_batch_dict(spec) and "teacher" in spec else None
+    """Names of the teacher's taps that the batches of a data set or dict contain, or None where they contain none."""
+    spec = getattr(data, "element_spec", data)
+    spec = spec[0] if isinstance(spec, tuple) else spec
+    if not _is_batch_dict(spec) or "teacher" not in spec:
+        return None
+    return list(spec["teacher"]) if isinstance(spec["teacher"], Mapping) else ["logits"]
 
 
 def may_contain(data, field: str) -> bool:

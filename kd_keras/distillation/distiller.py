@@ -4,30 +4,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+from absl import logging
 from keras import ops
 
-from kd_keras.distillation.batch import contains_weights, may_contain, teacher_taps_in, unpack_batch
+from kd_keras.distillation import checks
+from kd_keras.distillation.batch import unpack_batch
 from kd_keras.distillation.fast_teacher import fast_copy
+from kd_keras.distillation.fitting import Fitting
 from kd_keras.distillation.metrics import Accuracy
-from kd_keras.distillation.pretraining import check_pretrained, pretraining
+from kd_keras.distillation.pretraining import pretraining
 from kd_keras.distillation.taps import Taps
 from kd_keras.errors import InputError
 from kd_keras.losses.base import Loss
 
-if keras.backend.backend() == "tensorflow":
-    from kd_keras.distillation.tensorflow_step import Step
-else:
-    from kd_keras._compat.keras import Trainer
-
-    class Step(Trainer):
-        """Predicts, and refuses to train."""
-
-        def fit(self, *args, **kwargs):
-            raise InputError("a Distiller trains under Keras' TensorFlow backend: set KERAS_BACKEND=tensorflow")
-
 
 @keras.saving.register_keras_serializable(package="kd_keras")
-class Distiller(Step):
+class Distiller(Fitting):
     """Trains a student with a teacher's help. In everything but training it behaves like the student.
 
     A training step runs the teacher once, without gradient (not at all where the batch contains its taps, or where no
@@ -45,9 +37,11 @@ class Distiller(Step):
         distiller.fit(x, y, validation_data=(x_val, y_val))
 
     Args:
-        student: a built classifier. A final softmax is removed for training and predictions.
+        student: a built classifier. Where it gives probabilities, their logits are trained and predicted.
         teacher: a built classifier of the same classes and input, or None where no loss reads one.
         losses: the loss terms (`kd_keras.losses`), each with its own weight.
+        teacher_output, student_output: what the models' outputs are, one of `heads.KINDS`; by default it is found out
+            on the first batch. Probabilities become logits.
         teacher_dtype: ``'float32'``, ``'bfloat16'``, ``'float16'`` or ``'auto'`` runs a fast copy of a functional
             teacher in that dtype (see `fast_teacher.fast_copy`); None runs the teacher as it is.
         **kwargs: see `keras.Model`.
@@ -69,25 +63,27 @@ class Distiller(Step):
         losses: Sequence[Loss],
         teacher: keras.Model | None = None,
         teacher_dtype: str | None = None,
+        teacher_output: str | None = None,
+        student_output: str | None = None,
         **kwargs: Any,
     ) -> None:
+        checks.models(student, teacher)
         super().__init__(**{"dtype": student.dtype_policy, "autocast": False, **kwargs})
-        terms = list(losses)
-        _check_terms(terms)
-        logits_of_teacher = None if teacher is None else Taps(teacher, "teacher").logits_model()
-        for term in terms:
-            student = term.adapted(student, logits_of_teacher)
+        terms = checks.losses(losses)
+        student = _adapted(terms, student, teacher, teacher_output)
         self.student = student
         self.terms = terms
         self.is_pretraining = False
-        self.teacher_dtype = teacher_dtype
+        self.teacher_dtype, self.teacher_output, self.student_output = teacher_dtype, teacher_output, student_output
         self.epoch = self._counter("epoch")
         self.step = self._counter("step")
         for term in terms:
             term.clock = lambda: (ops.cast(self.epoch, "float32"), ops.cast(self.step, "float32"))
         self.term_names = _numbered([term.name for term in terms])
         self._term_trackers = [keras.metrics.Mean(name=name) for name in self.term_names]
-        self._student_taps = _Untracked(Taps(student, "student"))
+        self._student_taps = _Untracked(Taps(student, "student", student_output))
+        self._looked, self._given_head = _Untracked(set()), _Untracked()
+        self._compiled_metrics, self._manners = _Untracked([]), _Untracked()
         self._teacher, self._teacher_taps = _Untracked(), _Untracked()
         self._tap_names = _Untracked(self._match(None))
         if teacher is not None:
@@ -147,14 +143,17 @@ class Distiller(Step):
         Raises:
             InputError: its classes, input or taps don't fit the student, the losses or the adapters trained so far.
         """
-        taps = Taps(teacher, "teacher")
-        _check_pair(taps, self._student_taps.value)
+        taps = self._taps_of_teacher(teacher)
+        checks.pair(taps, self._student_taps.value)
         names = self._match(taps)
         if self.teacher_dtype is not None:
-            taps = Taps(fast_copy(teacher, self.teacher_dtype, keep=names[1]), "teacher")
+            taps = self._taps_of_teacher(fast_copy(teacher, self.teacher_dtype, keep=names[1]))
         self._build_terms(taps)
         self._tap_names.value, self._teacher.value, self._teacher_taps.value = names, teacher, taps
-        self.train_function = None
+        self._looked.value, self._manners.value, self.train_function = set(), None, None
+
+    def _taps_of_teacher(self, model) -> Taps:
+        return Taps(model, "teacher", self.teacher_output, floor=False)
 
     def _match(self, teacher):
         """Which taps the losses read: (the student's names, the teacher's names)."""
@@ -194,50 +193,13 @@ class Distiller(Step):
             raise InputError("Distiller.compile takes no loss: give the losses to Distiller(losses=[…])")
         if isinstance(metrics, (list, tuple)):
             metrics = [Accuracy(name=m) if m in ("accuracy", "acc") else m for m in metrics]
+        self._compiled_metrics.value = keras.tree.flatten([metrics or [], kwargs.get("weighted_metrics") or []])
         super().compile(optimizer=optimizer, metrics=metrics, **kwargs)
 
     def call(self, inputs, training=None):
         """The student's float32 logits (B, K) for images, or for a batch dict."""
         image = unpack_batch(inputs).image
         return self._student_taps.value(image, ("logits",), training=bool(training))["logits"]
-
-    def fit(self, x=None, y=None, *, callbacks=None, **kwargs):
-        """As `keras.Model.fit`. Batches may also be dicts with the fields of `Batch`.
-
-        Raises:
-            InputError: a loss reads something that the batches don't contain, or needs pretraining first, or there is
-                no teacher for it.
-        """
-        self._check_data(x, kwargs)
-        clock = _EpochClock()
-        if isinstance(callbacks, keras.callbacks.CallbackList):
-            clock.set_model(self)
-            callbacks.callbacks.append(clock)
-        else:
-            callbacks = [clock, *(callbacks if isinstance(callbacks, (list, tuple)) else [callbacks] * bool(callbacks))]
-        return super().fit(x, y, callbacks=callbacks, **kwargs)
-
-    def _check_data(self, x, options):
-        taps = teacher_taps_in(x)
-        if self._waits_for_teacher() or taps is None:
-            self.require_teacher()
-        elif missing := [name for name in self.teacher_taps if name not in taps]:
-            raise InputError(
-                f"the batches contain the teacher's {', '.join(taps)}, and the losses also read {', '.join(missing)}: "
-                "make the teacher cache with these taps"
-            )
-        if self.needs_index and not may_contain(x, "index"):
-            raise InputError("a loss reads each sample's index: give batches {image, label, index}, with_index=True")
-        if self.is_pretraining:
-            return
-        check_pretrained(self.terms)
-        is_weighted = options.get("class_weight") or options.get("sample_weight") is not None or contains_weights(x)
-        refusing = [term.name for term in self.terms if term.compares_samples and not term.needs]
-        if is_weighted and refusing:
-            raise InputError(
-                f"these losses don't support sample weights: {', '.join(refusing)}; "
-                "leave out sample_weight and class_weight"
-            )
 
     def pretrain(self, x, *, epochs=1, **kwargs):
         """Trains what some losses need pretrained: FT's paraphraser; the student by AB or FSP alone.
@@ -264,6 +226,8 @@ class Distiller(Step):
             "student": keras.saving.serialize_keras_object(self.student),
             "losses": [keras.saving.serialize_keras_object(term) for term in self.terms],
             "teacher_dtype": self.teacher_dtype,
+            "teacher_output": self.teacher_output,
+            "student_output": self.student_output,
             "name": self.name,
         }
 
@@ -288,32 +252,18 @@ class _Untracked:
         self.value = value
 
 
-class _EpochClock(keras.callbacks.Callback):
-    def on_epoch_begin(self, epoch, logs=None):
-        self.model.epoch.assign(epoch)
-
-
-def _check_terms(terms):
-    if not terms:
-        raise InputError("a Distiller needs at least one loss, such as losses.CE()")
+def _adapted(terms, student, teacher, teacher_output) -> keras.Model:
+    """The model to train, which some losses put together from student and teacher."""
     for term in terms:
-        if isinstance(term, type) or not hasattr(term, "taps"):
-            raise InputError(f"{term!r} is no loss: give those of kd_keras.losses, such as losses.KD()")
-
-
-def _check_pair(teacher: Taps, student: Taps):
-    if teacher.num_classes != student.num_classes:
-        raise InputError(
-            f"the teacher has {teacher.num_classes} classes and the student {student.num_classes}: "
-            "they have to be the same"
-        )
-    sides = zip(teacher.input_shape, student.input_shape, strict=False)
-    same_rank = len(teacher.input_shape) == len(student.input_shape)
-    if not same_rank or any(None not in side and side[0] != side[1] for side in sides):
-        raise InputError(
-            f"the teacher takes images of {teacher.input_shape}, the student of {student.input_shape}: "
-            "both see the same batch, so put any resizing inside a model"
-        )
+        if type(term).adapted is not Loss.adapted:
+            whole = None if teacher is None else Taps(teacher, "teacher", teacher_output).logits_model()
+            adapted = term.adapted(student, whole)
+            if adapted is not student:
+                logging.warning(
+                    "%s trains the student with layers of the teacher: distiller.student is that model", term.name
+                )
+            student = adapted
+    return student
 
 
 def _numbered(names: list[str]) -> list[str]:

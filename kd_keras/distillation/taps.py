@@ -1,12 +1,16 @@
 """`Taps` reads the named intermediate outputs (taps) of a model in one forward pass."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
+from absl import logging
 from keras import ops
 
 from kd_keras._compat import keras as graph
+from kd_keras._compat import ops as backend_ops
+from kd_keras.distillation import heads
 from kd_keras.errors import InputError
 
 
@@ -15,11 +19,13 @@ class Taps:
 
     In a functional or Sequential model the name of every layer is a tap, and ``logits`` is the output. A subclassed
     model offers what its own method ``taps(x, training)`` returns (a dict that contains ``logits``), or only its
-    logits. A final softmax is removed: ``logits`` are its inputs.
+    logits. Where the output is probabilities, ``logits`` are the logits behind them; see `heads`.
 
     Args:
         model: a built `keras.Model` with one input and one output of shape (B, K).
         role: what messages call the model.
+        output: what the output is, one of `heads.KINDS`; by default it is found out from the first images.
+        floor: see `heads.Head.to_logits`.
 
     Attributes:
         model: the model, as given.
@@ -27,16 +33,23 @@ class Taps:
         names: the available taps.
         input_shape: (H, W, C).
         num_classes: K.
+        head: what the output is; None before it is known.
 
     Raises:
-        InputError: the model is not built, has several inputs or outputs, or ends in a softmax that can't be removed.
+        InputError: the model is not built, or has several inputs or outputs.
     """
 
-    def __init__(self, model: keras.Model, role: str = "model"):
-        self.model, self.role = model, role
+    def __init__(self, model: keras.Model, role: str = "model", output: str | None = None, floor: bool = True):
+        if not isinstance(model, keras.Model):
+            raise InputError(f"the {role} is {model!r:.60}: give a keras.Model")
+        if output is not None and output not in heads.KINDS:
+            raise InputError(f"{role}_output={output!r}: known are {', '.join(heads.KINDS)}")
+        self.model, self.role, self.output, self._floor = model, role, output, floor
+        self.head: heads.Head | None = None
+        self._saw_images = False
         self._functions: dict[tuple[str, ...], Callable] = {}
         # Functional and Sequential models are graphs of operations; only those can be cut at a layer.
-        self._is_graph = graph.is_graph(model)
+        self._is_graph = graph.is_stock_graph(model)
         if not model.built:
             raise InputError(f"the {role} is not built: call it once on a batch, or give it an Input")
         if self._is_graph:
@@ -60,15 +73,69 @@ class Taps:
             if name not in self._shapes:
                 raise InputError(f"the {self.role} has no tap {name!r}: it has {', '.join(self.names)}")
 
+    def decide(self, images: Any = None) -> heads.Head:
+        """Finds out what the output is.
+
+        Args:
+            images: a batch of the real data, which decides once and for all; without one noise has to do, until then.
+
+        Raises:
+            InputError: see `heads.find`.
+        """
+        if self._saw_images or (images is None and self.head is not None):
+            return self.head
+        try:
+            with backend_ops.outside_of_graphs():
+                looked_at = heads.noise(self.input_shape) if images is None else images
+                head = heads.find(self.model, self._read, looked_at, self.role, self.output)
+        # Noise is no evidence against a model, and one that was built for its shapes alone can't be called.
+        except Exception:
+            if images is not None:
+                raise
+            head = heads.Head(self.output or "logits")
+        if images is not None:
+            logging.info("the %s gives %s", self.role, head.reason)
+        self.head, self._saw_images, self._functions = head, images is not None, {}
+        if self._is_graph:
+            self._tensors["logits"] = self.model.outputs[0] if head.logits is None else head.logits
+        return head
+
+    def _read(self, images, tensors):
+        """The output on images, and the values of symbolic tensors; the model's state is put back."""
+        images = ops.convert_to_tensor(images)
+        before = [(variable, ops.convert_to_numpy(variable)) for variable in self.model.non_trainable_variables]
+        try:
+            if not self._is_graph:
+                return self._call_subclassed(images, training=False)["logits"], []
+            outputs = {str(number): tensor for number, tensor in enumerate([self.model.outputs[0], *tensors])}
+            values = keras.Model(self.model.inputs[0], outputs)(images, training=False)
+            return values["0"], [values[str(number)] for number in range(1, len(outputs))]
+        except Exception as error:
+            error.add_note(f"This is the {self.role}'s own call, on images of shape {tuple(images.shape)}.")
+            raise
+        finally:
+            for variable, value in before:
+                if not np.array_equal(value, ops.convert_to_numpy(variable)):
+                    variable.assign(value)
+
     def logits_model(self) -> keras.Model:
-        """The model itself or, where it ends in a softmax, a model of the same weights that returns the logits."""
-        if not self._is_graph or self._tensors["logits"] is self.model.outputs[0]:
+        """The model itself or, where it gives probabilities, a model of the same weights that returns the logits."""
+        head = self.decide()
+        if head.way == "as it is":
             return self.model
-        return keras.Model(self.model.inputs[0], self._tensors["logits"], name=self.model.name)
+        if self._is_graph:
+            inputs, output = self.model.inputs[0], self._tensors["logits"]
+        else:
+            inputs = keras.Input(self.input_shape)
+            output = self.model(inputs)
+        if head.way == "log":
+            output = heads.ToLogits(head.kind, name="logits")(output)
+        return keras.Model(inputs, output, name=self.model.name)
 
     def __call__(self, x, names: Sequence[str], training: bool) -> dict[str, Any]:
         """Taps of images (B, H, W, C) by name, ``logits`` in float32. Runs the model once."""
         names = tuple(names)
+        head = self.decide(x if backend_ops.has_values(x) else None)
         if self._is_graph:
             if names not in self._functions:
                 outputs = {name: self._tensors[name] for name in names}
@@ -76,7 +143,9 @@ class Taps:
             outputs = self._functions[names](x, training=training)
         else:
             outputs = self._call_subclassed(x, training)
-        return {name: ops.cast(outputs[name], "float32") if name == "logits" else outputs[name] for name in names}
+        return {
+            name: head.to_logits(outputs[name], self._floor) if name == "logits" else outputs[name] for name in names
+        }
 
     def _read_graph(self):
         model = self.model
@@ -90,55 +159,30 @@ class Taps:
         for layer in model.layers:
             if not isinstance(layer, keras.layers.InputLayer) and len(outputs.get(id(layer), ())) == 1:
                 tensors[layer.name] = outputs[id(layer)][0]
-        tensors["logits"] = self._logits()
+        tensors["logits"] = model.outputs[0]
         self._tensors = tensors
         self._shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
-    def _logits(self):
-        output = self.model.outputs[0]
-        last, node = graph.made_by(output)
-        if not _ends_in_softmax(last):
-            return output
-        if graph.is_softmax(last) or isinstance(last, keras.layers.Activation):
-            return node.input_tensors[0]
-        if isinstance(last, keras.layers.Dense):
-            logits = ops.matmul(node.input_tensors[0], last.kernel)
-            return logits if last.bias is None else ops.add(logits, last.bias)
-        raise self._softmax_error(last)
-
-    def _softmax_error(self, layer):
-        return InputError(
-            f"the {self.role} ends in a softmax inside {layer.name!r}, which can't be removed: "
-            "let the model return logits"
-        )
-
     def _read_subclassed(self):
         model = self.model
-        config = model.get_build_config() or {}
-        shape = config.get("input_shape")
+        shape = model.inputs[0].shape if graph.is_graph(model) else (model.get_build_config() or {}).get("input_shape")
         if not isinstance(shape, (tuple, list)) or any(size is None for size in shape[1:]):
             raise InputError(f"the {self.role}'s input shape is not known: call it once on a batch of images")
         self.input_shape = tuple(shape[1:])
         outputs = self._call_subclassed(ops.zeros((1, *self.input_shape)), training=False)
         if "logits" not in outputs:
             raise InputError(f"the {self.role}'s taps() returns {', '.join(outputs)}: 'logits' has to be among them")
-        # The order of a subclassed model's layers does not say which comes last, so its output is looked at.
-        if _are_probabilities(outputs["logits"]):
-            raise self._softmax_error(model)
         self._shapes = {name: (None, *value.shape[1:]) for name, value in outputs.items()}
 
     def _call_subclassed(self, x, training):
         if hasattr(self.model, "taps"):
             return self.model.taps(x, training=training)
-        return {"logits": self.model(x, training=training)}
-
-
-def _ends_in_softmax(layer) -> bool:
-    while isinstance(layer, keras.Model) and layer.layers:
-        layer = layer.layers[-1]
-    return graph.is_softmax(layer) or getattr(layer, "activation", None) is keras.activations.softmax
-
-
-def _are_probabilities(values) -> bool:
-    values = ops.convert_to_numpy(ops.cast(values, "float32"))
-    return bool((values >= 0).all() and (abs(values.sum(axis=-1) - 1) < 1e-2).all())
+        output = self.model(x, training=training)
+        if isinstance(output, Mapping) and "logits" in output:
+            output = output["logits"]
+        if not hasattr(output, "shape"):
+            raise InputError(
+                f"the {self.role} returns a {type(output).__name__} of outputs: give it a method taps(x, training) "
+                "that returns a dict with 'logits' in it"
+            )
+        return {"logits": output}

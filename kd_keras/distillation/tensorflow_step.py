@@ -4,18 +4,21 @@ A `Step` for another backend is another such file, which distiller.py imports un
 """
 
 import dataclasses
+import itertools
 
 import tensorflow as tf
 from keras import ops
 
 from kd_keras._compat import distribute
 from kd_keras._compat import keras as compat
+from kd_keras.distillation import checks
 from kd_keras.distillation.batch import split_dicts, unpack_batch
+from kd_keras.distillation.tensorflow_labels import LabelChecks
 from kd_keras.errors import InputError
 from kd_keras.losses import labels
 
 
-class Step(compat.Trainer):
+class Step(LabelChecks, compat.Trainer):
     """What `fit`, `evaluate` and `predict` do with a batch. The attributes that it reads are the `Distiller`'s."""
 
     def fit(self, x=None, y=None, *, validation_data=None, class_weight=None, **kwargs):
@@ -23,14 +26,94 @@ class Step(compat.Trainer):
         if class_weight and isinstance(x, tf.data.Dataset) and strategy.num_replicas_in_sync > 1:
             # Keras can't weigh a data set that is already divided among replicas.
             x, class_weight = self._with_weights(x, class_weight), None
-        with distribute.watch(strategy):
+        x = self._with_checked_labels(x, self.reads_labels(training=True), self.labels_may_be_missing(training=True))
+        with distribute.watch(strategy), self._label_faults_told():
             x, validation_data = self._divided(x), self._divided(validation_data)
             return super().fit(x, y, validation_data=validation_data, class_weight=class_weight, **kwargs)
 
     def evaluate(self, x=None, y=None, **kwargs):
-        """As `keras.Model.evaluate`, of the student alone; ``loss`` is the cross-entropy with the labels."""
-        with distribute.watch(self.distribute_strategy):
+        x = self._with_checked_labels(split_dicts(x), True, self.labels_may_be_missing(training=False))
+        with distribute.watch(self.distribute_strategy), self._label_faults_told():
             return super().evaluate(self._divided(x), y, **kwargs)
+
+    def train_on_batch(self, *args, **kwargs):
+        with self._label_faults_told():
+            return super().train_on_batch(*args, **kwargs)
+
+    def test_on_batch(self, *args, **kwargs):
+        with self._label_faults_told():
+            return super().test_on_batch(*args, **kwargs)
+
+    def _prepared(self, data, training):
+        """A batch whose labels are checked and whole.
+
+        Returns:
+            The batch; the labels as they are; which samples have a label, (B,) booleans, or None where all have.
+        """
+        batch = unpack_batch(data)
+        checks.sample_weight(batch.sample_weight)
+        if batch.label is None:
+            return batch, None, None
+        if not self.reads_labels(training):
+            return batch, batch.label, None
+        if not self.jit_compile:
+            label = self._checked_labels(batch.label, self.labels_may_be_missing(training))
+            batch = dataclasses.replace(batch, label=label)
+        label, has_label = labels.without_missing(batch.label)
+        return dataclasses.replace(batch, label=label), batch.label, has_label
+
+    def _labelled(self, batch, has_label, local, total):
+        """Samples that count where labels are read: (on this replica, on all).
+
+        A sample of weight 0 counts nothing and stays in the divisor, as in Keras; one without a label does not.
+        """
+        if has_label is None:
+            return local, total
+        if batch.sample_weight is not None:
+            has_label = tf.logical_or(has_label, tf.equal(tf.reshape(batch.sample_weight, (-1,)), 0))
+        count = tf.reduce_sum(tf.cast(has_label, tf.float32))
+        if self.distribute_strategy.num_replicas_in_sync == 1:
+            return count, count
+        return count, tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, count)
+
+    def make_train_function(self, force=False):
+        if self.train_function is None or force:
+            super().make_train_function(force)
+            self.train_function = self._after_a_look(self.train_function, "train")
+
+    def make_test_function(self, force=False):
+        if self.test_function is None or force:
+            super().make_test_function(force)
+            self.test_function = self._after_a_look(self.test_function, "test")
+
+    def make_predict_function(self, force=False):
+        if self.predict_function is None or force:
+            super().make_predict_function(force)
+            predict = self.predict_function
+
+            def run(batches):
+                self._look_at_replica(batches[0], "predict")
+                return predict(batches)
+
+            self.predict_function = run
+        return self.predict_function
+
+    def _after_a_look(self, function, mode):
+        """Keras' function of an iterator, that looks at the first batch and puts it back."""
+
+        def run(iterator):
+            if mode not in self._looked.value:
+                first = next(iterator)
+                self._look_at_replica(first, mode)
+                iterator = itertools.chain([first], iterator)
+            return function(iterator)
+
+        return run
+
+    def _look_at_replica(self, batch, mode):
+        if mode not in self._looked.value:
+            local = self.distribute_strategy.experimental_local_results
+            self.look_at(tf.nest.map_structure(lambda part: local(part)[0], batch), mode)
 
     def variable_scope(self):
         """The context in which new variables are placed like the model's own."""
@@ -39,9 +122,10 @@ class Step(compat.Trainer):
     def train_step(self, data):
         if self.is_pretraining:
             return self._pretrain_step(data)
-        batch = unpack_batch(data)
+        batch, given_label, has_label = self._prepared(data, training=True)
         student_names, teacher_names = self._tap_names.value
         replicas, local, total = self._batch_sizes(batch.image)
+        labelled = self._labelled(batch, has_label, local, total)
         filled, real = self._without_empty(batch)
         with tf.GradientTape() as tape:
             student = self._student_taps.value(filled.image, student_names, training=True)
@@ -49,15 +133,23 @@ class Step(compat.Trainer):
             with tape.stop_recording():
                 teacher = self._read_teacher(filled, teacher_names)
             loss, reported = 0.0, 0.0
-            for term, tracker in zip(self.terms, self._term_trackers, strict=True):
+            for term, tracker, manner in zip(self.terms, self._term_trackers, self.manners, strict=True):
                 value = self._term_value(term, student, teacher, filled, real)
-                weight = term.now(term.weight)
+                weight, (here, everywhere) = term.now(term.weight), (local, total)
                 if len(value.shape) == 0:
+                    if batch.sample_weight is not None and not term.compares_samples:
+                        raise InputError(
+                            f"{term.name} returns one value for the whole batch, which sample_weight and class_weight "
+                            "can't weight: let it return one for each sample, (B,)"
+                        )
                     share, mean = value * (local / total), value
                 else:
                     value = _weighted(real(value), batch.sample_weight)
-                    share, mean = tf.reduce_sum(value) / total, tf.math.divide_no_nan(tf.reduce_sum(value), local)
-                tracker.update_state(mean, sample_weight=local)
+                    if has_label is not None and manner.reads_labels:
+                        value, (here, everywhere) = tf.where(has_label, value, 0.0), labelled
+                    share = tf.math.divide_no_nan(tf.reduce_sum(value), everywhere)
+                    mean = tf.math.divide_no_nan(tf.reduce_sum(value), here)
+                tracker.update_state(mean, sample_weight=here)
                 loss, reported = loss + weight * share, reported + weight * mean
             for regularization in self.losses:
                 regularization = ops.cast(regularization, "float32")
@@ -67,8 +159,7 @@ class Step(compat.Trainer):
         # The optimizer sums gradients over the replicas, so each loss is a share of the mean over the global batch.
         self.optimizer.apply_gradients(zip(tape.gradient(scaled, variables), variables, strict=True))
         compat.loss_tracker(self).update_state(reported, sample_weight=local)
-        logits = real(student["logits"])
-        logs = self.compute_metrics(batch.image, batch.label, logits, sample_weight=batch.sample_weight)
+        logs = self._metrics_of(batch, given_label, real(student["logits"]))
         for name, term in zip(self.term_names, self.terms, strict=True):
             for key, schedule in term.schedules.items():
                 logs[f"{name}_{key}"] = ops.cast(term.now(schedule), "float32")
@@ -108,15 +199,28 @@ class Step(compat.Trainer):
         return self._for_keras({metric.name: metric.result() for metric in (tracker, *(p[1] for p in pretrained))})
 
     def test_step(self, data):
-        batch = unpack_batch(data)
+        batch, given_label, has_label = self._prepared(data, training=False)
+        if batch.label is None:
+            raise InputError("evaluation needs labels, and there are none: its loss is the cross-entropy with them")
         filled, real = self._without_empty(batch)
         logits = real(self(filled.image, training=False))
         value = _weighted(labels.cross_entropy(batch.label, logits), batch.sample_weight)
-        _, local, _ = self._batch_sizes(batch.image)
+        _, local, total = self._batch_sizes(batch.image)
+        local, _ = self._labelled(batch, has_label, local, total)
+        if has_label is not None:
+            value = tf.where(has_label, value, 0.0)
         mean = tf.math.divide_no_nan(tf.reduce_sum(value), local)
         compat.loss_tracker(self).update_state(mean, sample_weight=local)
-        logs = self.compute_metrics(batch.image, batch.label, logits, sample_weight=batch.sample_weight)
+        logs = self._metrics_of(batch, given_label, logits)
         return self._for_keras({name: value for name, value in logs.items() if name not in self.term_names})
+
+    def _metrics_of(self, batch, label, logits):
+        """Updates the compiled metrics, which are given what the student itself gives; without labels, none."""
+        if label is None:
+            return {metric.name: metric.result() for metric in compat.metrics_of_its_own(self)}
+        if self._student_taps.value.head.gives_probabilities:
+            logits = ops.softmax(logits)
+        return self.compute_metrics(batch.image, label, logits, sample_weight=batch.sample_weight)
 
     def predict_step(self, data):
         filled, real = self._without_empty(unpack_batch(data))
@@ -125,7 +229,9 @@ class Step(compat.Trainer):
     def epoch_logs(self, logs):
         # Metrics are read across the replicas here. A step's own logs are those of one replica, and their average is
         # wrong where the last batch was divided unevenly.
-        if self.is_pretraining:  # the compiled metrics have not been updated
+        if compat.compiled_metrics_are_empty(self):
+            metrics = {metric.name: metric.result() for metric in compat.metrics_of_its_own(self)}
+        elif self.is_pretraining:  # the compiled metrics have not been updated
             metrics = {tracker.name: tracker.result() for tracker in (compat.loss_tracker(self), *self._term_trackers)}
         else:
             metrics = self.get_metrics_result()
@@ -138,14 +244,25 @@ class Step(compat.Trainer):
         if term.compares_samples:
             # A blank sample must not be compared with.
             student, teacher, targets, extra = tf.nest.map_structure(real, (student, teacher, targets, extra))
-        return term(student, teacher, targets, training=True, **extra)
+        value = ops.cast(term(student, teacher, targets, training=True, **extra), "float32")
+        return value if len(value.shape) == 0 else ops.reshape(value, (-1,))
 
     def _read_teacher(self, batch, names):
         """The teacher's taps: those in the batch, or else its forward pass."""
         if not names:
             return {}
-        teacher = batch.teacher or self._teacher_taps.value(batch.image, names, training=False)
-        return {name: teacher[name] for name in names}
+        if not batch.teacher:
+            return self._teacher_taps.value(batch.image, names, training=False)
+        if missing := [name for name in names if name not in batch.teacher]:
+            raise InputError(
+                f"the batches contain the teacher's {', '.join(batch.teacher)}, and not {', '.join(missing)}"
+            )
+        teacher = {name: batch.teacher[name] for name in names}
+        if "logits" in teacher:
+            logits = checks.teacher_logits(teacher["logits"], self._student_taps.value.num_classes)
+            head = self._given_head.value
+            teacher["logits"] = ops.cast(logits, "float32") if head is None else head.to_logits(logits)
+        return teacher
 
     def _batch_sizes(self, image):
         """(replicas, samples on this replica, samples on all), the last two as float32 scalars."""
@@ -193,4 +310,8 @@ class Step(compat.Trainer):
 
 
 def _weighted(value, sample_weight):
-    return value if sample_weight is None else value * ops.cast(ops.reshape(sample_weight, (-1,)), "float32")
+    """Values times their weights; a weight of 0 counts nothing, whatever the value."""
+    if sample_weight is None:
+        return value
+    weight = ops.cast(ops.reshape(sample_weight, (-1,)), "float32")
+    return tf.where(weight == 0, 0.0, value * weight)

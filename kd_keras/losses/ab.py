@@ -34,6 +34,7 @@ class AB(FeatureLoss):
     weighted 1, ½, ¼ … from the last; here the mean of each stage.
     """
 
+    reads_labels = False
     pretrains = True
     ending = "_pre"
 

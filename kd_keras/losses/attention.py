@@ -23,6 +23,8 @@ class Attention(FeatureLoss):
     and the weight belongs to it.
     """
 
+    reads_labels = False
+
     def compare(self, student, teacher, adapter, training):
         maps = (ops.mean(ops.square(features), axis=-1, keepdims=True) for features in (student, teacher))
         a_s, a_t = (unit_norm(a, axis=(1, 2)) for a in on_one_grid(*maps))

@@ -3,6 +3,7 @@
 The Distiller weights and averages; a loss returns values per sample.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import keras
 from keras import ops
 
 from kd_keras import schedules
-from kd_keras.errors import InputError, check_switch, is_count, is_number
+from kd_keras.errors import InputError, check_switch, is_count, is_number, plain
 from kd_keras.losses import labels as label_forms
 from kd_keras.schedules import Schedule, ScheduleLike
 
@@ -46,6 +47,8 @@ class Loss(keras.layers.Layer):
         (B,) values, or a scalar where the loss is a statistic of the batch.
     """
 
+    #: Whether `call` reads the labels; None where it is not said, and tried out on a few samples.
+    reads_labels: bool | None = None
     #: Whether samples are compared with each other. The Distiller then passes real samples only, no padding.
     compares_samples = False
     #: Whether the loss means nothing until its pretraining was done.
@@ -58,7 +61,7 @@ class Loss(keras.layers.Layer):
 
     def __init__(self, *, weight: ScheduleLike = 1.0, name: str | None = None, **kwargs: Any) -> None:
         kwargs.pop("dtype", None)
-        super().__init__(name=name or type(self).__module__.rpartition(".")[2], dtype="float32", **kwargs)
+        super().__init__(name=name or _name_of(type(self)), dtype="float32", **kwargs)
         self.clock = None
         self._schedules: dict[str, Schedule] = {}
         self.weight = self._schedule("weight", weight)
@@ -71,17 +74,19 @@ class Loss(keras.layers.Layer):
 
     def _switch(self, key: str, value: Any) -> bool:
         """Reads a hyperparameter that is True or False."""
-        check_switch(f"{self.name}'s {key}", value)
-        return value
+        check_switch(f"{self.name}'s {key}", plain(value))
+        return plain(value)
 
     def _factor(self, key: str, value: Any) -> float:
         """Reads a factor, at least 0."""
+        value = plain(value)
         if not is_number(value) or value < 0:
             raise InputError(f"{self.name}({key}={value!r}): give a number of at least 0")
         return float(value)
 
     def _count(self, key: str, value: Any, least: int = 1) -> int:
         """Reads a whole number."""
+        value = plain(value)
         if not is_count(value, least):
             raise InputError(f"{self.name}({key}={value!r}): give a whole number of at least {least}")
         return value
@@ -142,6 +147,14 @@ class Loss(keras.layers.Layer):
 
     def compute_output_shape(self, *args: Any, **kwargs: Any) -> tuple[None]:
         return (None,)
+
+
+def _name_of(loss_class: type) -> str:
+    """A loss of the package is called after its file, one of the user's after its class: ``MyLoss`` is my_loss."""
+    module = loss_class.__module__
+    if module.startswith("kd_keras."):
+        return module.rpartition(".")[2]
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", loss_class.__name__).lower()
 
 
 class LogitLoss(Loss):

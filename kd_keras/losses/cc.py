@@ -32,6 +32,8 @@ class CC(RelationalLoss):
     name computes something else, and its weight of 0.02 is for that.
     """
 
+    reads_labels = False
+
     def __init__(
         self,
         *,

@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from kd_keras.errors import InputError
+from kd_keras.errors import InputError, plain
 from kd_keras.losses.base import Loss
 from kd_keras.losses.labels import cross_entropy
 from kd_keras.schedules import ScheduleLike
@@ -26,8 +26,11 @@ class CE(Loss):
         InputError: ε is out of range.
     """
 
+    reads_labels = True
+
     def __init__(self, *, weight: ScheduleLike = 1.0, label_smoothing: float = 0.0, **kwargs: Any) -> None:
         super().__init__(weight=weight, **kwargs)
+        label_smoothing = plain(label_smoothing)
         if not isinstance(label_smoothing, (int, float)) or not 0 <= label_smoothing < 1:
             raise InputError(f"{self.name}(label_smoothing={label_smoothing}): it lies in [0, 1)")
         self.label_smoothing = label_smoothing

@@ -53,6 +53,7 @@ class CRD(FeatureLoss):
     read instead of B·k.
     """
 
+    reads_labels = False
     needs = frozenset({"index", "samples"})
     takes = ("vector", "map")
     compares_samples = True

@@ -35,6 +35,7 @@ class DIST(ResponseLoss):
     Reference: Huang et al., arXiv:2205.10536, equations 8 to 10; defaults of section 4.
     """
 
+    reads_labels = False
     compares_samples = True
     void_for_two = {"beta": "the correlation of two numbers with two others is ±1"}
 

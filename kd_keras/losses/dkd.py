@@ -36,6 +36,7 @@ class DKD(ResponseLoss):
     Reference: Zhao et al., arXiv:2203.08679, equation 7; defaults of section 4.
     """
 
+    reads_labels = True
     void_for_two = {"beta": "a softmax over the one other class is 1"}
 
     def __init__(

@@ -30,6 +30,7 @@ class FSP(FeatureLoss):
     Reference: Yim et al., "A Gift from Knowledge Distillation", CVPR 2017, equations 1 and 2.
     """
 
+    reads_labels = False
     pretrains = True
 
     def build(self, student_shape, teacher_shape, labels_shape=None):

@@ -35,6 +35,7 @@ class FT(FeatureLoss):
     sample's factors, the mean over their entries.
     """
 
+    reads_labels = False
     needs_pretraining = True
 
     def __init__(

@@ -35,6 +35,7 @@ class Hint(FeatureLoss):
     Reference: FitNets, arXiv:1412.6550, equation 3.
     """
 
+    reads_labels = False
     takes = ("map", "vector")
 
     def __init__(

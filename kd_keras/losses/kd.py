@@ -27,6 +27,8 @@ class KD(ResponseLoss):
     Reference: Hinton et al., arXiv:1503.02531, section 2.
     """
 
+    reads_labels = False
+
     def __init__(
         self,
         *,

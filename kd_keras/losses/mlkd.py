@@ -39,6 +39,7 @@ class MLKD(LogitLoss):
     two augmentations, one of them weak; here in the one of the pipeline. T² is that of the authors' code.
     """
 
+    reads_labels = False
     compares_samples = True
     one_temperature = False
 
@@ -58,6 +59,7 @@ class MLKD(LogitLoss):
         self.standardize = standardize
         self.instance, self.batch = self._factor("instance", instance), self._factor("batch", batch)
         self.classes = self._factor("classes", classes)
+        temperatures = temperatures.tolist() if hasattr(temperatures, "tolist") else temperatures
         if not isinstance(temperatures, (tuple, list)) or not temperatures:
             raise InputError(f"{self.name}(temperatures={temperatures!r}): give positive numbers, such as (2, 3, 4)")
         self.temperatures = tuple(

@@ -33,6 +33,7 @@ class NKD(ResponseLoss):
     Reference: Yang et al., arXiv:2303.13005, equation 9; defaults of section 4.
     """
 
+    reads_labels = True
     one_temperature = False
     void_for_two = {"gamma": "a softmax over the one other class is 1"}
 

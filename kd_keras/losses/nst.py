@@ -25,6 +25,8 @@ class NST(FeatureLoss):
     Reference: Huang and Wang, arXiv:1707.01219, equation 9 with the polynomial kernel (d = 2, c = 0).
     """
 
+    reads_labels = False
+
     def compare(self, student, teacher, adapter, training):
         s, t = (
             unit_norm(ops.reshape(x, (-1, x.shape[1] * x.shape[2], x.shape[3])), axis=1)

@@ -30,6 +30,7 @@ class OFD(FeatureLoss):
     weighted 1, ½, ¼ … from the last, where here is the mean of each stage.
     """
 
+    reads_labels = False
     ending = "_pre"
 
     def adapter(self, source, target, name):

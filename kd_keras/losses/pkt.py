@@ -24,6 +24,8 @@ class PKT(RelationalLoss):
     Reference: Passalis and Tefas, arXiv:1803.10837, equations 4 to 7, ε = 1e-7.
     """
 
+    reads_labels = False
+
     def relation(self, features):
         features = unit_norm(features, axis=-1)
         kernel = (features @ ops.transpose(features) + 1) / 2

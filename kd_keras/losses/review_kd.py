@@ -43,6 +43,7 @@ class ReviewKD(FeatureLoss):
     as one of them, are those of the authors' code.
     """
 
+    reads_labels = False
     takes = ("map", "vector")
 
     def __init__(

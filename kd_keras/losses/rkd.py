@@ -34,6 +34,8 @@ class RKD(RelationalLoss):
     Reference: Park et al., arXiv:1904.05068, equations 4 to 8; the factors of section 4.
     """
 
+    reads_labels = False
+
     def __init__(
         self,
         *,

@@ -38,6 +38,8 @@ class SimKD(FeatureLoss):
     Reference: Chen et al., arXiv:2203.14001, equation 2 and section 3.2.
     """
 
+    reads_labels = False
+
     def __init__(self, *, weight: ScheduleLike = 1.0, factor: int = 2, pairs: str | None = None, **kwargs: Any) -> None:
         super().__init__(weight=weight, pairs=pairs, **kwargs)
         self.factor = self._count("factor", factor)

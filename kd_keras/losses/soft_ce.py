@@ -26,6 +26,8 @@ class SoftCE(ResponseLoss):
     Reference: Hinton et al., arXiv:1503.02531, section 2.
     """
 
+    reads_labels = False
+
     def __init__(
         self,
         *,

@@ -22,6 +22,8 @@ class SP(RelationalLoss):
     Reference: Tung and Mori, arXiv:1907.09682, equations 1 to 4. L2, where some public code has L1.
     """
 
+    reads_labels = False
+
     def default_pairs(self, student, teacher):
         return self.stages(student, teacher)[-1:]
 

@@ -5,7 +5,7 @@ from typing import Any, Literal
 import keras
 from keras import ops
 
-from kd_keras.errors import InputError, is_number
+from kd_keras.errors import InputError, is_number, plain
 from kd_keras.losses import labels as label_forms
 from kd_keras.losses.base import ResponseLoss, divergence
 from kd_keras.schedules import ScheduleLike
@@ -43,6 +43,8 @@ class TeacherFree(ResponseLoss):
     classes, which its factors of 50 and 100 compensate.
     """
 
+    reads_labels = True
+
     def __init__(
         self,
         *,
@@ -64,6 +66,7 @@ class TeacherFree(ResponseLoss):
         self.alpha = self._factor("alpha", (0.1 if kind == "reg" else 0.95) if alpha is None else alpha)
         if self.alpha > 1:
             raise InputError(f"{self.name}(alpha={alpha}): it is the share of the softened part: give at most 1")
+        correct = plain(correct)
         if not is_number(correct) or not 0 < correct < 1:
             raise InputError(f"{self.name}(correct={correct!r}): give a probability between 0 and 1, such as 0.99")
         if kind == "reg" and standardize:

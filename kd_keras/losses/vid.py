@@ -30,6 +30,8 @@ class VID(FeatureLoss):
     Reference: Ahn et al., arXiv:1904.05835, equations 5 and 6.
     """
 
+    reads_labels = False
+
     def adapter(self, source, target, name):
         gaussian = Gaussian(target[-1], target[1:3], name=name)
         gaussian.build(source)

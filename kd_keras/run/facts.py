@@ -139,17 +139,29 @@ class Facts:
         what, weights = self.saved(path)
         return Build(**labels, what=what, weights=weights)
 
-    def model(self, model: Model) -> keras.Model:
+    def pair(self, stage: Train) -> tuple[keras.Model, keras.Model | None]:
+        """A training's model and teacher, two objects also where they are built alike."""
+        if stage.teacher is None:
+            return self.model(stage.model), None
+        names = architecture(stage.model), architecture(stage.teacher)
+        is_twin = names[0] in names[1] or names[1] in names[0]
+        return self.model(stage.model), self.model(stage.teacher, is_twin)
+
+    def model(self, model: Model, is_twin: bool = False) -> keras.Model:
         """The model as it is before any training.
+
+        Args:
+            model: the stage.
+            is_twin: whether another object is wanted than for others that ask.
 
         Raises:
             InputError: it can't be built.
         """
         if isinstance(model, Train):
-            return self.model(model.model)
-        name = architecture(model)
+            return self.model(model.model, is_twin)
+        name = architecture(model) + is_twin * " (twin)"
         if name not in self._models:
-            inner = [self.model(part) for part in model.of]
+            inner = [self.model(part, is_twin) for part in model.of]
             try:
                 self._models[name] = self._session.build(model, inner, trial=True)
             except InputError as error:

@@ -44,8 +44,7 @@ class Trainer:
         Raises:
             InputError: the models, losses, optimizer or batches don't fit each other.
         """
-        model = self.facts.model(stage.model)
-        teacher = None if stage.teacher is None else self.facts.model(stage.teacher)
+        model, teacher = self.facts.pair(stage)
         dtype = None if isinstance(stage.computes_in, Measure) else stage.computes_in
         self.distiller(stage, model, teacher, dtype)
         if stage.answers:

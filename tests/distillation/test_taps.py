@@ -215,9 +215,15 @@ def custom_head():
     ],
     ids=["functional", "sequential", "custom", "subclassed", "taps"],
 )
-def test_a_softmax_that_cannot_be_taken_off_is_refused(make):
-    with pytest.raises(InputError, match=r"the teacher ends in a softmax inside '.*let the model return logits"):
-        Taps(make(), "teacher")
+def test_logits_are_made_of_probabilities_wherever_they_come_from(make):
+    model = make()
+    taps = Taps(model, "teacher")
+    logits = keras.ops.convert_to_numpy(taps(X, ("logits",), training=False)["logits"])
+    probabilities = np.float64(model(X))
+    expected = np.log(probabilities) - np.log(probabilities).mean(axis=-1, keepdims=True)
+    np.testing.assert_allclose(logits - logits.mean(axis=-1, keepdims=True), expected, atol=1e-4)
+    bare = taps.logits_model()(X)
+    np.testing.assert_allclose(bare - np.mean(bare, axis=-1, keepdims=True), expected, atol=1e-4)
 
 
 def test_a_subclassed_model_gives_logits():

@@ -136,9 +136,9 @@ class DryRun:
     def _time_step(self, stage: Train) -> float:
         """Seconds of a step, after one that traces."""
         trainer = self.runner.trainer
-        teacher = None if stage.teacher is None else self.facts.model(stage.teacher)
+        model, teacher = self.facts.pair(stage)
         dtype = stage.computes_in if not isinstance(stage.computes_in, Measure) else None
-        distiller = trainer.distiller(stage, self.facts.model(stage.model), teacher, dtype)
+        distiller = trainer.distiller(stage, model, teacher, dtype)
         cache = _Zeros(trainer.cache(stage.answers, teacher, dtype), teacher) if stage.answers else None
         stream = trainer.stream(stage, distiller, cache)
         train = distiller.pretrain if stage.pretraining else distiller.fit

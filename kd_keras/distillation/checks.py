@@ -1,0 +1,168 @@
+"""What is refused before a Distiller trains: models, losses and labels that don't go together."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kd_keras.distillation.taps import Taps
+from kd_keras.errors import InputError
+from kd_keras.losses.base import Loss
+
+
+def models(student: Any, teacher: Any) -> None:
+    """Raises InputError for what is no model, and for a student and a teacher that share weights."""
+    for role, model in (("student", student), ("teacher", teacher)):
+        if not isinstance(model, keras.Model) and (role, model) != ("teacher", None):
+            raise InputError(f"the {role} is {model!r:.60}: give a keras.Model")
+    if student is teacher:
+        raise InputError("student and teacher are one model, which would teach itself: give a copy as the teacher")
+    of_teacher = {id(variable) for variable in (teacher.variables if teacher is not None else ())}
+    if shared := [variable.path for variable in student.trainable_variables if id(variable) in of_teacher]:
+        raise InputError(
+            f"student and teacher share {', '.join(shared[:3])}, and training the student would change both: build the "
+            "student of layers of its own (keras.models.clone_model and set_weights)"
+        )
+
+
+def losses(given: Any) -> list[Loss]:
+    """The losses as a list.
+
+    Raises:
+        InputError: there is none, one is no loss, or one has a name that the logs have already.
+    """
+    if isinstance(given, Loss):
+        given = [given]
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise InputError(f"losses={given!r:.60}: give a list of losses, such as [losses.CE(), losses.KD()]")
+    if not given:
+        raise InputError("a Distiller needs at least one loss, such as losses.CE()")
+    for loss in given:
+        if isinstance(loss, type) or not hasattr(loss, "taps"):
+            raise InputError(f"{loss!r} is no loss: give those of kd_keras.losses, such as losses.KD()")
+        if loss.name == "loss":
+            raise InputError("a loss is named 'loss', as the total is in the logs: give it another, name='mine'")
+    return list(given)
+
+
+def pair(teacher: Taps, student: Taps) -> None:
+    """Raises InputError where teacher and student don't have the same classes and input."""
+    if teacher.num_classes != student.num_classes:
+        raise InputError(
+            f"the teacher has {teacher.num_classes} classes (or features, if it has no classifier's head) and the "
+            f"student {student.num_classes}: they have to be the same"
+        )
+    if not _fits(teacher.input_shape, student.input_shape):
+        raise InputError(
+            f"the teacher takes images of {teacher.input_shape}, the student of {student.input_shape}: "
+            "both see the same batch, so put any resizing inside a model"
+        )
+
+
+def images(shape: tuple, taps: Taps) -> None:
+    """Raises InputError where images (B, H, W, C), or (B, H, W) of one channel, are not what a model takes."""
+    given = tuple(shape)[1:]
+    if not _fits(given if len(given) == len(taps.input_shape) else (*given, 1), taps.input_shape):
+        raise InputError(f"the images of the batch are {given}, and the {taps.role} takes {taps.input_shape}")
+
+
+def _fits(shape, other) -> bool:
+    return len(shape) == len(other) and all(
+        None in sizes or sizes[0] == sizes[1] for sizes in zip(shape, other, strict=True)
+    )
+
+
+def class_weight(weights: Any) -> None:
+    """Raises InputError where class_weight is not a dict of classes, which Keras would pass over."""
+    if weights is None:
+        return
+    if not isinstance(weights, Mapping) or not all(isinstance(key, (int, np.integer)) for key in weights):
+        raise InputError(f"class_weight={weights!r:.60}: give a dict from class, a whole number, to weight")
+
+
+def teacher_logits(logits: Any, num_classes: int) -> Any:
+    """A batch's precomputed logits or probabilities as (B, K).
+
+    Raises:
+        InputError: they have another shape; axes of one entry are dropped.
+    """
+    sizes = tuple(logits.shape)[1:]
+    if [size for size in sizes if size != 1] != [num_classes]:
+        shape = ", ".join(["B", *map(str, sizes)])
+        raise InputError(
+            f"the teacher's logits in the batch have the shape ({shape}), and there are {num_classes} classes: "
+            f"give (B, {num_classes})"
+        )
+    return ops.reshape(logits, (-1, num_classes))
+
+
+def sample_weight(weight: Any) -> None:
+    """Raises InputError unless there is one weight for each sample."""
+    if weight is not None and any(size not in (1, None) for size in tuple(weight.shape)[1:]):
+        raise InputError(f"sample_weight has the shape {tuple(weight.shape)}: give one value for each sample, (B,)")
+
+
+# ---- losses of the user's own ----
+
+
+@dataclasses.dataclass(frozen=True)
+class Manner:
+    """How a loss is called.
+
+    Attributes:
+        reads_labels: whether it reads labels.
+        is_scalar: whether it gives one value for the whole batch.
+    """
+
+    reads_labels: bool
+    is_scalar: bool
+
+
+def manner(loss: Loss, student: Taps, teacher: Taps | None) -> Manner:
+    """How a loss is called; one that does not say so is tried on seven samples of noise, which change nothing.
+
+    Raises:
+        InputError: it returns something else than a number for each sample or for the batch.
+    """
+    if loss.reads_labels is not None:
+        return Manner(loss.reads_labels, False)
+    names, teacher_names = loss.taps(student.names, None if teacher is None else teacher.names)
+    # As no other axis, so that (B,) and (K,) are told apart.
+    count = 11 if student.num_classes == 7 else 7
+
+    def noise(shapes):
+        draw = np.random.default_rng(0)
+        return {
+            name: ops.convert_to_tensor(draw.normal(size=(count, *(size or 8 for size in shape[1:]))), "float32")
+            for name, shape in shapes.items()
+        }
+
+    logits = {"logits": (None, student.num_classes)}
+    taps = noise(student.shapes(names)), noise(logits if teacher is None else teacher.shapes(teacher_names))
+    more = {"index": ops.arange(count, dtype="int32")} if "index" in loss.needs else {}
+    with keras.StatelessScope():
+        try:
+            value, reads_labels = loss.call(*taps, _Labels(), **more), False
+        except Exception:  # of anybody's making: the labels were looked at, or else it is raised again
+            value, reads_labels = loss.call(*taps, ops.zeros((count,), "int32"), **more), True
+    _check_value(loss.name, value, count)
+    return Manner(reads_labels, len(value.shape) == 0)
+
+
+class _Labels:
+    """Labels that can't be read: every operation on them fails."""
+
+
+def _check_value(name, value, count) -> None:
+    accepted = "it has to return a float tensor, one value for each sample (B,) or a scalar for the batch"
+    if not ops.is_tensor(value):
+        raise InputError(f"the loss {name} returns {type(value).__name__}: {accepted}")
+    if "float" not in keras.backend.standardize_dtype(value.dtype):
+        raise InputError(f"the loss {name} returns {keras.backend.standardize_dtype(value.dtype)}: {accepted}")
+    sizes = tuple(value.shape)
+    if sizes and (sizes[0] != count or any(size != 1 for size in sizes[1:])):
+        shape = ", ".join("B" if size == count else str(size) for size in sizes)
+        raise InputError(f"the loss {name} returns the shape ({shape}): {accepted}")

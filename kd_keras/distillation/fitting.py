@@ -1,0 +1,176 @@
+"""What a Distiller checks before it fits or evaluates, and at the first batch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kd_keras._compat import ops as backend_ops
+from kd_keras.distillation import checks, heads
+from kd_keras.distillation.batch import (
+    contains_weights,
+    may_contain,
+    shows_its_fields,
+    split_arrays,
+    teacher_taps_in,
+    unpack_batch,
+)
+from kd_keras.distillation.metrics import Accuracy
+from kd_keras.distillation.pretraining import check_pretrained
+from kd_keras.errors import InputError
+from kd_keras.losses import labels
+
+if keras.backend.backend() == "tensorflow":
+    from kd_keras.distillation.tensorflow_step import Step
+else:
+    from kd_keras._compat.keras import Trainer
+
+    class Step(Trainer):
+        """Predicts, and refuses to train."""
+
+        def fit(self, *args, **kwargs):
+            raise InputError("a Distiller trains under Keras' TensorFlow backend: set KERAS_BACKEND=tensorflow")
+
+
+class Fitting(Step):
+    """`fit` and `evaluate` of a Distiller, whose attributes it reads."""
+
+    def fit(self, x=None, y=None, *, callbacks=None, sample_weight=None, validation_data=None, **kwargs):
+        """As `keras.Model.fit`. Batches may also be dicts with the fields of `Batch`.
+
+        Raises:
+            InputError: a loss reads something that the batches don't contain, or needs pretraining first, or there is
+                no teacher for it; or the labels are not those of a classifier.
+        """
+        x, y, sample_weight = split_arrays(x, y, sample_weight)
+        self._check_data(x, sample_weight, kwargs.get("class_weight"))
+        self._looked.value, self._manners.value = set(), None
+        if not self.is_pretraining:
+            self._check_labels(x, y, training=True)
+            if isinstance(validation_data, (tuple, list)):
+                self._check_labels(*validation_data[:2], training=False)
+        clock = _EpochClock()
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            clock.set_model(self)
+            callbacks.callbacks.append(clock)
+        else:
+            callbacks = [clock, *(callbacks if isinstance(callbacks, (list, tuple)) else [callbacks] * bool(callbacks))]
+        return super().fit(
+            x, y, callbacks=callbacks, sample_weight=sample_weight, validation_data=validation_data, **kwargs
+        )
+
+    def evaluate(self, x=None, y=None, *, sample_weight=None, **kwargs):
+        """As `keras.Model.evaluate`, of the student alone; ``loss`` is the cross-entropy with the labels.
+
+        Raises:
+            InputError: there are no labels, or not those of a classifier.
+        """
+        x, y, sample_weight = split_arrays(x, y, sample_weight)
+        self._check_labels(x, y, training=False)
+        return super().evaluate(x, y, sample_weight=sample_weight, **kwargs)
+
+    def _check_data(self, x, sample_weight, class_weight):
+        checks.class_weight(class_weight)
+        taps = teacher_taps_in(x)
+        if self._waits_for_teacher() or (taps is None and shows_its_fields(x)):
+            self.require_teacher()
+        elif taps is not None and (missing := [name for name in self.teacher_taps if name not in taps]):
+            raise InputError(
+                f"the batches contain the teacher's {', '.join(taps)}, and the losses also read {', '.join(missing)}: "
+                "make the teacher cache with these taps"
+            )
+        if self.needs_index and not may_contain(x, "index"):
+            raise InputError("a loss reads each sample's index: give batches {image, label, index}, with_index=True")
+        if not self.trainable_variables:
+            raise InputError(
+                "nothing of the student is trainable: set student.trainable = True, or that of some layers"
+            )
+        if self.is_pretraining:
+            return
+        check_pretrained(self.terms)
+        is_weighted = class_weight or sample_weight is not None or contains_weights(x)
+        refusing = [term.name for term in self.terms if term.compares_samples and not term.needs]
+        if is_weighted and refusing:
+            raise InputError(
+                f"these losses don't support sample weights: {', '.join(refusing)}; "
+                "leave out sample_weight and class_weight"
+            )
+
+    @property
+    def manners(self) -> list[checks.Manner]:
+        """How each loss is called; see `checks.manner`."""
+        if self._manners.value is None:
+            student, teacher = self._student_taps.value, self._teacher_taps.value
+            with backend_ops.outside_of_graphs():
+                self._manners.value = [checks.manner(term, student, teacher) for term in self.terms]
+        return self._manners.value
+
+    def reads_labels(self, training: bool) -> bool:
+        """Whether a loss, a compiled metric or the evaluation reads labels."""
+        losses_do = training and any(manner.reads_labels for manner in self.manners)
+        return not training or losses_do or bool(self._compiled_metrics.value)
+
+    def labels_may_be_missing(self, training: bool) -> bool:
+        """Whether all that reads labels can leave out a sample without one: Keras' own metrics and scalars can't."""
+        manners = self.manners if training else ()
+        return all(
+            metric is None or isinstance(metric, Accuracy) for metric in self._compiled_metrics.value
+        ) and not any(manner.reads_labels and manner.is_scalar for manner in manners)
+
+    def _check_labels(self, x, y, training):
+        """Refuses labels that are missing altogether, and arrays of labels that are none of a classifier."""
+        is_array = hasattr(x, "shape") or isinstance(x, Mapping)
+        spec = getattr(x, "element_spec", None)
+        label = unpack_batch(spec).label if spec is not None else y
+        names = [t.name for t, manner in zip(self.terms, self.manners, strict=True) if manner.reads_labels]
+        if label is None and (is_array or spec is not None) and (names or not training):
+            who = ", ".join(names) if training else "evaluation"
+            raise InputError(
+                f"{who} needs labels, and there are none: give them" + ", or leave the loss out" * training
+            )
+        if is_array and hasattr(y, "shape") and self.reads_labels(training):
+            missing = self.labels_may_be_missing(training)
+            if reason := labels.fault(np.asarray(y), self._student_taps.value.num_classes, missing):
+                raise InputError(reason)
+
+    def look_at(self, data: Any, mode: str) -> None:
+        """Finds out, on the first batch, what the outputs of student and teacher are, before anything moves.
+
+        Args:
+            data: a batch, of one replica.
+            mode: ``'train'``, ``'test'`` or ``'predict'``: only in training the teacher is looked at.
+
+        Raises:
+            InputError: an output is no number, or of another kind than the losses are for.
+        """
+        if mode in self._looked.value:
+            return
+        batch, student, teacher = unpack_batch(data), self._student_taps.value, self._teacher_taps.value
+        # Of several replicas, one may have got nothing of the batch.
+        if not hasattr(batch.image, "shape") or not batch.image.shape[0]:
+            return
+        checks.images(batch.image.shape, student)
+        heads_found = [student.decide(batch.image)]
+        if mode == "train" and batch.teacher is None:
+            self.require_teacher()
+        if mode == "train" and batch.teacher is not None and "logits" in batch.teacher:
+            logits = checks.teacher_logits(ops.convert_to_tensor(batch.teacher["logits"]), student.num_classes)
+            self._given_head.value = heads.of_values(logits, "teacher", self.teacher_output)
+            heads_found.append(self._given_head.value)
+        elif mode == "train" and teacher is not None and self.teacher_taps:
+            checks.images(batch.image.shape, teacher)
+            heads_found.append(teacher.decide(batch.image))
+        for role, head in zip(("student", "teacher"), heads_found, strict=False):
+            if head.is_multilabel:
+                raise InputError(
+                    f"the {role}'s output is that of independent labels (multi-label, a sigmoid each): {head.reason}; "
+                    f"the losses are for one class an image; if these are logits, say {role}_output='logits'"
+                )
+        self._looked.value.add(mode)
+
+
+class _EpochClock(keras.callbacks.Callback):
+    def on_epoch_begin(self, epoch, logs=None):
+        self.model.epoch.assign(epoch)

@@ -1,0 +1,275 @@
+"""What a model's output is, found out from its values on real images; and the logits behind it.
+
+Values decide, names of classes never do. The structure of a model only serves to find the true logits, without the loss
+of taking the logarithm of rounded probabilities: a tensor of the graph is taken for the logits where its softmax (or
+sigmoid) *is* the model's output on those images.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from absl import logging
+from keras import ops
+
+from kd_keras._compat import keras as graph
+from kd_keras.errors import InputError
+
+#: What an output can be: of a softmax classifier, or of independent labels.
+KINDS = ("logits", "probabilities", "multilabel_logits", "multilabel_probabilities")
+#: Images that are looked at.
+ROWS = 32
+# Of dtypes with 16 bits: the distance from 1 to the next number, and the largest number that is rounded to 0.
+_COARSE = {"float16": (2.0**-10, 2.5e-7), "bfloat16": (2.0**-7, 1e-37)}
+_FLOAT32 = (2.0**-23, 1e-37)
+_TINY = float(np.finfo("float32").tiny)
+# How far back from the output logits are looked for.
+_DEPTH = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """What a model's output is, and how logits are made of it.
+
+    Attributes:
+        kind: one of `KINDS`.
+        way: ``'as it is'``; ``'before'``, the logits are a tensor of the model's graph; or ``'log'`` of the output.
+        reason: for the log.
+        logits: the symbolic logits, for ``'before'``.
+    """
+
+    kind: str
+    way: str = "as it is"
+    reason: str = ""
+    logits: Any = None
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether the labels are independent of each other."""
+        return self.kind.startswith("multilabel")
+
+    @property
+    def gives_probabilities(self) -> bool:
+        """Whether the model's own output is probabilities."""
+        return self.kind.endswith("probabilities")
+
+    def to_logits(self, values, floor: bool = False):
+        """Float32 logits (B, K).
+
+        Args:
+            values: the model's output, or its `logits`.
+            floor: whether log 0 is −87, which has a gradient, instead of minus infinity, a class that is never named.
+        """
+        values = ops.cast(values, "float32")
+        if self.way != "log":
+            return values
+        if self.is_multilabel:
+            return ops.log(ops.maximum(values, _TINY)) - ops.log(ops.maximum(1 - values, _TINY))
+        return ops.log(ops.maximum(values, _TINY) if floor else values)
+
+
+@keras.saving.register_keras_serializable(package="kd_keras", name="ToLogits")
+class ToLogits(keras.layers.Layer):
+    """The logits of probabilities.
+
+    Args:
+        kind: ``'probabilities'`` or ``'multilabel_probabilities'``.
+    """
+
+    def __init__(self, kind: str = "probabilities", **kwargs: Any) -> None:
+        super().__init__(**{**kwargs, "dtype": "float32"})
+        self.kind = kind
+
+    def call(self, probabilities):
+        return Head(self.kind, "log").to_logits(probabilities, floor=True)
+
+    def get_config(self):
+        return {**super().get_config(), "kind": self.kind}
+
+
+def find(model: keras.Model, read: Callable, images: Any, role: str, given: str | None = None) -> Head:
+    """Finds out what a model's output is.
+
+    Args:
+        model: for its structure.
+        read: takes images and symbolic tensors, and returns the model's output and the values of these tensors.
+        images: of the real data; the first `ROWS` are looked at.
+        role: what messages call the model.
+        given: one of `KINDS`, where the user says what it is.
+
+    Raises:
+        InputError: the output is no number, or decisions, or not what ``given`` says.
+    """
+    images = images[:ROWS]
+    output = read(images, [])[0]
+    epsilon, least = _precision(model, output)
+    output = _numbers(output)
+    shape = _shape(output, epsilon)
+    where = f"on {len(output)} images"
+    if shape == "no number":
+        bad = int((~np.isfinite(output).all(axis=-1)).sum())
+        raise InputError(
+            f"the {role} gives no finite number (NaN or infinity) for {bad} of {len(output)} images: look at its "
+            "weights and at the scale of its input"
+        )
+    behind = None
+    if shape in ("probabilities", "decisions", "unit") or (given or "").endswith("probabilities"):
+        is_multilabel = given == "multilabel_probabilities" or (given is None and shape == "unit")
+        activation = _sigmoid if is_multilabel else _softmax
+        behind = _behind(model, read, images, lambda logits: _is(output, logits, activation, epsilon, least))
+    if shape == "unit" and given is None and behind is None and _leaves_unit(read, images):
+        shape = "logits"
+    kind = given or {"unit": "multilabel_probabilities", "decisions": "probabilities"}.get(shape, shape)
+    if shape == "decisions" and behind is None and given is None:
+        raise InputError(
+            f"the {role} gives decisions, not probabilities: {where} each value is 0 or 1, which no temperature "
+            f"softens; let it return what goes before, or say {role}_output='probabilities'"
+        )
+    if not kind.endswith("probabilities"):
+        return Head(kind, reason=f"{kind} ({output.min():.3g} to {output.max():.3g} {where})")
+    if output.min() < -1e-3 or output.max() > 1 + 2e-2:
+        reach = f"{output.min():.3g} to {output.max():.3g}"
+        raise InputError(f"{role}_output={kind!r}, and its values reach from {reach}: probabilities lie in 0 to 1")
+    if behind is not None:
+        return Head(kind, "before", f"{kind} {where}; its logits are what goes into {behind[1]!r}", behind[0])
+    if zeros := float((output <= 0).mean()):
+        logging.warning(
+            "the %s's probabilities are exactly 0 in %.0f %% of all places: a class there counts as never named",
+            role,
+            100 * zeros,
+        )
+    return Head(kind, "log", f"{kind} {where}; their logarithm is taken for the logits")
+
+
+def of_values(values: Any, role: str, given: str | None = None) -> Head:
+    """What values (B, K) are that a batch brings in the place of a model's output."""
+    return find(None, lambda images, tensors: (images, []), values, role, given)
+
+
+def noise(input_shape: tuple[int | None, ...]) -> np.ndarray:
+    """Eight images of no data set, at the two usual scales, for a model whose data are not there yet."""
+    drawn = np.random.default_rng(0).uniform(0, 1, (4, *(32 if size is None else size for size in input_shape)))
+    return np.concatenate([drawn, 255 * drawn]).astype("float32")
+
+
+# ---- values ----
+
+
+def _numbers(value) -> np.ndarray:
+    return np.asarray(ops.convert_to_numpy(ops.cast(value, "float32")), "float64")
+
+
+def _precision(model, output) -> tuple[float, float]:
+    """Epsilon, and what is rounded to 0, of the coarsest dtype in a model."""
+    dtypes = {keras.backend.standardize_dtype(output.dtype)}
+    if model is not None:
+        dtypes |= {layer.compute_dtype for layer in graph.all_layers(model)}
+    return max((_COARSE[name] for name in dtypes if name in _COARSE), default=_FLOAT32)
+
+
+def _shape(values, epsilon) -> str:
+    """What values (n, K) look like.
+
+    Returns:
+        ``'logits'``, ``'probabilities'``, ``'decisions'``, ``'unit'`` (in 0 to 1, of any sum), or ``'no number'``.
+    """
+    is_masked = values == -np.inf  # a class that is never named
+    if not (np.isfinite(values) | is_masked).all() or is_masked.all(axis=-1).any():
+        return "no number"
+    if (values < 0).any():
+        return "logits"
+    # A few rows may sum to nearly 1 by chance; many don't. Rounding to 16 bits leaves up to 8e-3.
+    tolerance = 1e-4 if len(values) < 8 and epsilon == _FLOAT32[0] else 2e-2
+    if (np.abs(values.sum(axis=-1) - 1) < tolerance).all():
+        return "decisions" if np.isin(values, (0, 1)).all() else "probabilities"
+    # The same for every image, as from a head of zeros that is not trained yet, tells nothing.
+    is_constant = len(values) > 1 and (values == values[:1]).all()
+    return "unit" if (values <= 1).all() and not is_constant else "logits"
+
+
+def _leaves_unit(read, images) -> bool:
+    """Whether an output leaves 0 to 1 on images of absurd contrast; sigmoids don't, small logits do."""
+    images = ops.convert_to_tensor(images)
+    wild = _numbers(read(ops.concatenate([images * 50, images * -50, 50 - images * 50]), [])[0])
+    return bool(((wild < 0) | (wild > 1)).any())
+
+
+def _softmax(logits):
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def _sigmoid(logits):
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-logits))
+
+
+def _is(output, logits, activation, epsilon, least) -> bool:
+    """Whether an output is the activation of these logits.
+
+    The bound is relative: an absolute one would take unmasked logits for masked ones where the model is sure.
+    """
+    if output.shape != logits.shape or not np.isfinite(logits).all():
+        return False
+    expected = activation(logits)
+    return bool((np.abs(output - expected) <= max(1e-3, 16 * epsilon) * expected + least).all())
+
+
+# ---- structure ----
+
+
+class _Linear(keras.layers.Layer):
+    """A layer without its activation, whatever the layer is: quantised, with adapters, a subclass."""
+
+    def __init__(self, layer):
+        super().__init__(dtype=layer.compute_dtype, name=f"{layer.name}_linear")
+        self.layer = layer
+        self.built = True
+
+    def call(self, x):
+        activation, self.layer.activation = self.layer.activation, keras.activations.linear
+        try:
+            return self.layer(x)
+        finally:
+            self.layer.activation = activation
+
+
+def _behind(model, read, images, is_it) -> tuple | None:
+    """The symbolic logits that ``is_it``, and the name of what reads them; None where there are none to be found."""
+    if model is None or not graph.is_stock_graph(model):
+        return None
+    try:
+        for tensor, reader in _candidates(model):
+            if is_it(_numbers(read(images, [tensor])[1][0])):
+                return tensor, reader
+    # A layer that can't be called so, of anybody's making. The logarithm will do.
+    except Exception as error:
+        logging.info("no logits were found in the graph: %s", str(error)[:80])
+    return None
+
+
+def _candidates(model) -> list[tuple]:
+    """What may be a model's logits, the nearest to the output first: symbolic tensors (B, K), and what reads each."""
+    tensor, candidates = model.outputs[0], []
+    size = math.prod(tensor.shape[1:])
+    for _ in range(_DEPTH):
+        operation, node = graph.made_by(tensor)
+        # An array among the arguments may be a mask, which belongs to the logits.
+        if len(node.input_tensors) != 1 or any(hasattr(value, "shape") for value in node.arguments.kwargs.values()):
+            break
+        (inner,) = node.input_tensors
+        if isinstance(operation, keras.Model):
+            if graph.is_stock_graph(operation):
+                candidates += [(keras.Model(operation.inputs, t)(inner), name) for t, name in _candidates(operation)]
+            break
+        activation = getattr(operation, "activation", None)
+        if hasattr(operation, "kernel") and callable(activation) and activation is not keras.activations.linear:
+            candidates.append((_Linear(operation)(inner), operation.name))
+        tensor = inner
+        if math.prod(size or 0 for size in tensor.shape[1:]) == size:
+            flat = tensor if len(tensor.shape) == 2 else keras.layers.Flatten()(tensor)
+            candidates.append((flat, operation.name))
+    return candidates
