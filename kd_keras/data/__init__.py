@@ -17,7 +17,11 @@ __getattr__, __dir__, __all__ = _lazy.exports(
         "Views": "pipeline",
         "augmentations": "augment",
         "batches": "pipeline",
+        "join": "missing_labels",
+        "keep_labels": "missing_labels",
+        "labelled": "missing_labels",
         "steps_per_epoch": "pipeline",
         "take": "carving",
+        "without_labels": "missing_labels",
     },
 )

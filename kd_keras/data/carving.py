@@ -110,15 +110,19 @@ def take(source: Source, n: int, seed: int) -> Source:
     Raises:
         InputError: the source has fewer than n samples, or n cannot hold every class.
     """
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 1 <= n <= len(source):
-        raise InputError(f"{n!r} examples asked of a split of {len(source)}: give a whole number up to {len(source)}")
-    if n == len(source):
-        return source
-    classes, counts = np.unique(source.labels, return_counts=True)
+    rows = draw(source.labels, n, seed)
+    return source if len(rows) == len(source) else source.subset(rows)
+
+
+def draw(labels: np.ndarray, n: int, seed: int, what: str = "examples") -> np.ndarray:
+    """Rows of a stratified subset, ascending; see `take`."""
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 1 <= n <= len(labels):
+        raise InputError(f"{n!r} {what} asked of a split of {len(labels)}: give a whole number up to {len(labels)}")
+    classes, counts = np.unique(labels, return_counts=True)
     if n < len(classes):
-        raise InputError(f"{n} examples cannot hold {len(classes)} classes: ask for at least {len(classes)}")
+        raise InputError(f"{n} {what} cannot hold {len(classes)} classes: ask for at least {len(classes)}")
     # Largest remainder, with at least one of each class: a plain stratified draw drops rare classes for small n.
-    share = counts * n / len(source)
+    share = counts * n / len(labels)
     quota = np.maximum(share.astype(int), 1)
     while quota.sum() > n:
         quota[quota.argmax()] -= 1
@@ -126,7 +130,6 @@ def take(source: Source, n: int, seed: int) -> Source:
     quota[np.argsort(-remainder, kind="stable")[: n - quota.sum()]] += 1
     rng = np.random.default_rng(seed)
     chosen = [
-        rng.permutation(np.flatnonzero(source.labels == label))[:size]
-        for label, size in zip(classes, quota, strict=True)
+        rng.permutation(np.flatnonzero(labels == label))[:size] for label, size in zip(classes, quota, strict=True)
     ]
-    return source.subset(np.sort(np.concatenate(chosen)))
+    return np.sort(np.concatenate(chosen))

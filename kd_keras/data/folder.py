@@ -13,6 +13,7 @@ from kd_keras.errors import InputError
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
 _SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+_UNLABELLED = "unlabelled"
 _NAMED = 5  # classes that a message lists
 
 
@@ -25,6 +26,7 @@ def Folder(
     seed: int = 0,
     cache: str = "none",
     skip_bad_images: bool = False,
+    unlabelled: str | None = None,
 ) -> Splits:
     """Images in folders named for their classes.
 
@@ -44,6 +46,7 @@ def Folder(
             or ``'disk'`` (N · H · W · C bytes, written once to Keras' cache, ``$KERAS_HOME/datasets``, and mapped from
             there by later runs; a warning says how many bytes).
         skip_bad_images: leave out files that cannot be decoded, with a warning, instead of stopping.
+        unlabelled: folder, in ``path`` or elsewhere, of further images for training that have no label, at any depth.
 
     Raises:
         InputError: the folder does not exist, has fewer than two classes, an empty class, different classes in its
@@ -52,30 +55,45 @@ def Folder(
     """
     root = existing_folder(path, "path")
     reader = ImageReader(image_size, channels, cache, skip_bad_images)
-    trees = _trees(root)
-    names, listed = _list(trees)
+    further = None if unlabelled is None else existing_folder(root / unlabelled, "unlabelled")
+    trees = _trees(root, further)
+    names, listed = _list(trees, further)
+    if further is not None:
+        listed[_UNLABELLED] = [(file, -1) for file in _images_below(further)]
     files = [file for split in listed.values() for file, _ in split]
     labels = np.array([label for split in listed.values() for _, label in split], np.int32)
     origin = np.repeat(np.array(list(listed)), [len(split) for split in listed.values()])
 
     source, usable = reader.source(files, labels)
     labels, origin = labels[usable], origin[usable]
-    for split in listed:
+    for split in trees:
         for label, name in enumerate(names):
             if not np.any((origin == split) & (labels == label)):
                 raise InputError(f"{trees[split] / name} has no readable image: add images or remove the class")
     train, val, test = (source.subset(rows) for rows in _split(origin, labels, val_fraction, test_fraction, seed))
-    return Splits(train, val, test, tuple(names), source.image_shape)
+    rest = None if further is None else source.subset(np.flatnonzero(origin == _UNLABELLED))
+    return Splits(train, val, test, tuple(names), source.image_shape, rest)
 
 
-def _folders(root: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+def _folders(root: pathlib.Path, but: pathlib.Path | None = None) -> list[pathlib.Path]:
+    folders = (entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry for entry in folders if but is None or entry.resolve() != but.resolve())
 
 
-def _trees(root: pathlib.Path) -> dict[str, pathlib.Path]:
+def _images_below(folder: pathlib.Path) -> list[str]:
+    """All images in a folder and in those inside it, sorted."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.name.lower().endswith(_SUFFIXES))
+    visible = (path for path in paths if not any(part.startswith(".") for part in path.parts))
+    images = sorted(str(folder / path) for path in visible if (folder / path).is_file())
+    if not images:
+        raise InputError(f"{folder} has no image ({', '.join(_SUFFIXES)}): add images or leave out unlabelled")
+    return images
+
+
+def _trees(root: pathlib.Path, unlabelled: pathlib.Path | None) -> dict[str, pathlib.Path]:
     """The folder of each existing split; a single tree of classes counts as ``train``."""
     trees = {}
-    for folder in _folders(root):
+    for folder in _folders(root, unlabelled):
         split = _SPLIT_NAMES.get(folder.name)
         if split in trees:
             raise InputError(f"{root} holds both {trees[split].name} and {folder.name}: keep one of them")
@@ -87,14 +105,16 @@ def _trees(root: pathlib.Path) -> dict[str, pathlib.Path]:
     return {split: trees[split] for split in ("train", "val", "test") if split in trees}
 
 
-def _list(trees: dict[str, pathlib.Path]) -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
-    names = [folder.name for folder in _folders(trees["train"])]
+def _list(
+    trees: dict[str, pathlib.Path], unlabelled: pathlib.Path | None
+) -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
+    names = [folder.name for folder in _folders(trees["train"], unlabelled)]
     if len(names) < 2:
         count = f"{len(names)} class folder{'' if len(names) == 1 else 's'}"
         raise InputError(f"{trees['train']} holds {count} where at least 2 belong: sort images as <class>/<image>")
     listed = {}
     for split, tree in trees.items():
-        classes = [folder.name for folder in _folders(tree)]
+        classes = [folder.name for folder in _folders(tree, unlabelled)]
         if classes != names:
             differing = ", ".join(sorted(set(classes) ^ set(names))[:_NAMED])
             raise InputError(f"{tree} and {trees['train']} differ in the classes {differing}: give both the same")

@@ -8,13 +8,13 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
+from kd_keras.data import order
+from kd_keras.data.missing_labels import labelled_rows
 from kd_keras.data.sources import Source
-from kd_keras.errors import InputError, is_count
-
-# Folded into the seed, so that order, views and mixing do not share random numbers.
-_ORDER, _VIEW, _MIX = range(3)
+from kd_keras.errors import InputError, is_count, is_number
 
 
 def steps_per_epoch(n: int, batch_size: int, drop_remainder: bool = False) -> int:
@@ -42,6 +42,8 @@ def batches(
     views: "Views | None" = None,
     with_index: bool = False,
     drop_remainder: bool = False,
+    length: int | None = None,
+    unlabelled_ratio: float | None = None,
     shard: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
     """Batches of a source.
@@ -63,12 +65,17 @@ def batches(
         views: the views of a cache without the cache, to compare trainings that differ in the teacher alone.
         with_index: return dictionaries ``{image, label, index}``, where the index is the sample's number in the source.
         drop_remainder: leave out a smaller last batch of each epoch.
+        length: images in an epoch of training; by default each once. Where it is more, images are seen again, each
+            time in another order and augmented anew; where it is less, an epoch goes on where the last one ended.
+        unlabelled_ratio: images without a label (−1) for each one with a label, in every batch of training; by default
+            images are shuffled, and each batch has about the share that the source has.
         shard: (w, n) returns worker w's part of each batch; the parts of all n workers in a row are the batch. Only the
             part is read, unless an operation mixes labels, whose partners come from the whole batch.
 
     Returns:
         A dataset of (image, label): float32 (B, H, W, C) in 0…255, and int32 (B,) or, where an operation mixes
-        labels, float32 class weights (B, K). With ``with_index`` or ``cache``, of dictionaries ``{image, label, index,
+        labels, float32 class weights (B, K). A sample without a label has the label −1, or weights of −1, which it also
+        has when it is mixed with one. With ``with_index`` or ``cache``, of dictionaries ``{image, label, index,
         teacher}`` with what was asked for.
 
     Raises:
@@ -79,6 +86,10 @@ def batches(
             raise InputError(f"{name}={value!r}: give a whole number of at least {low}")
     if augment and not training:
         raise InputError("augmentation was asked of a pass in order: augment only with training=True")
+    if not training and (length, unlabelled_ratio) != (None, None):
+        raise InputError("length and unlabelled_ratio are those of training: give training=True, or leave them out")
+    if length is not None and not is_count(length):
+        raise InputError(f"length={length!r}: give a whole number of images of at least 1")
     for op in augment:
         if op.mixes_labels and num_classes is None:
             raise InputError(f"{_name(op)} mixes labels, which takes the number of classes: give num_classes")
@@ -88,15 +99,18 @@ def batches(
     worker, workers = shard
     if not 0 <= worker < workers <= batch_size:
         raise InputError(f"shard={shard} of batches of {batch_size}: give (w, n) with 0 <= w < n <= batch_size")
-    steps = steps_per_epoch(len(source), batch_size, drop_remainder)
+    size = len(source) if length is None else length
+    steps = steps_per_epoch(size, batch_size, drop_remainder)
     if steps == 0:
-        raise InputError(f"{len(source)} samples make no batch of {batch_size}: lower the batch size or add samples")
+        raise InputError(f"{size} samples make no batch of {batch_size}: lower the batch size or add samples")
 
     if training:
-        dataset = _epochs(len(source), batch_size, seed, epochs, initial_epoch, augment, views, drop_remainder)
+        groups, shares = _groups(source, unlabelled_ratio)
+        seen = order.Order(groups, shares, size, seed, _columns(augment), None if views is None else views.repeats)
+        dataset = seen.batches(batch_size, initial_epoch, epochs, drop_remainder)
         count = max(epochs - initial_epoch, 0) * steps
     else:
-        dataset = _in_order(len(source), batch_size, None, drop_remainder)
+        dataset = order.in_order(len(source), batch_size, drop_remainder=drop_remainder)
         count = steps
 
     def part(rows):
@@ -123,6 +137,23 @@ def batches(
         return batch
 
     return _run(dataset, load, count, sharded=workers > 1)
+
+
+def _groups(source, unlabelled_ratio):
+    """The rows that are passed through together, and the share of each group in a batch."""
+    if unlabelled_ratio is None:
+        return (np.arange(len(source)),), (1.0,)
+    if not is_number(unlabelled_ratio) or unlabelled_ratio <= 0:
+        raise InputError(f"unlabelled_ratio={unlabelled_ratio!r}: give a number above 0")
+    labelled = labelled_rows(source)
+    unlabelled = np.setdiff1d(np.arange(len(source)), labelled)
+    if not len(labelled) or not len(unlabelled):
+        raise InputError(
+            f"unlabelled_ratio={unlabelled_ratio:g} takes images with and without labels, and there are "
+            f"{len(labelled)} and {len(unlabelled)}: leave it out"
+        )
+    share = 1 / (1 + unlabelled_ratio)
+    return (labelled, unlabelled), (share, 1 - share)
 
 
 def _run(dataset, load, count, sharded=False):
@@ -152,7 +183,7 @@ def _check_views(views, source, augment):
 class Views:
     """The augmented views of a split that a teacher cache holds: the first ``count`` of each sample.
 
-    View k of a sample is what training shows in epoch k with the same seed.
+    View k of a sample is what training shows in its pass k with the same seed.
 
     Args:
         source: what is read.
@@ -181,18 +212,23 @@ class Views:
         return len(self.source)
 
     def identity(self) -> dict[str, Any]:
-        """Everything that the views depend on, except their number."""
+        """Everything that the views depend on, except their number. Labels are no part of it."""
         random = bool(_columns(self.augment))
         return {
-            "samples": self.source.fingerprint,
+            "set of images": self.source.images_fingerprint,
             "augmentation": [repr(op) for op in self.augment],
             "seed of the views": self.seed if random else None,
         }
 
+    @property
+    def repeats(self) -> tuple[int, int]:
+        """Their number, and their seed."""
+        return self.count, self.seed
+
     def batches(self, view: int, batch_size: int) -> tf.data.Dataset:
         """One view of every sample, in order: float32 images (B, H, W, C) in 0…255."""
-        noise = _noise(len(self), self.augment, tf.constant([self.seed, 0], tf.int64), view)
-        dataset = _in_order(len(self), batch_size, noise, drop_remainder=False)
+        noise = order.noise(len(self), _columns(self.augment), self.seed, view)
+        dataset = order.in_order(len(self), batch_size, noise)
 
         def load(index, noise, mix_seed, view):
             image, label = self.source.read(index)
@@ -205,46 +241,16 @@ def _columns(augment) -> int:
     return sum(op.columns for op in augment)
 
 
-def _noise(n, augment, seed, view):
-    """The random numbers of a view: row i belongs to sample i, in whatever order samples are read."""
-    return tf.random.stateless_uniform((n, _columns(augment)), _fold(_fold(seed, _VIEW), view))
-
-
-def _in_order(n, batch_size, noise, drop_remainder):
-    """Batches of (index, noise, seed for mixing, view) in the order of the source."""
-    dataset = tf.data.Dataset.range(n).batch(batch_size, drop_remainder)
-    rows = tf.zeros((n, 0)) if noise is None else noise
-    return dataset.map(lambda index: (index, tf.gather(rows, index), tf.zeros((2,), tf.int64), tf.zeros((), tf.int64)))
-
-
-def _epochs(n, batch_size, seed, epochs, initial_epoch, augment, views, drop_remainder):
-    """Batches of (index, noise, seed for mixing, view), epoch after epoch."""
-    seed = tf.constant([seed, 0], tf.int64)
-    views_seed = seed if views is None else tf.constant([views.seed, 0], tf.int64)
-
-    def epoch_batches(epoch):
-        order = tf.random.experimental.stateless_shuffle(tf.range(n, dtype=tf.int64), _fold(_fold(seed, _ORDER), epoch))
-        view = epoch if views is None else epoch % views.count
-        table = _noise(n, augment, views_seed, view)
-        mixing = _fold(_fold(seed, _MIX), epoch)
-        dataset = tf.data.Dataset.from_tensor_slices(order).batch(batch_size, drop_remainder).enumerate()
-        return dataset.map(lambda step, index: (index, tf.gather(table, index), _fold(mixing, step), view))
-
-    return tf.data.Dataset.range(initial_epoch, max(epochs, initial_epoch)).flat_map(epoch_batches)
-
-
-def _fold(seed, number):
-    return tf.random.fold_in(seed, tf.cast(number, tf.int64))
-
-
 def _augmented(image, label, noise, mix_seed, augment, num_classes):
-    if any(op.mixes_labels for op in augment):
-        label = tf.one_hot(label, num_classes)
+    mixes = any(op.mixes_labels for op in augment)
+    if mixes:
+        # What is mixed with no label has none: NaN stays NaN, whatever it is mixed with.
+        label = tf.where((label >= 0)[:, None], tf.one_hot(label, num_classes), np.nan)
     column = 0
     for number, op in enumerate(augment):
         if op.mixes_labels:
-            image, label = op(image, label, _fold(mix_seed, number))
+            image, label = op(image, label, order.fold(mix_seed, number))
         else:
             image = op(image, noise[:, column : column + op.columns])
             column += op.columns
-    return image, label
+    return image, tf.where(tf.math.is_nan(label), -1.0, label) if mixes else label

@@ -23,7 +23,7 @@ class Source:
     """The base of sources: length, labels, image shape, subsets.
 
     Attributes:
-        labels: int32 (N,).
+        labels: int32 (N,); −1 for a sample without a label.
         image_shape: (H, W, C).
     """
 
@@ -53,8 +53,12 @@ class Source:
     @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of the samples: it differs where an image, a label or the image shape does."""
-        parts = self.digests, self.labels, np.asarray(self.image_shape)
-        return hashlib.sha256(b"".join(np.ascontiguousarray(part).tobytes() for part in parts)).hexdigest()
+        return _hash(self.digests, self.labels, np.asarray(self.image_shape))
+
+    @functools.cached_property
+    def images_fingerprint(self) -> str:
+        """A hash of the images, whatever their labels."""
+        return _hash(self.digests, np.asarray(self.image_shape))
 
     def subset(self, indices: Any) -> "Source":
         """A source of the given samples in the given order, which shares this source's memory.
@@ -187,6 +191,10 @@ class _Subset(Source):
         return self._source.digests[self._rows.numpy()]
 
 
+def _hash(*arrays) -> str:
+    return hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest()
+
+
 @dataclasses.dataclass(frozen=True)
 class Splits:
     """A data set: three sources without a common sample.
@@ -197,6 +205,7 @@ class Splits:
         test: samples for the reported result.
         class_names: K names, in the order of the labels.
         image_shape: (H, W, C).
+        unlabelled: further samples for training, whose labels are all −1, for none; or None.
     """
 
     train: Source
@@ -204,6 +213,7 @@ class Splits:
     test: Source
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
+    unlabelled: Source | None = None
 
     @property
     def num_classes(self) -> int:

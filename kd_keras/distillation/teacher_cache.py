@@ -224,7 +224,7 @@ class TeacherCache:
         """The taps of some samples, as TensorFlow operations.
 
         Args:
-            view: number of the view, an integer scalar.
+            view: number of the view, an integer scalar, or of each sample's view (B,).
             index: integers (B,), positions in the split.
 
         Returns:
@@ -236,8 +236,15 @@ class TeacherCache:
         if not self._rows:
             self._open()
         index = tf.cast(index, tf.int64)
-        views = [lambda view=view: self._parts(view, index) for view in range(self.views.count)]
-        parts = views[0]() if len(views) == 1 else tf.switch_case(tf.cast(view, tf.int32), views)
+        view, count = tf.cast(view, tf.int32), self.views.count
+        if count == 1:
+            parts = self._parts(0, index)
+        elif view.shape.rank == 0:
+            parts = tf.switch_case(view, [lambda number=number: self._parts(number, index) for number in range(count)])
+        else:
+            places = tf.dynamic_partition(tf.range(tf.shape(index)[0]), view, count)
+            each = [self._parts(number, tf.gather(index, rows)) for number, rows in enumerate(places)]
+            parts = tf.nest.map_structure(lambda *views: tf.dynamic_stitch(places, views), *each)
         return {tap: self._storages[tap].decode(parts[tap]) for tap in self.taps}
 
     def _parts(self, view, index):

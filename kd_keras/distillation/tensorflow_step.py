@@ -4,6 +4,7 @@ A `Step` for another backend is another such file, which distiller.py imports un
 """
 
 import dataclasses
+import functools
 import itertools
 
 import tensorflow as tf
@@ -102,11 +103,14 @@ class Step(LabelChecks, compat.Trainer):
         """Keras' function of an iterator, that looks at the first batch and puts it back."""
 
         def run(iterator):
-            if mode not in self._looked.value:
-                first = next(iterator)
-                self._look_at_replica(first, mode)
-                iterator = itertools.chain([first], iterator)
-            return function(iterator)
+            if mode in self._looked.value:
+                return function(iterator)
+            first = next(iterator)
+            self._look_at_replica(first, mode)
+            if not isinstance(iterator, tf.data.Iterator):
+                return function(itertools.chain([first], iterator))
+            batches = [first, *itertools.islice(iterator, self.steps_per_execution - 1)]
+            return function(_iterator_of(batches, iterator.element_spec))
 
         return run
 
@@ -307,6 +311,20 @@ class Step(LabelChecks, compat.Trainer):
             raise InputError("class_weight and sample_weight were both given: give one of them")
         table = [class_weight.get(number, 1.0) for number in range(self._student_taps.value.num_classes)]
         return dataset.map(lambda x, y: (x, y, tf.gather(tf.constant(table, tf.float32), labels.classes(y))))
+
+
+def _iterator_of(batches, spec):
+    """An iterator of batches, of the type that has this spec: of another one Keras' function would be traced again."""
+
+    def of_spec(*parts):
+        return tf.nest.map_structure(
+            lambda part, its: tf.compat.v1.placeholder_with_default(part, its.shape),
+            parts[0] if len(parts) == 1 and not isinstance(spec, tuple) else parts,
+            spec,
+        )
+
+    datasets = [tf.data.Dataset.from_tensors(batch).map(of_spec) for batch in batches]
+    return iter(functools.reduce(tf.data.Dataset.concatenate, datasets))
 
 
 def _weighted(value, sample_weight):

@@ -47,6 +47,21 @@ class Data(Section):
         minimum=1,
         affects=("teacher", *_STUDENTS),
     )
+    labelled_examples: int | None = setting(
+        None,
+        "Number of training images whose labels student and baseline use, drawn evenly over the classes; the others "
+        "are used without. By default all.",
+        minimum=1,
+        affects=_STUDENTS,
+    )
+    teacher_labelled_examples: int | None = setting(
+        None, "The same for the teacher; by default all.", minimum=1, needs="teacher", affects=("teacher",)
+    )
+    unlabelled_ratio: float | None = setting(
+        None,
+        "Images without a label for each one with a label, in every batch; by default as in the data.",
+        affects=_TAUGHT,
+    )
     # The next three are written into the spec of the data set (rule add_data_options).
     val_fraction: float | None = setting(
         None,

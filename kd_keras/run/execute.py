@@ -72,8 +72,9 @@ def _owned(workdir, session):
 
 
 def _tell_data(session, note) -> None:
-    splits, train = session.splits, session.facts.data().count
-    counts = f"{train} train, {len(splits.val)} val, {len(splits.test)} test"
+    splits, train = session.splits, session.facts.student_data()
+    with_labels = f" ({train.labels} with labels)" if train.labels < train.count else ""
+    counts = f"{train.count} train{with_labels}, {len(splits.val)} val, {len(splits.test)} test"
     session.console.print(
         f"data     {session.config.data.source}: {counts}; {splits.num_classes} classes, "
         f"{'×'.join(map(str, splits.image_shape))}"

@@ -35,12 +35,22 @@ _WEIGHTS = ("path", "preset", "pretrained")
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Content hashes of the splits, the number of training images, the classes' names."""
+    """Content hashes of the splits, numbers of training images, the classes' names.
+
+    Attributes:
+        train: the training split, of which some samples may have no label.
+        labelled: its samples that have one; equal to ``train`` where all have.
+        images: its images alone.
+        count, labels: numbers of its images, and of its labels.
+    """
 
     train: str
+    labelled: str
+    images: str
     val: str
     test: str
     count: int
+    labels: int
     class_names: tuple[str, ...]
 
 
@@ -53,9 +63,9 @@ class Facts:
 
     def __init__(self, session):
         self._session, self._splits = session, session.splits
-        self._examples, self._seed = session.config.data.train_examples, session.config.training.seed
+        self._seed = session.config.training.seed
         self._sources = {source.fingerprint: source for source in (self._splits.val, self._splits.test)}
-        self._data: dict[int, Data] = {}
+        self._data: dict[tuple, Data] = {}
         # Models by their architecture: each is built once.
         self._models: dict[str, keras.Model] = {}
         self._taps: dict[str, list[str]] = {}
@@ -63,17 +73,35 @@ class Facts:
 
     # ---- data ----
 
-    def data(self, seed: int | None = None) -> Data:
-        """The splits, with the training images that ``--train_examples`` and a seed draw."""
-        seed = self._seed if seed is None or self._examples is None else seed
-        if seed not in self._data:
-            train, splits = self._splits.train, self._splits
-            if self._examples is not None:
-                train = datasets.take(train, self._examples, seed)
-            prints = [source.fingerprint for source in (train, splits.val, splits.test)]
-            self._sources[prints[0]] = train
-            self._data[seed] = Data(*prints, len(train), tuple(splits.class_names))
-        return self._data[seed]
+    def data(self, seed: int | None = None, labels: int | None = None) -> Data:
+        """The splits, with the training images that ``--train_examples`` and a seed draw.
+
+        Args:
+            seed: of the draws; by default ``--seed``.
+            labels: number of labels that are drawn; the others are left out. By default all.
+
+        Raises:
+            InputError: there are fewer.
+        """
+        key = (self._seed if seed is None else seed, labels)
+        if key not in self._data:
+            splits, examples = self._splits, self._session.config.data.train_examples
+            train = splits.train if examples is None else datasets.take(splits.train, examples, key[0])
+            train = train if labels is None else datasets.keep_labels(train, labels, key[0])
+            if splits.unlabelled is not None:
+                train = datasets.join(train, splits.unlabelled)
+            labelled = datasets.labelled(train)
+            self._sources |= {source.fingerprint: source for source in (train, labelled)}
+            # Whatever has these images: a teacher cache reads no labels.
+            self._sources.setdefault(train.images_fingerprint, train)
+            prints = (train.fingerprint, labelled.fingerprint, train.images_fingerprint)
+            prints += splits.val.fingerprint, splits.test.fingerprint
+            self._data[key] = Data(*prints, len(train), len(labelled), tuple(splits.class_names))
+        return self._data[key]
+
+    def student_data(self) -> Data:
+        """The data that student and baseline are trained on."""
+        return self.data(labels=self._session.config.data.labelled_examples)
 
     def source(self, fingerprint: str):
         """The split that has a content hash."""
@@ -238,6 +266,12 @@ class Facts:
     def grafts(self, given: Spec) -> bool:
         """Whether a loss puts layers of the teacher on the student."""
         return spec.builder("kd_keras.losses", given.name).adapted is not Loss.adapted
+
+    def learns_without_labels(self, term) -> bool:
+        """Whether a term means something for an image without a label."""
+        reads = self.loss(term.loss).reads_labels
+        # A loss of the user's that does not say it: one that hears a teacher can learn from it alone.
+        return bool(term.teachers) if reads is None else not reads
 
     def needs_pretraining(self, given: Spec) -> bool:
         """Whether a loss means nothing before it is pretrained."""

@@ -102,6 +102,8 @@ class Session:
         """What the data are, as a workdir keeps it; the training split is without ``--train_examples``."""
         splits = self.splits
         prints = {f"{name} split": getattr(splits, name).fingerprint for name in ("train", "val", "test")}
+        if splits.unlabelled is not None:
+            prints["unlabelled images"] = splits.unlabelled.fingerprint
         return {**prints, "classes": list(splits.class_names), "image_shape": list(splits.image_shape)}
 
     def build(self, build: Build, inner: list[keras.Model], trial: bool = False) -> keras.Model:

@@ -108,7 +108,11 @@ class Trainer:
 
     def steps_per_epoch(self, stage: Train) -> int:
         """Optimizer steps in an epoch of a training."""
-        return datasets.steps_per_epoch(len(self.facts.source(stage.samples.train)), stage.samples.batch_size)
+        return datasets.steps_per_epoch(self._length(stage.samples), stage.samples.batch_size)
+
+    def _length(self, samples) -> int:
+        """Images in an epoch."""
+        return samples.length or len(self.facts.source(samples.train))
 
     def _steps_per_execution(self, steps: int) -> int:
         asked = self.config.hardware.steps_per_execution
@@ -126,7 +130,7 @@ class Trainer:
 
         Such a replica is given a blank image, which no loss counts but batch norm does, the student's or a projector's.
         """
-        count, size = len(self.facts.source(stage.samples.train)), stage.samples.batch_size
+        count, size = self._length(stage.samples), stage.samples.batch_size
         replicas = self.session.strategy.num_replicas_in_sync
         if size < replicas:
             raise InputError(f"--batch_size={size} is less than the {replicas} replicas: it is the global batch size")
@@ -185,6 +189,8 @@ class Trainer:
             cache=cache,
             with_index=distiller.needs_index,
             views=views,
+            length=samples.length,
+            unlabelled_ratio=samples.unlabelled_ratio,
             shard=self.session.worker,
         )
 
@@ -235,6 +241,7 @@ class Trainer:
             trained.save(folder / "model.keras")
         record = {"series": history.series, "best_epoch": history.best_epoch, "seconds": round(history.seconds, 1)}
         steps = recipe.epochs * self.steps_per_epoch(stage)
+        record["updates"] = steps if history.stop is None else int(history.stop["step"])
         # Of a short training, most of the time is tracing.
         if folder is not None and history.stop is None and steps >= 100:
             timings.keep_timing(self.session, stage, history.seconds / steps)

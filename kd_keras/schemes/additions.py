@@ -53,7 +53,7 @@ class _Adding:
     """Collects rows and stages for one plan."""
 
     def __init__(self, plan, config, facts):
-        self.plan, self.config, self.facts, self.data = plan, config, facts, facts.data()
+        self.plan, self.config, self.facts, self.data = plan, config, facts, facts.student_data()
         self.rows, self.extras, self.compressed = [], [], []
         self.baseline = next((model for model in plan.models if model.name == "baseline"), None)
 
@@ -75,7 +75,7 @@ class _Adding:
     def row(self, stage, reference=None, size=None, **labels) -> None:
         """A row, with the measurements that fill it."""
         data = self.data
-        splits = (data.test,) if isinstance(stage, Export) else (data.test, data.train, data.val)
+        splits = (data.test,) if isinstance(stage, Export) else (data.test, data.labelled, data.val)
 
         def measure(what, of, **fields):
             return Measure(name=f"{of.name}-{what}", of=of, what=what, **fields)

@@ -91,15 +91,17 @@ def _teacher(config, facts, name, spec, variant) -> Model:
         return _new(facts, spec, seed, settings.precision, **labels)
     accuracy = settings.stop_at_val_accuracy
     model = _new(facts, spec, seed, settings.precision)
+    losses = terms(settings.loss, facts, model, None, flag="--teacher_loss")
+    data = facts.data(settings.seed, config.data.teacher_labelled_examples)
     return Train(
         **labels,
         architecture=str(spec),
         model=model,
-        terms=terms(settings.loss, facts, model, None, flag="--teacher_loss"),
+        terms=losses,
         recipe=recipe(
             facts, settings, epochs, stop=None if accuracy is None else (accuracy, settings.stop_check_steps)
         ),
-        samples=_samples(facts, settings.seed, settings.batch_size, settings.augment),
+        samples=_samples(facts, data, losses, settings.batch_size, settings.augment),
         seed=settings.seed,
     )
 
@@ -110,9 +112,25 @@ def recipe(facts, settings, epochs: int, **options) -> Recipe:
     return Recipe(epochs=epochs, optimizer=optimizer, learning_rate=settings.learning_rate, **options)
 
 
-def _samples(facts, seed, batch_size, augment, views=None) -> Samples:
-    data = facts.data(seed)
-    return Samples(data.train, data.val, batch_size, facts.parts("data.augment", augment), views)
+def _samples(facts, data, terms, batch_size, augment, views=None, unlabelled_ratio=None) -> Samples:
+    """All images where a term learns from those without a label; else those with one, as often as it takes."""
+    unlabelled = data.count - data.labels
+    if unlabelled_ratio is not None and not unlabelled:
+        raise InputError(
+            f"--unlabelled_ratio={unlabelled_ratio:g} but all training images have labels: give --labelled_examples, "
+            "or data with unlabelled images"
+        )
+    fields = {"val": data.val, "batch_size": batch_size, "augment": facts.parts("data.augment", augment)}
+    fields |= {"views": views, "labelled": data.labels}
+    if not unlabelled or any(map(facts.learns_without_labels, terms)):
+        return Samples(train=data.train, unlabelled=unlabelled, unlabelled_ratio=unlabelled_ratio, **fields)
+    if any(term.teachers for term in terms):
+        names = ", ".join(dict.fromkeys(term.loss.name for term in terms))
+        raise InputError(
+            f"{unlabelled} of the training images have no label, and each loss of --loss reads labels ({names}): add "
+            "one that does not, such as kd(), or use only labelled images (--train_examples)"
+        )
+    return Samples(train=data.labelled, length=data.count, **fields)
 
 
 def baseline(config, facts) -> list[Train]:
@@ -164,7 +182,10 @@ def taught_fields(config, facts, model, terms, teacher) -> dict:
     teacher = teacher if _read_teacher(terms) else None
     cache, seed = config.cache, config.training.seed
     views = (cache.views, cache.seed) if cache.views else None
-    samples = _samples(facts, seed, config.training.batch_size, config.data.augment, views)
+    data, settings = facts.student_data(), config.data
+    samples = _samples(
+        facts, data, terms, config.training.batch_size, settings.augment, views, settings.unlabelled_ratio
+    )
     fields = {"model": model, "terms": terms, "seed": seed, "samples": samples, "teacher": teacher}
     if teacher is None:
         return fields
@@ -173,7 +194,7 @@ def taught_fields(config, facts, model, terms, teacher) -> dict:
     if views is not None:
         caches = {
             "teacher": teacher,
-            "images": samples.train,
+            "images": data.images,
             "views": views,
             "augment": samples.augment,
             "computes_in": computes_in,

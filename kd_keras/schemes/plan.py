@@ -129,11 +129,14 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """What a training sees. The data set, its image size and its subset are in the fingerprints.
+    """What a training sees. The data set, its image size, its subset and its labels are in the fingerprints.
 
     Attributes:
         train, val: content hashes of the splits.
         views: (number of views, their seed), where images are seen in cached views.
+        length: images in an epoch, where that is not each image of ``train`` once.
+        unlabelled_ratio: images without a label for each one with a label, in every batch; None for the data's.
+        labelled, unlabelled: how many images of ``train`` have a label, and how many have none.
     """
 
     train: str
@@ -141,6 +144,10 @@ class Samples:
     batch_size: int
     augment: tuple[Part, ...] = ()
     views: tuple[int, int] | None = None
+    length: int | None = None
+    unlabelled_ratio: float | None = None
+    labelled: int = unkeyed(default=0)
+    unlabelled: int = unkeyed(default=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -181,7 +188,7 @@ class Cache(Stage):
     """Stores one tap of the teacher for every view of every training image.
 
     Attributes:
-        images: the content hash of the training split.
+        images: the content hash of the training images, without their labels.
         augment, views: what a view is, and (number of views, their seed).
     """
 

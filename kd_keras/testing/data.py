@@ -22,11 +22,12 @@ def check_data(splits: Splits) -> None:
 
 
 def _sources(splits: Splits) -> list[tuple[str, Source]]:
-    return [(name, getattr(splits, name)) for name in ("train", "val", "test")]
+    names = ("train", "val", "test", "unlabelled")
+    return [(name, getattr(splits, name)) for name in names if name != "unlabelled" or splits.unlabelled is not None]
 
 
 def has_three_sources(splits: Splits) -> None:
-    """``train``, ``val`` and ``test`` are sources that hold samples of the splits' shape."""
+    """``train``, ``val`` and ``test``, and ``unlabelled`` if there is one, are sources of samples of one shape."""
     for name, source in _sources(splits):
         assert isinstance(source, Source), f"{name} is {type(source).__name__}: a split is a kd_keras.data.Source"
         assert len(source) > 0, f"{name} holds no sample"
@@ -36,14 +37,16 @@ def has_three_sources(splits: Splits) -> None:
 
 
 def labels_are_classes(splits: Splits) -> None:
-    """Labels are int32 (N,), each the position of a class name."""
+    """Labels are int32 (N,), each the position of a class name; −1 is none, in ``train`` and ``unlabelled``."""
     for name, source in _sources(splits):
         labels = source.labels
         assert labels.dtype == np.int32 and labels.shape == (len(source),), (
             f"{name}'s labels are {labels.dtype} {labels.shape}: they are int32 ({len(source)},), in memory"
         )
-        assert labels.min() >= 0 and labels.max() < len(splits.class_names), (
-            f"{name} has labels from {labels.min()} to {labels.max()}, and there are {len(splits.class_names)} names"
+        least = 0 if name in ("val", "test") else -1
+        most = -1 if name == "unlabelled" else len(splits.class_names) - 1
+        assert labels.min() >= least and labels.max() <= most, (
+            f"{name} has labels from {labels.min()} to {labels.max()}: they are {least} to {most}"
         )
 
 
@@ -73,7 +76,9 @@ def reads_what_is_asked_for(splits: Splits) -> None:
 def has_fingerprints(splits: Splits) -> None:
     """A fingerprint repeats, and differs between sources with different samples."""
     fingerprints = {name: source.fingerprint for name, source in _sources(splits)}
-    assert len(set(fingerprints.values())) == 3, f"different splits have one fingerprint: {fingerprints}"
+    assert len(set(fingerprints.values())) == len(fingerprints), (
+        f"different splits have one fingerprint: {fingerprints}"
+    )
     for name, source in _sources(splits):
         every = source.subset(np.arange(len(source)))
         assert every.fingerprint == source.subset(np.arange(len(source))).fingerprint, f"{name}'s fingerprint changes"

@@ -86,6 +86,9 @@ RESNET = "resnet(depth=50, pretrained='imagenet')"
 OTHER = {
     "data": ["digits(val_fraction=0.3)"],
     "train_examples": ["400"],
+    "labelled_examples": ["400"],
+    "teacher_labelled_examples": ["400"],
+    "unlabelled_ratio": ["2", "--labelled_examples=400", "--nobaseline"],
     "val_fraction": ["0.3"],
     "image_size": ["40", "--data=FOLDER"],
     "skip_bad_images": ["true", "--data=FOLDER"],

@@ -56,9 +56,22 @@ class Results:
             values["float_agreement"] = quality.agreement(self.logits(stage), self.logits(row.reference))
         else:
             values["bytes"] = (self.store.folder(stage) / "model.keras").stat().st_size
+            values |= self._seen(stage)
         if row.reference is not None:
             values |= self._against(stage, row.reference)
         return tables.row(stage.role, stage.architecture, stage=stage.name, **values)
+
+    def _seen(self, stage) -> dict:
+        """What a model was trained on, where some images have no label."""
+        if not isinstance(stage, Train) or not self._some_unlabelled:
+            return {}
+        samples, updates = stage.samples, self.store.record(stage).get("updates")
+        return {"labelled_images": samples.labelled, "unlabelled_images": samples.unlabelled, "updates": updates}
+
+    @property
+    def _some_unlabelled(self) -> bool:
+        trained = [stage for stage in self.plan.models if isinstance(stage, Train)]
+        return any(stage.samples.unlabelled or stage.samples.length for stage in trained)
 
     def _against(self, stage, reference) -> dict:
         """What is lost against the Keras model that a file or compressed student was made of."""
@@ -88,13 +101,25 @@ class Results:
     def notes(self, rows: list[dict]) -> list[str]:
         """What has to be known to read the table."""
         runtimes = [self.store.record(row.measures[2]).get("runtime") for row in self.plan.rows]
-        notes = list(dict.fromkeys(filter(None, runtimes)))
+        notes = [*self._gain(), *dict.fromkeys(filter(None, runtimes))]
         notes += [self.store.record(row.stage)["refused"] for row in self.plan.rows if self.is_refused(row)]
         notes += self._teacher_notes({row["stage"]: row for row in rows})
         if any(row["marked"] for row in rows):
             drop = self.session.config.export.max_accuracy_drop
             notes.append(f"‡ less accurate than the Keras student that it was made of by more than {drop:g}")
         return notes
+
+    def _gain(self) -> list[str]:
+        """How much better the student is than the baseline, in a sentence."""
+        baseline = next((row.stage for row in self.plan.rows if row.stage.name == "baseline"), None)
+        student = self.plan.students[0]
+        if baseline is None or student.key == baseline.key:
+            return []
+        change, low, high = quality.accuracy_change(self.logits(student), self.logits(baseline), self.labels)
+        return [
+            f"distillation: {100 * change:+.2f} ± {50 * (high - low):.2f} points of test accuracy over the baseline "
+            f"(95 % interval over the {len(self.labels)} test images of this one run)"
+        ]
 
     def _stops(self) -> list[tuple[str, dict]]:
         """(role, what was recorded) of every teacher whose training was to end early."""

@@ -17,6 +17,9 @@ COLUMNS = (
     "stage",
     "role",
     "architecture",
+    "labelled_images",
+    "unlabelled_images",
+    "updates",
     "train_accuracy",
     "val_accuracy",
     "test_accuracy",
@@ -311,6 +314,9 @@ def _milliseconds(median, spread):
 # heading, how a value is written, column(s)
 _TEXTS = (("role", _role, "role", "marked"), ("architecture", str, "architecture"))
 _QUALITY = (
+    ("images\nlabelled", count_text, "labelled_images"),
+    ("un-\nlabelled", count_text, "unlabelled_images"),
+    ("updates", count_text, "updates"),
     ("train\nacc %", _percent, "train_accuracy"),
     ("val\nacc %", _percent, "val_accuracy"),
     ("test\nacc %", _percent, "test_accuracy"),
