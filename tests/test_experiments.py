@@ -32,7 +32,8 @@ FLAGFILES = sorted((ROOT / "experiments").glob("*.flags"))
 #: Those of a study, which tools/run_matrix.py runs; the others stand alone.
 ALONE = {"digits", "cifar_resnet", "fashion_mnist", "edge_cifar10", "edge_fashion_mnist"}
 LARGE = {"s1_ensemble_seresnet50_seresnet101_resnet50_resnet18", "s0_pneumoniamnist_densenet121_mobilenetv2_scratch"}
-STUDIES = ("s0", "s1", "s2", "s3", "s4", "ensemble", "assistant", "born_again", "mutual", "self_distillation", "zoo")
+STUDIES = ("s0", "s1", "s2", "s3", "s4", "ensemble", "assistant", "born_again", "mutual", "self_distillation")
+STUDIES += ("zoo", "unlabelled")
 #: What each data set gives, so that its models can be built where it can't be downloaded.
 SHAPES = {
     "digits": (10, (8, 8, 1)),
@@ -62,6 +63,12 @@ def test_there_are_flagfiles():
     assert sorted(map(tuple, pairs)) == sorted(expected | {("reverse", t, s) for t in small for s in large})
 
 
+def few_labels(path, count):
+    """Flags that bring the numbers of labels, where a flagfile has any, down to a small data set's."""
+    names = ("labelled_examples", "teacher_labelled_examples")
+    return [f"--{name}={count}" for name in names if f"--{name}=" in path.read_text()]
+
+
 @functools.cache
 def blank(name):
     """A data set of black images, two of each class in every split."""
@@ -78,7 +85,7 @@ def planned(tmp_path_factory):
 
     def plan(path):
         if path not in plans:
-            flags = ["--nopretrained", "--train_examples=none", "--tracking=none"]
+            flags = ["--nopretrained", "--train_examples=none", "--tracking=none", *few_labels(path, 10)]
             if "hub(" in path.read_text():
                 if not any(preset.iterdir()):
                     presets.write("clip", preset)
@@ -189,8 +196,9 @@ def test_what_is_called_smaller_is(planned):
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", sorted(ALONE))
 def test_it_runs_shrunk(name, tmp_path):
+    path = ROOT / "experiments" / f"{name}.flags"
     flags = ["--data=digits()", "--epochs=1", "--teacher_epochs=1", "--train_examples=128", f"--workdir={tmp_path}"]
-    assert run.main(["kd_keras", f"--flagfile={ROOT / 'experiments' / name}.flags", *flags]) == 0
+    assert run.main(["kd_keras", f"--flagfile={path}", *flags, *few_labels(path, 40)]) == 0
     assert (tmp_path / "student_int8.tflite").exists()
 
 
@@ -217,6 +225,8 @@ def run_shrunk(study, rows, tmp_path, *flags):
             "--val_fraction=0.25",
         ]
     small += ["--image_size=32", "--batch_size=14", "--epochs=1"]
+    if study == "unlabelled":
+        small.append("--labelled_examples=20")
     # A teacher of two steps has features of any size, which a student must not run after at full speed.
     small += ["--learning_rate=0.0001", "--teacher_learning_rate=0.0001"]
     runs = tmp_path / "runs"

@@ -93,6 +93,8 @@ def every_data_set() -> list[data.Splits]:
     memory = data.ArraySource(images, np.arange(10))
     sources: list[data.Source] = [memory, data.FileSource(["a.png"], [0], (8, 8, 1)), data.take(memory, 5, seed=0)]
     assert sources
+    few = data.keep_labels(memory, 10, seed=0)
+    sources += [data.labelled(few), data.join(few, data.without_labels(memory))]
     data.batches(memory, 2, training=True, augment=data.augmentations("flip()"))
     assert_type(data.steps_per_epoch(len(memory), 2), int)
     data.Views(memory, 2)

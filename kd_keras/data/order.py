@@ -14,7 +14,7 @@ _ORDER, _VIEW, _MIX = range(3)
 
 
 @dataclasses.dataclass(frozen=True)
-class Order:
+class Passes:
     """In which order, and with which random numbers, a training sees the samples of a source.
 
     Attributes:

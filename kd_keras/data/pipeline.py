@@ -106,7 +106,7 @@ def batches(
 
     if training:
         groups, shares = _groups(source, unlabelled_ratio)
-        seen = order.Order(groups, shares, size, seed, _columns(augment), None if views is None else views.repeats)
+        seen = order.Passes(groups, shares, size, seed, _columns(augment), None if views is None else views.repeats)
         dataset = seen.batches(batch_size, initial_epoch, epochs, drop_remainder)
         count = max(epochs - initial_epoch, 0) * steps
     else:
