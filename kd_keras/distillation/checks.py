@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from kd_keras.distillation.heads import Head
 from kd_keras.distillation.taps import Taps
 from kd_keras.errors import InputError
 from kd_keras.losses.base import Loss
@@ -46,6 +47,60 @@ def losses(given: Any) -> list[Loss]:
         if loss.name == "loss":
             raise InputError("a loss is named 'loss', as the total is in the logs: give it another, name='mine'")
     return list(given)
+
+
+_HEADS = {
+    "softmax": "one class for each image (a softmax)",
+    "multilabel": "independent labels (multi-label, a sigmoid each)",
+}
+
+
+def are_multilabel(terms: Sequence[Loss]) -> bool | None:
+    """Whether the losses are for independent labels; None where they are for either.
+
+    Raises:
+        InputError: one is for independent labels, and another for one class for each image.
+    """
+    only = {}
+    for term in terms:
+        if isinstance(term.heads, str) or not term.heads or not set(term.heads) <= set(_HEADS):
+            raise InputError(f"{term.name}.heads is {term.heads!r}: give a set of {' and '.join(map(repr, _HEADS))}")
+        if len(term.heads) == 1:
+            only.setdefault(*term.heads, term.name)
+    if len(only) > 1:
+        text = ", and ".join(f"{name} for {_HEADS[kind]}" for kind, name in only.items())
+        raise InputError(f"the losses don't go together: {text}; take all for one of the two")
+    return "multilabel" in only if only else None
+
+
+def heads(terms: Sequence[Loss], tap_names: Sequence[tuple], found: Mapping[str, Head]) -> None:
+    """Raises InputError where a loss reads logits of a head that it is not for, or of two that differ.
+
+    Args:
+        terms: the losses.
+        tap_names: for each of them, the names of the taps of student and teacher that it reads.
+        found: ``'student'`` and ``'teacher'``, as far as they are known.
+    """
+    for term, names in zip(terms, tap_names, strict=True):
+        read = [
+            (role, found[role])
+            for role, taps in zip(("student", "teacher"), names, strict=True)
+            if taps and role in found
+        ]
+        for role, head in read:
+            if head.labels not in term.heads:
+                other = "multilabel_logits" if head.labels == "softmax" else "logits"
+                if head.gives_probabilities:
+                    other = other.replace("logits", "probabilities")
+                raise InputError(
+                    f"{term.name} is for {_HEADS[next(iter(term.heads))]}, and the {role}'s output is that of "
+                    f"{_HEADS[head.labels]}: {head.reason}; take losses for such a head "
+                    f"({'bce, binary_kd' if head.is_multilabel else 'ce, kd'} or losses on features), or say "
+                    f"{role}_output={other!r}"
+                )
+        if "logits" in set(names[0]) & set(names[1]) and len({head.labels for _, head in read}) > 1:
+            text = ", the ".join(f"{role}'s is that of {_HEADS[head.labels]}" for role, head in read)
+            raise InputError(f"{term.name} compares two outputs of different kinds: the {text}")
 
 
 def pair(teacher: Taps, student: Taps) -> None:
@@ -90,6 +145,8 @@ def teacher_logits(logits: Any, num_classes: int) -> Any:
         InputError: they have another shape; axes of one entry are dropped.
     """
     sizes = tuple(logits.shape)[1:]
+    if sizes == (1,) and num_classes == 2:  # of one unit
+        return logits
     if [size for size in sizes if size != 1] != [num_classes]:
         shape = ", ".join(["B", *map(str, sizes)])
         raise InputError(
@@ -147,7 +204,8 @@ def manner(loss: Loss, student: Taps, teacher: Taps | None) -> Manner:
         try:
             value, reads_labels = loss.call(*taps, _Labels(), **more), False
         except Exception:  # of anybody's making: the labels were looked at, or else it is raised again
-            value, reads_labels = loss.call(*taps, ops.zeros((count,), "int32"), **more), True
+            shape = (count,) if "softmax" in loss.heads else (count, student.num_classes)
+            value, reads_labels = loss.call(*taps, ops.zeros(shape, "int32"), **more), True
     _check_value(loss.name, value, count)
     return Manner(reads_labels, len(value.shape) == 0)
 

@@ -25,7 +25,7 @@ class Distiller(Fitting):
     A training step runs the teacher once, without gradient (not at all where the batch contains its taps, or where no
     loss reads it), runs the student once, and sums the weighted losses and the student's own regularisation losses,
     averaged over the global batch. `evaluate` reports the student's metrics, with the cross-entropy of the labels as
-    ``loss``, whatever the losses are; `predict` returns the student's logits.
+    ``loss`` (of independent labels the binary one), whatever the losses are; `predict` returns the student's logits.
 
     The teacher is not trained, tracked or saved, and the object that was given is not changed. A Distiller that was
     loaded from a file predicts and evaluates at once; `fit` needs `attach_teacher` first.
@@ -41,7 +41,8 @@ class Distiller(Fitting):
         teacher: a built classifier of the same classes and input, or None where no loss reads one.
         losses: the loss terms (`kd_keras.losses`), each with its own weight.
         teacher_output, student_output: what the models' outputs are, one of `heads.KINDS`; by default it is found out
-            on the first batch. Probabilities become logits.
+            on the first batch. Probabilities become logits; one unit is two classes, with the logits (0, z). That
+            logits are of independent labels is said by the losses, by the labels (several 1 in a row) or here.
         teacher_dtype: ``'float32'``, ``'bfloat16'``, ``'float16'`` or ``'auto'`` runs a fast copy of a functional
             teacher in that dtype (see `fast_teacher.fast_copy`); None runs the teacher as it is.
         **kwargs: see `keras.Model`.
@@ -81,7 +82,11 @@ class Distiller(Fitting):
             term.clock = lambda: (ops.cast(self.epoch, "float32"), ops.cast(self.step, "float32"))
         self.term_names = _numbered([term.name for term in terms])
         self._term_trackers = [keras.metrics.Mean(name=name) for name in self.term_names]
-        self._student_taps = _Untracked(Taps(student, "student", student_output))
+        given = (student_output or "").startswith("multilabel") if student_output else None
+        of_losses = checks.are_multilabel(terms)
+        # Whether labels are independent, as far as it is known.
+        self._multilabel = _Untracked(given if of_losses is None else of_losses)
+        self._student_taps = _Untracked(Taps(student, "student", student_output, is_multilabel=bool(of_losses)))
         self._looked, self._given_head = _Untracked(set()), _Untracked()
         self._compiled_metrics, self._manners = _Untracked([]), _Untracked()
         self._teacher, self._teacher_taps = _Untracked(), _Untracked()
@@ -153,12 +158,16 @@ class Distiller(Fitting):
         self._looked.value, self._manners.value, self.train_function = set(), None, None
 
     def _taps_of_teacher(self, model) -> Taps:
-        return Taps(model, "teacher", self.teacher_output, floor=False)
+        return Taps(model, "teacher", self.teacher_output, floor=False, is_multilabel=bool(self._multilabel.value))
+
+    def _names_by_term(self, teacher):
+        """For each loss the names of the student's taps and of the teacher's that it reads."""
+        student = self._student_taps.value.names
+        return [term.taps(student, None if teacher is None else teacher.names) for term in self.terms]
 
     def _match(self, teacher):
         """Which taps the losses read: (the student's names, the teacher's names)."""
-        student = self._student_taps.value
-        names = [term.taps(student.names, None if teacher is None else teacher.names) for term in self.terms]
+        student, names = self._student_taps.value, self._names_by_term(teacher)
         student_names = tuple(dict.fromkeys(("logits", *(name for read, _ in names for name in read))))
         teacher_names = tuple(dict.fromkeys(name for _, read in names for name in read))
         student.require(student_names)
@@ -184,7 +193,8 @@ class Distiller(Fitting):
     def compile(self, optimizer: Any = "rmsprop", loss: None = None, metrics: Any = None, **kwargs: Any) -> None:
         """As `keras.Model.compile`, without a loss: the losses are given to the constructor.
 
-        ``"accuracy"`` takes labels as classes and, after mixup, as class weights.
+        ``"accuracy"`` takes labels as classes and, after mixup, as class weights; of independent labels it is the share
+        of right labels, as Keras' binary accuracy. Metrics get what the student itself gives.
 
         Raises:
             InputError: a loss is given.

@@ -73,6 +73,10 @@ class Fitting(Step):
 
     def _check_data(self, x, sample_weight, class_weight):
         checks.class_weight(class_weight)
+        if class_weight and self.is_multilabel:
+            raise InputError(
+                "class_weight weights each image by its one class, and the labels are independent: give sample_weight"
+            )
         taps = teacher_taps_in(x)
         if self._waits_for_teacher() or (taps is None and shows_its_fields(x)):
             self.require_teacher()
@@ -132,8 +136,24 @@ class Fitting(Step):
             )
         if is_array and hasattr(y, "shape") and self.reads_labels(training):
             missing = self.labels_may_be_missing(training)
-            if reason := labels.fault(np.asarray(y), self._student_taps.value.num_classes, missing):
+            self._look_at_labels(y)
+            num_classes = self._student_taps.value.num_classes
+            if reason := labels.fault(np.asarray(y), num_classes, missing, self.is_multilabel):
                 raise InputError(reason)
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether the labels are independent of each other: as losses, student or labels say."""
+        head = self._student_taps.value.head
+        return bool(self._multilabel.value) or (
+            self._multilabel.value is None and head is not None and head.is_multilabel
+        )
+
+    def _look_at_labels(self, y):
+        """Takes labels for independent ones that can be nothing else, where neither losses nor student say it."""
+        if self._multilabel.value is None and y is not None and labels.are_multi_hot(np.asarray(y)):
+            self._multilabel.value = True
+            self._student_taps.value.are_independent()
 
     def look_at(self, data: Any, mode: str) -> None:
         """Finds out, on the first batch, what the outputs of student and teacher are, before anything moves.
@@ -152,22 +172,23 @@ class Fitting(Step):
         if not hasattr(batch.image, "shape") or not batch.image.shape[0]:
             return
         checks.images(batch.image.shape, student)
-        heads_found = [student.decide(batch.image)]
+        if batch.label is not None and backend_ops.has_values(batch.label):
+            self._look_at_labels(ops.convert_to_numpy(batch.label))
+        found = {"student": student.decide(batch.image)}
+        for metric in self._compiled_metrics.value:
+            if isinstance(metric, Accuracy):
+                metric.head = found["student"]
         if mode == "train" and batch.teacher is None:
             self.require_teacher()
         if mode == "train" and batch.teacher is not None and "logits" in batch.teacher:
             logits = checks.teacher_logits(ops.convert_to_tensor(batch.teacher["logits"]), student.num_classes)
-            self._given_head.value = heads.of_values(logits, "teacher", self.teacher_output)
-            heads_found.append(self._given_head.value)
+            found["teacher"] = heads.of_values(logits, "teacher", self.teacher_output, self.is_multilabel)
+            self._given_head.value = found["teacher"]
         elif mode == "train" and teacher is not None and self.teacher_taps:
             checks.images(batch.image.shape, teacher)
-            heads_found.append(teacher.decide(batch.image))
-        for role, head in zip(("student", "teacher"), heads_found, strict=False):
-            if head.is_multilabel:
-                raise InputError(
-                    f"the {role}'s output is that of independent labels (multi-label, a sigmoid each): {head.reason}; "
-                    f"the losses are for one class an image; if these are logits, say {role}_output='logits'"
-                )
+            found["teacher"] = teacher.decide(batch.image)
+        if mode == "train":
+            checks.heads(self.terms, self._names_by_term(teacher), found)
         self._looked.value.add(mode)
 
 

@@ -1,5 +1,8 @@
 """What a model's output is, found out from its values on real images; and the logits behind it.
 
+A head of one unit is a classifier of two classes: a sigmoid's p is the probability of class 1, and z its logit. Its
+logits are (0, z), whose softmax is (1 − p, p) exactly, at every temperature.
+
 Values decide, names of classes never do. The structure of a model only serves to find the true logits, without the loss
 of taking the logarithm of rounded probabilities: a tensor of the graph is taken for the logits where its softmax (or
 sigmoid) *is* the model's output on those images.
@@ -52,45 +55,61 @@ class Head:
         return self.kind.startswith("multilabel")
 
     @property
+    def labels(self) -> str:
+        """What the head is for, as losses declare it: ``'softmax'`` or ``'multilabel'``."""
+        return "multilabel" if self.is_multilabel else "softmax"
+
+    @property
     def gives_probabilities(self) -> bool:
         """Whether the model's own output is probabilities."""
         return self.kind.endswith("probabilities")
 
     def to_logits(self, values, floor: bool = False):
-        """Float32 logits (B, K).
+        """Float32 logits (B, K); of one unit (B, 1), those of two classes (B, 2).
 
         Args:
             values: the model's output, or its `logits`.
             floor: whether log 0 is −87, which has a gradient, instead of minus infinity, a class that is never named.
         """
-        values = ops.cast(values, "float32")
-        if self.way != "log":
-            return values
-        if self.is_multilabel:
-            return ops.log(ops.maximum(values, _TINY)) - ops.log(ops.maximum(1 - values, _TINY))
-        return ops.log(ops.maximum(values, _TINY) if floor else values)
+        values, is_unit = ops.cast(values, "float32"), values.shape[-1] == 1
+        if self.way == "log" and (self.is_multilabel or is_unit):
+            values = ops.log(ops.maximum(values, _TINY)) - ops.log(ops.maximum(1 - values, _TINY))
+        elif self.way == "log":
+            values = ops.log(ops.maximum(values, _TINY) if floor else values)
+        return ops.concatenate([ops.zeros_like(values), values], axis=-1) if is_unit else values
+
+    def to_output(self, logits, units: int):
+        """What the model itself gives, (B, units): the opposite of `to_logits`."""
+        if units == 1:
+            logits = logits[:, 1:] - logits[:, :1]
+        if not self.gives_probabilities:
+            return logits
+        return ops.sigmoid(logits) if self.is_multilabel or units == 1 else ops.softmax(logits)
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="ToLogits")
 class ToLogits(keras.layers.Layer):
-    """The logits of probabilities.
+    """The logits (B, K) of a model's output; see `Head.to_logits`.
 
     Args:
-        kind: ``'probabilities'`` or ``'multilabel_probabilities'``.
+        kind: one of `KINDS`.
     """
 
     def __init__(self, kind: str = "probabilities", **kwargs: Any) -> None:
         super().__init__(**{**kwargs, "dtype": "float32"})
         self.kind = kind
 
-    def call(self, probabilities):
-        return Head(self.kind, "log").to_logits(probabilities, floor=True)
+    def call(self, output):
+        head = Head(self.kind)
+        return dataclasses.replace(head, way="log" if head.gives_probabilities else head.way).to_logits(output, True)
 
     def get_config(self):
         return {**super().get_config(), "kind": self.kind}
 
 
-def find(model: keras.Model, read: Callable, images: Any, role: str, given: str | None = None) -> Head:
+def find(
+    model: keras.Model, read: Callable, images: Any, role: str, given: str | None = None, is_multilabel: bool = False
+) -> Head:
     """Finds out what a model's output is.
 
     Args:
@@ -99,6 +118,8 @@ def find(model: keras.Model, read: Callable, images: Any, role: str, given: str 
         images: of the real data; the first `ROWS` are looked at.
         role: what messages call the model.
         given: one of `KINDS`, where the user says what it is.
+        is_multilabel: whether losses or labels say that labels are independent: no value tells such logits from those
+            of a softmax.
 
     Raises:
         InputError: the output is no number, or decisions, or not what ``given`` says.
@@ -115,18 +136,26 @@ def find(model: keras.Model, read: Callable, images: Any, role: str, given: str 
             f"the {role} gives no finite number (NaN or infinity) for {bad} of {len(output)} images: look at its "
             "weights and at the scale of its input"
         )
-    behind = None
-    if shape in ("probabilities", "decisions", "unit") or (given or "").endswith("probabilities"):
-        is_multilabel = given == "multilabel_probabilities" or (given is None and shape == "unit")
-        activation = _sigmoid if is_multilabel else _softmax
-        behind = _behind(model, read, images, lambda logits: _is(output, logits, activation, epsilon, least))
-    if shape == "unit" and given is None and behind is None and _leaves_unit(read, images):
+
+    def behind_activation(activation):
+        return _behind(model, read, images, lambda logits: _is(output, logits, activation, epsilon, least))
+
+    behind, is_unit = None, output.shape[-1] == 1
+    if shape == "probabilities" and is_multilabel and given is None and (behind := behind_activation(_sigmoid)):
+        shape = "unit"  # the labels of every image sum to 1 by chance
+    elif shape in ("probabilities", "unit") or (given or "").endswith("probabilities"):
+        is_sigmoid = is_unit or given == "multilabel_probabilities" or (given is None and shape == "unit")
+        behind = behind_activation(_sigmoid if is_sigmoid else _softmax)
+    if shape == "unit" and given is None and behind is None and _may_be_logits(model, read, images, output):
         shape = "logits"
-    kind = given or {"unit": "multilabel_probabilities", "decisions": "probabilities"}.get(shape, shape)
-    if shape == "decisions" and behind is None and given is None:
+    of_unit = "probabilities" if is_unit else "multilabel_probabilities"
+    kind = given or (of_unit if shape == "unit" else shape)
+    if kind == "logits" and given is None and is_multilabel and not is_unit:
+        kind = "multilabel_logits"
+    if shape != "logits" and np.isin(output, (0, 1)).all() and behind is None and given is None:
         raise InputError(
             f"the {role} gives decisions, not probabilities: {where} each value is 0 or 1, which no temperature "
-            f"softens; let it return what goes before, or say {role}_output='probabilities'"
+            f"softens; let it return what goes before, or say {role}_output={kind!r}"
         )
     if not kind.endswith("probabilities"):
         return Head(kind, reason=f"{kind} ({output.min():.3g} to {output.max():.3g} {where})")
@@ -135,18 +164,21 @@ def find(model: keras.Model, read: Callable, images: Any, role: str, given: str 
         raise InputError(f"{role}_output={kind!r}, and its values reach from {reach}: probabilities lie in 0 to 1")
     if behind is not None:
         return Head(kind, "before", f"{kind} {where}; its logits are what goes into {behind[1]!r}", behind[0])
-    if zeros := float((output <= 0).mean()):
+    is_sigmoid = kind.startswith("multilabel") or is_unit
+    if saturated := float(((output <= 0) | ((output >= 1) & is_sigmoid)).mean()):
         logging.warning(
-            "the %s's probabilities are exactly 0 in %.0f %% of all places: a class there counts as never named",
+            "the %s's probabilities are exactly %s in %.0f %% of all places: %s",
             role,
-            100 * zeros,
+            "0 or 1" if is_sigmoid else "0",
+            100 * saturated,
+            "their logits count as -87 or 87" if is_sigmoid else "a class there counts as never named",
         )
     return Head(kind, "log", f"{kind} {where}; their logarithm is taken for the logits")
 
 
-def of_values(values: Any, role: str, given: str | None = None) -> Head:
+def of_values(values: Any, role: str, given: str | None = None, is_multilabel: bool = False) -> Head:
     """What values (B, K) are that a batch brings in the place of a model's output."""
-    return find(None, lambda images, tensors: (images, []), values, role, given)
+    return find(None, lambda images, tensors: (images, []), values, role, given, is_multilabel)
 
 
 def noise(input_shape: tuple[int | None, ...]) -> np.ndarray:
@@ -174,24 +206,29 @@ def _shape(values, epsilon) -> str:
     """What values (n, K) look like.
 
     Returns:
-        ``'logits'``, ``'probabilities'``, ``'decisions'``, ``'unit'`` (in 0 to 1, of any sum), or ``'no number'``.
+        ``'logits'``, ``'probabilities'``, ``'unit'`` (in 0 to 1, of any sum), or ``'no number'``.
     """
     is_masked = values == -np.inf  # a class that is never named
     if not (np.isfinite(values) | is_masked).all() or is_masked.all(axis=-1).any():
         return "no number"
     if (values < 0).any():
         return "logits"
+    if values.shape[-1] == 1:
+        return "logits" if (values > 1).any() else "unit"
     # A few rows may sum to nearly 1 by chance; many don't. Rounding to 16 bits leaves up to 8e-3.
     tolerance = 1e-4 if len(values) < 8 and epsilon == _FLOAT32[0] else 2e-2
     if (np.abs(values.sum(axis=-1) - 1) < tolerance).all():
-        return "decisions" if np.isin(values, (0, 1)).all() else "probabilities"
-    # The same for every image, as from a head of zeros that is not trained yet, tells nothing.
-    is_constant = len(values) > 1 and (values == values[:1]).all()
-    return "unit" if (values <= 1).all() and not is_constant else "logits"
+        return "probabilities"
+    return "unit" if (values <= 1).all() else "logits"
 
 
-def _leaves_unit(read, images) -> bool:
-    """Whether an output leaves 0 to 1 on images of absurd contrast; sigmoids don't, small logits do."""
+def _may_be_logits(model, read, images, output) -> bool:
+    """Whether an output in 0 to 1 leaves it on images of absurd contrast; sigmoids don't, small logits do."""
+    # The same for every image, as from a head of zeros that is not trained yet: a sigmoid of zeros is ½.
+    if len(output) > 1 and (output == output[:1]).all():
+        return bool((output != 0.5).any())
+    if model is None:
+        return False
     images = ops.convert_to_tensor(images)
     wild = _numbers(read(ops.concatenate([images * 50, images * -50, 50 - images * 50]), [])[0])
     return bool(((wild < 0) | (wild > 1)).any())

@@ -32,6 +32,7 @@ class Wrapped(Loss):
         self.term, self.share = term, share
         self.weight, self._schedules = term.weight, dict(term._schedules)
         self.compares_samples, self.needs, self.reads_labels = term.compares_samples, term.needs, term.reads_labels
+        self.heads = term.heads
 
     def value(self, student, teacher, labels, training, **extra):
         """The loss's value for taps under the names that it reads."""

@@ -26,26 +26,35 @@ class Taps:
         role: what messages call the model.
         output: what the output is, one of `heads.KINDS`; by default it is found out from the first images.
         floor: see `heads.Head.to_logits`.
+        is_multilabel: see `heads.find`.
 
     Attributes:
         model: the model, as given.
         role: as given.
         names: the available taps.
         input_shape: (H, W, C).
-        num_classes: K.
+        num_classes: K, the number of classes or labels; 2 for a head of one unit.
+        units: the width of the output.
         head: what the output is; None before it is known.
 
     Raises:
         InputError: the model is not built, or has several inputs or outputs.
     """
 
-    def __init__(self, model: keras.Model, role: str = "model", output: str | None = None, floor: bool = True):
+    def __init__(
+        self,
+        model: keras.Model,
+        role: str = "model",
+        output: str | None = None,
+        floor: bool = True,
+        is_multilabel: bool = False,
+    ):
         if not isinstance(model, keras.Model):
             raise InputError(f"the {role} is {model!r:.60}: give a keras.Model")
         if output is not None and output not in heads.KINDS:
             raise InputError(f"{role}_output={output!r}: known are {', '.join(heads.KINDS)}")
         self.model, self.role, self.output, self._floor = model, role, output, floor
-        self.head: heads.Head | None = None
+        self.is_multilabel, self.head = is_multilabel, None
         self._saw_images = False
         self._functions: dict[tuple[str, ...], Callable] = {}
         # Functional and Sequential models are graphs of operations; only those can be cut at a layer.
@@ -58,10 +67,16 @@ class Taps:
             self._read_subclassed()
         self.names = list(self._shapes)
         logits = self._shapes["logits"]
-        # A single output is a single class, whose softmax is always 1: a loss on it would train nothing.
-        if len(logits) != 2 or logits[1] in (None, 1):
-            raise InputError(f"the {role}'s output has shape {logits}: a classifier's is (batch, classes), classes ≥ 2")
-        self.num_classes = logits[1]
+        if len(logits) != 2 or logits[1] is None:
+            raise InputError(f"the {role}'s output has shape {logits}: a classifier's is (batch, classes)")
+        self.units = logits[1]
+        if self.units == 1 and (output or "").startswith("multilabel"):
+            raise InputError(
+                f"the {role} has one unit, which is two classes: {role}_output is 'logits' or 'probabilities'"
+            )
+        # The one unit of a binary head is the second of two classes.
+        self.num_classes = max(logits[1], 2)
+        self._shapes["logits"] = (*logits[:-1], self.num_classes)
 
     def shapes(self, names: Sequence[str]) -> dict[str, tuple]:
         """Shapes (None, …) of taps, by name."""
@@ -72,6 +87,11 @@ class Taps:
         for name in names:
             if name not in self._shapes:
                 raise InputError(f"the {self.role} has no tap {name!r}: it has {', '.join(self.names)}")
+
+    def are_independent(self) -> None:
+        """Called where the labels are found to be independent, which the values of logits don't tell."""
+        if not self.is_multilabel:
+            self.is_multilabel, self.head, self._saw_images = True, None, False
 
     def decide(self, images: Any = None) -> heads.Head:
         """Finds out what the output is.
@@ -87,7 +107,7 @@ class Taps:
         try:
             with backend_ops.outside_of_graphs():
                 looked_at = heads.noise(self.input_shape) if images is None else images
-                head = heads.find(self.model, self._read, looked_at, self.role, self.output)
+                head = heads.find(self.model, self._read, looked_at, self.role, self.output, self.is_multilabel)
         # Noise is no evidence against a model, and one that was built for its shapes alone can't be called.
         except Exception:
             if images is not None:
@@ -121,15 +141,16 @@ class Taps:
     def logits_model(self) -> keras.Model:
         """The model itself or, where it gives probabilities, a model of the same weights that returns the logits."""
         head = self.decide()
-        if head.way == "as it is":
+        if head.way == "as it is" and self.units > 1:
             return self.model
         if self._is_graph:
             inputs, output = self.model.inputs[0], self._tensors["logits"]
         else:
             inputs = keras.Input(self.input_shape)
             output = self.model(inputs)
-        if head.way == "log":
-            output = heads.ToLogits(head.kind, name="logits")(output)
+        if head.way == "log" or self.units == 1:
+            kind = head.kind if head.way == "log" else "logits"
+            output = heads.ToLogits(kind, name="logits")(output)
         return keras.Model(inputs, output, name=self.model.name)
 
     def __call__(self, x, names: Sequence[str], training: bool) -> dict[str, Any]:

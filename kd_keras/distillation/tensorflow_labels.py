@@ -14,12 +14,12 @@ class LabelChecks:
 
     def _checked_labels(self, label, missing):
         """Labels behind a check that they are a classifier's: what reads them waits for it, and so do the weights."""
-        num_classes = self._student_taps.value.num_classes
-        if reason := labels.fault_of_form(label.shape, label.dtype.name, num_classes):
+        num_classes, is_multilabel = self._student_taps.value.num_classes, self.is_multilabel
+        if reason := labels.fault_of_form(label.shape, label.dtype.name, num_classes, is_multilabel):
             raise InputError(reason)
 
         def check(values):
-            if reason := labels.fault(values, num_classes, missing):
+            if reason := labels.fault(values, num_classes, missing, is_multilabel):
                 self._label_fault = reason
                 raise InputError(reason)
             return True
@@ -27,7 +27,8 @@ class LabelChecks:
         def look():
             return tf.numpy_function(check, [label], tf.bool)
 
-        is_right = tf.cond(labels.may_be_at_fault(label, num_classes, missing), look, lambda: tf.constant(True))
+        is_doubtful = labels.may_be_at_fault(label, num_classes, missing, is_multilabel)
+        is_right = tf.cond(is_doubtful, look, lambda: tf.constant(True))
         with tf.control_dependencies([is_right]):
             return tf.identity(label)
 

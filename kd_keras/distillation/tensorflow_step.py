@@ -60,7 +60,7 @@ class Step(LabelChecks, compat.Trainer):
         if not self.jit_compile:
             label = self._checked_labels(batch.label, self.labels_may_be_missing(training))
             batch = dataclasses.replace(batch, label=label)
-        label, has_label = labels.without_missing(batch.label)
+        label, has_label = labels.without_missing(batch.label, self.is_multilabel)
         return dataclasses.replace(batch, label=label), batch.label, has_label
 
     def _labelled(self, batch, has_label, local, total):
@@ -208,7 +208,8 @@ class Step(LabelChecks, compat.Trainer):
             raise InputError("evaluation needs labels, and there are none: its loss is the cross-entropy with them")
         filled, real = self._without_empty(batch)
         logits = real(self(filled.image, training=False))
-        value = _weighted(labels.cross_entropy(batch.label, logits), batch.sample_weight)
+        cross_entropy = labels.binary_cross_entropy if self.is_multilabel else labels.cross_entropy
+        value = _weighted(cross_entropy(batch.label, logits), batch.sample_weight)
         _, local, total = self._batch_sizes(batch.image)
         local, _ = self._labelled(batch, has_label, local, total)
         if has_label is not None:
@@ -222,9 +223,9 @@ class Step(LabelChecks, compat.Trainer):
         """Updates the compiled metrics, which are given what the student itself gives; without labels, none."""
         if label is None:
             return {metric.name: metric.result() for metric in compat.metrics_of_its_own(self)}
-        if self._student_taps.value.head.gives_probabilities:
-            logits = ops.softmax(logits)
-        return self.compute_metrics(batch.image, label, logits, sample_weight=batch.sample_weight)
+        taps = self._student_taps.value
+        output = taps.head.to_output(logits, taps.units)
+        return self.compute_metrics(batch.image, label, output, sample_weight=batch.sample_weight)
 
     def predict_step(self, data):
         filled, real = self._without_empty(unpack_batch(data))

@@ -4,6 +4,8 @@ from kd_keras.losses.attention import Attention as Attention
 from kd_keras.losses.base import LogitLoss as LogitLoss
 from kd_keras.losses.base import Loss as Loss
 from kd_keras.losses.base import ResponseLoss as ResponseLoss
+from kd_keras.losses.bce import BCE as BCE
+from kd_keras.losses.binary_kd import BinaryKD as BinaryKD
 from kd_keras.losses.building import check as check
 from kd_keras.losses.building import from_spec as from_spec
 from kd_keras.losses.building import hinton as hinton

@@ -41,12 +41,16 @@ class Loss(keras.layers.Layer):
     Call arguments:
         student: the student's taps by name.
         teacher: the teacher's taps by name; empty for a loss that reads none.
-        labels: classes (B,), or class weights (B, K) after mixup and cutmix.
+        labels: classes (B,), or class weights (B, K) after mixup and cutmix; for multi-label heads (B, K), each label
+            from 0 to 1, or −1 where it is not known.
 
     Returns:
         (B,) values, or a scalar where the loss is a statistic of the batch.
     """
 
+    #: The heads that the loss is for: ``'softmax'``, one class for each image, ``'multilabel'``, independent labels, or
+    #: both. A Distiller refuses models of another head.
+    heads: frozenset[str] = frozenset({"softmax"})
     #: Whether `call` reads the labels; None where it is not said, and tried out on a few samples.
     reads_labels: bool | None = None
     #: Whether samples are compared with each other. The Distiller then passes real samples only, no padding.

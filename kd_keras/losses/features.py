@@ -84,6 +84,7 @@ class FeatureLoss(Loss):
         InputError: a tap does not exist, or the two of a pair cannot be compared.
     """
 
+    heads = frozenset({"softmax", "multilabel"})
     #: What the taps of a pair may be: ``'map'`` (B, H, W, C), ``'vector'`` (B, D).
     takes: tuple[str, ...] = ("map",)
     #: Whether the paper pretrains the student by this loss alone.

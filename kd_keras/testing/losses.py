@@ -72,12 +72,21 @@ class LossCase:
     loss: Loss
     student: Taps
     teacher: Taps
-    labels = (np.arange(_BATCH) * 2 + 1) % _CLASSES
     index = np.arange(_BATCH) * 3
 
     @property
     def name(self) -> str:
         return self.loss.name
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Classes (B,), or for a loss that is for multi-label heads alone 0 and 1 (B, K)."""
+        classes = (np.arange(_BATCH) * 2 + 1) % _CLASSES
+        if "softmax" in self.loss.heads:
+            return classes
+        labels = np.eye(_CLASSES, dtype="int32")[classes] | np.eye(_CLASSES, dtype="int32")[classes[::-1]]
+        labels[0] = 0
+        return labels
 
     def make(self, **changes: Any) -> Loss:
         """A fresh copy of the loss, its weights the same each time."""
@@ -150,10 +159,13 @@ def follows_the_order_of_the_samples(case: LossCase) -> None:
 
 
 def takes_labels_in_every_form(case: LossCase) -> None:
-    """Labels are classes (B,) or (B, 1) of any integer type, or class weights (B, K)."""
+    """Labels are classes (B,) or (B, 1) of any integer type, or class weights (B, K); 0 and 1 of any type."""
     expected = case.call(case.make())
-    weights = np.eye(_CLASSES, dtype="float32")[case.labels]
-    forms = (case.labels[:, None], case.labels.astype("uint8"), weights, weights.astype("float16"))
+    if "softmax" in case.loss.heads:
+        weights = np.eye(_CLASSES, dtype="float32")[case.labels]
+        forms = (case.labels[:, None], case.labels.astype("uint8"), weights, weights.astype("float16"))
+    else:
+        forms = [case.labels.astype(dtype) for dtype in ("uint8", "int64", "bool", "float32", "float16")]
     for labels in forms:
         what = f"{case.name} does not take labels {labels.dtype} {labels.shape} as it takes classes (B,)"
         with shared.explained(f"{what}; kd_keras.losses.labels converts them"):
@@ -174,9 +186,10 @@ def survives_extreme_logits(case: LossCase, dtype: str = "float32", wrap: Callab
     of_teacher = -extreme[:, ::-1]
     # A teacher that is sure and right, and one that is sure and wrong; the student is as sure of another class.
     for row, wrong in ((2, 0), (3, 1)):
+        label = int(case.labels[row].argmax()) if case.labels.ndim == 2 else case.labels[row]
         of_teacher[row] = extreme[row] = -1e4
-        of_teacher[row, (case.labels[row] + wrong) % _CLASSES] = 1e4
-        extreme[row, (case.labels[row] + 2) % _CLASSES] = 1e4
+        of_teacher[row, (label + wrong) % _CLASSES] = 1e4
+        extreme[row, (label + 2) % _CLASSES] = 1e4
     student, teacher = ({name: tf.cast(x, dtype) for name, x in taps.items()} for taps in _numpy(case))
     student["logits"], teacher["logits"] = tf.cast(extreme, dtype), tf.cast(of_teacher, dtype)
     _assert_finite(case, student, teacher, "logits of ±10000", wrap)
@@ -268,7 +281,8 @@ def is_restored_from_a_file(case: LossCase) -> None:
         return {name: keras.Input(x.shape[1:], name=f"{role}_{name}") for name, x in taps.items()}
 
     student, teacher = inputs(case.student, "student"), inputs(case.teacher, "teacher")
-    labels, index = (keras.Input((), dtype="int32", name=name) for name in ("labels", "index"))
+    labels = keras.Input(case.labels.shape[1:], dtype="int32", name="labels")
+    index = keras.Input((), dtype="int32", name="index")
     loss = case.make(weight="linear(start=1, end=0, over=3)")
     needed = {"index": index} if "index" in loss.needs else {}
     with shared.explained(f"{case.name} cannot be part of a functional model: it has to be written in keras.ops"):

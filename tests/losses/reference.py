@@ -18,6 +18,13 @@ def shares(seed=2, batch=BATCH, num_classes=CLASSES):
     return np.random.default_rng(seed).dirichlet(np.ones(num_classes), batch).astype("float32")
 
 
+def multi_hot(seed=3, batch=BATCH, num_labels=CLASSES):
+    """Independent labels: 0 and 1, some rows without any 1."""
+    labels = (np.random.default_rng(seed).random((batch, num_labels)) < 0.4).astype("int32")
+    labels[0] = 0
+    return labels
+
+
 def features(seed, *shape, batch=BATCH):
     return np.random.default_rng(seed).normal(0, 1, (batch, *shape)).astype("float32")
 
@@ -42,3 +49,17 @@ def kl(z_t, z_s, temperature):
 def entropy(z, temperature=1.0):
     log_p = log_softmax(np.float64(z) / temperature)
     return -np.sum(np.exp(log_p) * log_p, axis=-1)
+
+
+def log_sigmoid(z):
+    """log σ(z), without overflow."""
+    z = np.asarray(z, "float64")
+    return -(np.maximum(-z, 0) + np.log1p(np.exp(-np.abs(z))))
+
+
+def binary_kl(z_t, z_s, temperature):
+    """KL of the Bernoulli distributions of each label, (B, K)."""
+    z_t, z_s = np.float64(z_t) / temperature, np.float64(z_s) / temperature
+    p = np.exp(log_sigmoid(z_t))
+    of_0 = np.exp(log_sigmoid(-z_t)) * (log_sigmoid(-z_t) - log_sigmoid(-z_s))
+    return p * (log_sigmoid(z_t) - log_sigmoid(z_s)) + of_0
