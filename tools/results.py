@@ -21,12 +21,20 @@ PERCENT = {
     "train_accuracy": "train %",
     "val_accuracy": "val %",
     "test_accuracy": "test %",
+    "train_map": "train mAP %",
+    "val_map": "val mAP %",
+    "test_map": "test mAP %",
+    "auc": "AUC %",
     "f1": "macro F1 %",
+    "f1_micro": "micro F1 %",
+    "subset_accuracy": "all labels right %",
     "ece": "ECE %",
     "teacher_agreement": "= teacher %",
     "float_agreement": "= float %",
     "accuracy_change": "to float [95 % over images]",
     "worst_class_drop": "worst class loses",
+    "map_change": "to float [95 % over images]",
+    "worst_label_drop": "worst label loses",
 }
 PLAIN = {
     "parameters": "parameters",
@@ -54,7 +62,7 @@ def distinct(rows: list[dict]) -> list[dict]:
 
     Only the training images, which a seed draws where ``--train_examples`` is given, differ over the runs of a model.
     """
-    drawn = {"train_accuracy": None}
+    drawn = {"train_accuracy": None, "train_map": None}
     return list({json.dumps({**row, **drawn}, sort_keys=True): row for row in reversed(rows)}.values())[::-1]
 
 
@@ -64,7 +72,7 @@ def cell(rows: list[dict], column: str) -> str:
     values = [row.get(column) for row in rows]
     if any(value is None for value in values):
         return "–"
-    if column == "accuracy_change":
+    if column in ("accuracy_change", "map_change"):
         # The runs have their test images in common: the mean of the intervals, and none that is narrower.
         change, low, high = (
             100 * statistics.mean(row[f"{column}{end}"] for row in rows) for end in ("", "_low", "_high")
@@ -95,7 +103,8 @@ def _points(differences: list[float]) -> str:
 def compare(runs: list[dict], first: str, second: str) -> str:
     """A line on two rows, named by stage or role: their accuracies, paired by run, and their bytes and latencies."""
     pairs = [(_row(run, first), _row(run, second)) for run in runs]
-    texts = [_points([100 * (a["test_accuracy"] - b["test_accuracy"]) for a, b in pairs])]
+    score = f"test_{tables.score(pairs[0][0])[0]}"
+    texts = [_points([100 * (a[score] - b[score]) for a, b in pairs])]
     for column, name in (("bytes", "bytes"), ("zip_bytes", "bytes zipped"), ("latency_ms_median", "latency")):
         values = [[row.get(column) for row in rows] for rows in zip(*pairs, strict=True)]
         if None not in values[0] + values[1]:
@@ -126,9 +135,10 @@ def table(runs: list[dict], wanted: Sequence[str] = ()) -> str:
     for stage, first in runs[0].items():
         cells = [cell([run[stage] for run in runs], column) for column in columns]
         lines.append(f"| {first['role']} | `{first['architecture']}` | {' | '.join(cells)} |")
-    for column, name in (("test_accuracy", "test"), ("val_accuracy", "validation")):
-        if lead := gain(runs, column):
-            lines += ["", f"Student minus baseline, paired by seed, {name} accuracy: {lead}."]
+    score, score_name = tables.score(next(iter(runs[0].values())))
+    for split, name in (("test", "test"), ("val", "validation")):
+        if lead := gain(runs, f"{split}_{score}"):
+            lines += ["", f"Student minus baseline, paired by seed, {name} {score_name}: {lead}."]
     return "\n".join(lines)
 
 

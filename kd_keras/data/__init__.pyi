@@ -4,6 +4,7 @@ from kd_keras.data.carving import take as take
 from kd_keras.data.chest_xray import ChestXray as ChestXray
 from kd_keras.data.cifar10 import CIFAR10 as CIFAR10
 from kd_keras.data.cifar100 import CIFAR100 as CIFAR100
+from kd_keras.data.digit_pairs import DigitPairs as DigitPairs
 from kd_keras.data.digits import Digits as Digits
 from kd_keras.data.fashion_mnist import FashionMNIST as FashionMNIST
 from kd_keras.data.folder import Folder as Folder

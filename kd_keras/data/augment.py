@@ -294,7 +294,10 @@ def _draw(alpha, count, seed):
 
 
 def _mix_labels(labels, partners, share):
-    return share[:, None] * labels + (1.0 - share[:, None]) * tf.gather(labels, partners)
+    others = tf.gather(labels, partners)
+    mixed = share[:, None] * labels + (1.0 - share[:, None]) * others
+    # A label of −1 is not known, and neither is a mixture with it.
+    return tf.where(tf.minimum(labels, others) < 0, -1.0, mixed)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Stratified splits and subsets, by group where there are groups."""
+"""Stratified splits and subsets, by group where there are groups; of one class or of several labels for each sample."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def carve(labels: Any, fraction: float, seed: int, groups: Any = None) -> tuple[
     """Splits samples in two, stratified by class.
 
     Args:
-        labels: integers (N,).
+        labels: classes (N,), or independent labels (N, K).
         fraction: part of the samples for the second split, between 0 and 1; with groups, approximately.
         seed: the same seed gives the same split.
         groups: (N,) group, such as the patient, of each sample; a group is never in both splits.
@@ -37,25 +37,30 @@ def carve(labels: Any, fraction: float, seed: int, groups: Any = None) -> tuple[
     check_seed(seed)
     if not is_number(fraction) or not 0 < fraction < 1:
         raise InputError(f"a split's fraction is {fraction!r}: give a number between 0 and 1, such as 0.1")
-    classes, counts = np.unique(labels, return_counts=True)
+    classes, counts = _counted(labels)
+    word = "class" if labels.ndim == 1 else "label"
     advice = "add samples, or change the fraction or the seed"
     if len(classes) == 0 or counts.min() < 2:
-        what = f"class {classes[counts.argmin()]} has 1 sample" if len(classes) else "there are no samples"
-        raise InputError(f"{what} where a split in two needs at least 2 of each class: {advice}")
+        what = f"{word} {classes[counts.argmin()]} has 1 sample" if len(classes) else "there are no samples"
+        raise InputError(f"{what} where a split in two needs at least 2 of each {word}: {advice}")
     positions = np.arange(len(labels))
     if groups is None:
         second = max(round(fraction * len(labels)), 1)
-        if min(second, len(labels) - second) < len(classes):
+        if labels.ndim == 1 and min(second, len(labels) - second) < len(classes):
             small = f"{fraction} of {len(labels)} samples cannot hold {len(classes)} classes on both sides"
             raise InputError(f"too few samples: {small}: {advice}")
-        first, second = train_test_split(positions, test_size=second, stratify=labels, random_state=seed)
+        if labels.ndim == 2:
+            second = _draw(labels, second, seed)
+            first = np.setdiff1d(positions, second)
+        else:
+            first, second = train_test_split(positions, test_size=second, stratify=labels, random_state=seed)
     else:
         first, second = _carve_groups(labels, fraction, seed, np.asarray(groups), positions)
     for side in (first, second):
-        missing = np.setdiff1d(classes, labels[side])
+        missing = np.setdiff1d(classes, _counted(labels[side])[0])
         if len(missing):
             count = counts[classes == missing[0]][0]
-            few = f"class {missing[0]} has too few samples ({count}) or groups to be on both sides of a split"
+            few = f"{word} {missing[0]} has too few samples ({count}) or groups to be on both sides of a split"
             raise InputError(f"{few} at fraction {fraction}: {advice}")
     return np.sort(first), np.sort(second)
 
@@ -67,14 +72,53 @@ def _carve_groups(labels, fraction, seed, groups, positions):
     if len(np.unique(groups)) < 2:
         raise InputError("all samples are of one group: a split by group needs at least 2: add groups")
     draws = GroupShuffleSplit(n_splits=_GROUP_DRAWS, test_size=fraction, random_state=seed)
-    _, codes, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    classes, counts = _counted(labels)
+    has = labels[:, classes] == 1 if labels.ndim == 2 else labels[:, None] == classes
 
     def distance(draw):
-        shares = np.bincount(codes[draw[1]], minlength=len(counts)) / counts
+        shares = has[draw[1]].sum(axis=0) / counts
         # A draw that leaves a class out of one side is worse than any other.
         return np.any((shares == 0) | (shares == 1)), np.abs(shares - fraction).max()
 
     return min(draws.split(positions, labels, groups), key=distance)
+
+
+def _counted(labels) -> tuple[np.ndarray, np.ndarray]:
+    """The classes or labels that there are, and how many samples have each."""
+    if labels.ndim == 1:
+        return np.unique(labels, return_counts=True)
+    counts = (labels == 1).sum(axis=0)
+    return np.flatnonzero(counts), counts[counts > 0]
+
+
+def _draw(labels, n: int, seed: int) -> np.ndarray:
+    """``n`` of N samples with independent labels (N, K), so that each label keeps its share.
+
+    The samples of the rarest label are divided first, each to the side that lacks most of that label; every label is
+    drawn at least once where there is room.
+
+    Reference: Sechidis et al., "On the stratification of multi-label data", ECML PKDD 2011, algorithm 1.
+    """
+    rng, has = np.random.default_rng(seed), labels == 1
+    counts, total = has.sum(axis=0), len(labels)
+    drawn = np.maximum(counts * n / total, np.minimum(counts, 1.0))
+    wanted, room = np.stack([drawn, counts - drawn]), np.array([n, total - n])
+    side, is_left = np.full(total, -1), np.ones(total, bool)
+
+    def place(sample, scores):
+        at = int(np.argmax(np.where(room > 0, scores, -np.inf)))
+        side[sample], is_left[sample] = at, False
+        room[at] -= 1
+        wanted[at] -= has[sample]
+
+    while (left := has[is_left].sum(axis=0)).any():
+        label = int(np.argmin(np.where(left > 0, left, total + 1)))
+        for sample in rng.permutation(np.flatnonzero(is_left & has[:, label])):
+            # Where both sides lack as much of the label, that with more room.
+            place(sample, wanted[:, label] + 1e-6 * room / total)
+    for sample in rng.permutation(np.flatnonzero(is_left)):
+        place(sample, room)
+    return np.flatnonzero(side == 0)
 
 
 def carve_three(
@@ -118,6 +162,14 @@ def draw(labels: np.ndarray, n: int, seed: int, what: str = "examples") -> np.nd
     """Rows of a stratified subset, ascending; see `take`."""
     if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or not 1 <= n <= len(labels):
         raise InputError(f"{n!r} {what} asked of a split of {len(labels)}: give a whole number up to {len(labels)}")
+    if n == len(labels):
+        return np.arange(n)
+    if labels.ndim == 2:
+        chosen = np.sort(_draw(labels, n, seed))
+        lacking = np.setdiff1d(_counted(labels)[0], _counted(labels[chosen])[0])
+        if len(lacking):
+            raise InputError(f"{n} {what} cannot hold every label: none has label {lacking[0]}; ask for more")
+        return chosen
     classes, counts = np.unique(labels, return_counts=True)
     if n < len(classes):
         raise InputError(f"{n} {what} cannot hold {len(classes)} classes: ask for at least {len(classes)}")

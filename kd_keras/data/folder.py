@@ -1,10 +1,12 @@
-"""Any folder of images: ``{train,val,test}/<class>/*``, or one tree ``<class>/*`` that is split."""
+"""Any folder of images: ``{train,val,test}/<class>/*``, one tree ``<class>/*`` that is split, or a table of labels."""
 
 import os
 import pathlib
 
 import numpy as np
+from absl import logging
 
+from kd_keras.data import label_tables
 from kd_keras.data.carving import carve, carve_three
 from kd_keras.data.downloads import existing_folder
 from kd_keras.data.image_files import ImageReader
@@ -27,8 +29,9 @@ def Folder(
     cache: str = "none",
     skip_bad_images: bool = False,
     unlabelled: str | None = None,
+    labels: str | None = None,
 ) -> Splits:
-    """Images in folders named for their classes.
+    """Images in folders named for their classes, or with several labels for each in a table.
 
     Every file is decoded once before training, so that broken files are found early. The result is stored in Keras'
     cache, and unchanged files are not checked again. Hidden files and formats other than JPEG, PNG, GIF and BMP are
@@ -47,19 +50,25 @@ def Folder(
             there by later runs; a warning says how many bytes).
         skip_bad_images: leave out files that cannot be decoded, with a warning, instead of stopping.
         unlabelled: folder, in ``path`` or elsewhere, of further images for training that have no label, at any depth.
+        labels: a CSV file in ``path``, for images with several labels: the first column is the image's file, below
+            ``path``, the others are 0 or 1 (−1: not known), and the header names them. Files below ``train``, ``val``
+            or ``test`` are those splits. Images that the table does not name are left out.
 
     Raises:
         InputError: the folder does not exist, has fewer than two classes, an empty class, different classes in its
             splits, files of different sizes without ``image_size`` or files that cannot be decoded; or the disk has no
-            room for ``cache='disk'``.
+            room for ``cache='disk'``; or the table of labels is not of that form, or names a file that is not there.
     """
     root = existing_folder(path, "path")
     reader = ImageReader(image_size, channels, cache, skip_bad_images)
     further = None if unlabelled is None else existing_folder(root / unlabelled, "unlabelled")
+    others = [] if further is None else _images_below(further)
+    if labels is not None:
+        return _of_table(root, labels, reader, (val_fraction, test_fraction, seed), others)
     trees = _trees(root, further)
     names, listed = _list(trees, further)
-    if further is not None:
-        listed[_UNLABELLED] = [(file, -1) for file in _images_below(further)]
+    if others:
+        listed[_UNLABELLED] = [(file, -1) for file in others]
     files = [file for split in listed.values() for file, _ in split]
     labels = np.array([label for split in listed.values() for _, label in split], np.int32)
     origin = np.repeat(np.array(list(listed)), [len(split) for split in listed.values()])
@@ -73,6 +82,41 @@ def Folder(
     train, val, test = (source.subset(rows) for rows in _split(origin, labels, val_fraction, test_fraction, seed))
     rest = None if further is None else source.subset(np.flatnonzero(origin == _UNLABELLED))
     return Splits(train, val, test, tuple(names), source.image_shape, rest)
+
+
+def _of_table(root, table, reader, fractions, others) -> Splits:
+    """Images with the labels (N, K) of a table, and others without."""
+    if not isinstance(table, str):
+        raise InputError(f"labels={table!r}: give the name of a CSV file in quotes, such as labels='labels.csv'")
+    names, listed, labels = label_tables.read(root / table)
+    missing = [name for name in listed if not (root / name).is_file()]
+    if missing:
+        more = f" (and {len(missing) - 1} others)" if len(missing) > 1 else ""
+        raise InputError(
+            f"{root / table} names {missing[0]!r}{more}, and {root / missing[0]} is no file: mend the table"
+        )
+    tops = [pathlib.PurePath(name).parts for name in listed]
+    origin = np.array([_SPLIT_NAMES.get(parts[0], "train") if len(parts) > 1 else "train" for parts in tops])
+    if not (origin == "train").any():
+        raise InputError(f"{root / table} names no image to train on: all are below {', '.join(sorted(set(origin)))}")
+    files = [root / name for name in listed]
+    if both := {path.resolve() for path in files} & {pathlib.Path(path).resolve() for path in others}:
+        raise InputError(f"{min(both)} is both in {root / table} and in the folder of images without labels")
+    _tell_others(root, root / table, [*files, *others])
+    labels = np.concatenate([labels, np.full((len(others), len(names)), -1, np.int32)])
+    origin = np.concatenate([origin, np.repeat(_UNLABELLED, len(others))])
+    source, usable = reader.source([*files, *others], labels)
+    rows = _split(origin[usable], labels[usable], *fractions)
+    rest = source.subset(np.flatnonzero(origin[usable] == _UNLABELLED)) if others else None
+    return Splits(*(source.subset(part) for part in rows), tuple(names), source.image_shape, rest)
+
+
+def _tell_others(root, table, files) -> None:
+    """Warns of images that a table does not name."""
+    named = {pathlib.Path(file).resolve() for file in files}
+    images = (path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES and not path.name.startswith("."))
+    if others := sum(path.resolve() not in named for path in images):
+        logging.warning("%d images of %s are not in %s: they are left out", others, root, table.name)
 
 
 def _folders(root: pathlib.Path, but: pathlib.Path | None = None) -> list[pathlib.Path]:

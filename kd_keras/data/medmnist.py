@@ -31,6 +31,10 @@ CLASS_NAMES = {
         "platelet",
     ),
     "breastmnist": ("malignant", "normal or benign"),
+    "chestmnist": (
+        *("atelectasis", "cardiomegaly", "effusion", "infiltration", "mass", "nodule", "pneumonia", "pneumothorax"),
+        *("consolidation", "edema", "emphysema", "fibrosis", "pleural", "hernia"),
+    ),
     "dermamnist": (
         *("actinic keratosis", "basal cell carcinoma", "benign keratosis", "dermatofibroma", "melanoma"),
         *("melanocytic nevus", "vascular lesion"),
@@ -52,7 +56,6 @@ CLASS_NAMES = {
 }
 _VOLUMES = "holds volumes, not images"
 _REFUSED = {
-    "chestmnist": "has several labels per image",
     "retinamnist": "is graded (ordinal regression), not classified",
     **{f"{kind}mnist3d": _VOLUMES for kind in ("organ", "nodule", "adrenal", "fracture", "vessel", "synapse")},
 }
@@ -71,6 +74,8 @@ def MedMNIST(
 ) -> Splits:
     """One data set of MedMNIST, its training, validation and test images as published.
 
+    Labels are classes, or of ChestMNIST and other files with labels (N, K) independent of each other (multi-label).
+
     Images are read in blocks: even the largest files (``pathmnist_224``: 16 GB) are in memory only once, and with
     ``cache='disk'`` not at all.
 
@@ -85,8 +90,7 @@ def MedMNIST(
 
     Raises:
         InputError: the file is missing, damaged or has another layout; its task is not the classification of images
-            into one of several classes (ChestMNIST, RetinaMNIST, the 3-D sets); a value is out of range; or the
-            download fails.
+            (RetinaMNIST, the 3-D sets); a value is out of range; or the download fails.
 
     Reference: Yang et al., "MedMNIST v2", Scientific Data 10 (2023), arXiv:2110.14795; https://medmnist.com
     """
@@ -107,13 +111,20 @@ def MedMNIST(
             sources = [_source(archive, file, split, image_size, channels, cache) for split in ("train", "val", "test")]
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
         raise InputError(f"{file} is corrupt or truncated ({error}): {_ADVICE}") from error
-    classes = 1 + max(int(source.labels.max()) for source in sources)
-    names = CLASS_NAMES.get(file.stem.lower().partition("_")[0], tuple(f"class {n}" for n in range(classes)))
-    if classes > len(names):
+    is_multi = sources[0].labels.ndim == 2
+    widths = {source.labels.shape[1:] for source in sources}
+    if len(widths) > 1:
+        raise InputError(f"{file}: its splits differ in the number of labels: {_ADVICE}")
+    classes = sources[0].labels.shape[1] if is_multi else 1 + max(int(source.labels.max()) for source in sources)
+    names = CLASS_NAMES.get(
+        file.stem.lower().partition("_")[0], tuple(f"{'label' if is_multi else 'class'} {n}" for n in range(classes))
+    )
+    if classes > len(names) or (is_multi and classes < len(names)):
         raise InputError(f"{file} has labels up to {classes - 1} where {len(names)} classes belong: {_ADVICE}")
     if classes < 2:
         raise InputError(f"{file} has one class, where at least 2 belong: {_ADVICE}")
-    missing = np.setdiff1d(range(len(names)), sources[0].labels)
+    there = sources[0].labels
+    missing = np.setdiff1d(range(len(names)), np.flatnonzero(there.any(axis=0)) if is_multi else there)
     if len(missing):
         raise InputError(f"{file}: train has no image of {names[missing[0]]!r}, label {missing[0]}: {_ADVICE}")
     return Splits(*sources, names, sources[0].image_shape)
@@ -172,13 +183,13 @@ def _labels(archive, file, split):
         shape, dtype = _head(member, file)
         labels = np.frombuffer(member.read(), dtype)
     what = f"{file}: {split}_labels is {dtype} {shape}"
+    if len(shape) not in (1, 2) or not labels.size or labels.size != math.prod(shape) or dtype.kind not in "ui":
+        raise InputError(f"{what} where classes (N, 1) or labels (N, K) belong: {_ADVICE}")
     if len(shape) == 2 and shape[1] > 1:
-        raise InputError(
-            f"{what}, several labels per image, which no loss here supports: give a data set with one label per image"
-        )
-    if len(shape) not in (1, 2) or labels.size != math.prod(shape) or dtype.kind not in "ui":
-        raise InputError(f"{what} where classes (N, 1) belong: {_ADVICE}")
-    if not len(labels) or not 0 <= labels.min() <= labels.max() < _MOST_CLASSES:
+        if labels.min() < 0 or labels.max() > 1:
+            raise InputError(f"{what}, several labels for each image, of which some are neither 0 nor 1: {_ADVICE}")
+        return labels.reshape(shape).astype(np.int32)
+    if not 0 <= labels.min() <= labels.max() < _MOST_CLASSES:
         raise InputError(f"{what} with no class, or one outside 0…{_MOST_CLASSES - 1}: {_ADVICE}")
     return labels.astype(np.int32)
 

@@ -11,8 +11,9 @@ from kd_keras.errors import InputError
 
 
 def labelled_rows(source: Source) -> np.ndarray:
-    """The rows of the samples that have a label, ascending."""
-    return np.flatnonzero(source.labels >= 0)
+    """The rows of the samples that have a label, or of independent labels at least one, ascending."""
+    known = source.labels >= 0
+    return np.flatnonzero(known if known.ndim == 1 else known.any(axis=1))
 
 
 def labelled(source: Source) -> Source:

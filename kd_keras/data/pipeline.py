@@ -73,10 +73,10 @@ def batches(
             part is read, unless an operation mixes labels, whose partners come from the whole batch.
 
     Returns:
-        A dataset of (image, label): float32 (B, H, W, C) in 0…255, and int32 (B,) or, where an operation mixes
-        labels, float32 class weights (B, K). A sample without a label has the label −1, or weights of −1, which it also
-        has when it is mixed with one. With ``with_index`` or ``cache``, of dictionaries ``{image, label, index,
-        teacher}`` with what was asked for.
+        A dataset of (image, label): float32 (B, H, W, C) in 0…255, and int32 (B,), or (B, K) of independent labels;
+        where an operation mixes labels, float32 class weights, or mixed labels, (B, K). A sample without a label has
+        −1, everywhere in (B, K), which it also has when it is mixed with one. With ``with_index`` or ``cache``, of
+        dictionaries ``{image, label, index, teacher}`` with what was asked for.
 
     Raises:
         InputError: a value is out of range, or the cache was made with other samples or another augmentation.
@@ -242,10 +242,11 @@ def _columns(augment) -> int:
 
 
 def _augmented(image, label, noise, mix_seed, augment, num_classes):
-    mixes = any(op.mixes_labels for op in augment)
-    if mixes:
-        # What is mixed with no label has none: NaN stays NaN, whatever it is mixed with.
-        label = tf.where((label >= 0)[:, None], tf.one_hot(label, num_classes), np.nan)
+    if any(op.mixes_labels for op in augment):
+        if label.shape.rank == 1:
+            label = tf.where((label >= 0)[:, None], tf.one_hot(label, num_classes), -1.0)
+        # Independent labels are mixed as they are.
+        label = tf.cast(label, tf.float32)
     column = 0
     for number, op in enumerate(augment):
         if op.mixes_labels:
@@ -253,4 +254,4 @@ def _augmented(image, label, noise, mix_seed, augment, num_classes):
         else:
             image = op(image, noise[:, column : column + op.columns])
             column += op.columns
-    return image, tf.where(tf.math.is_nan(label), -1.0, label) if mixes else label
+    return image, label

@@ -23,7 +23,8 @@ class Source:
     """The base of sources: length, labels, image shape, subsets.
 
     Attributes:
-        labels: int32 (N,); −1 for a sample without a label.
+        labels: classes int32 (N,), −1 for a sample without a label; or independent labels (N, K): 0, 1, or −1 where a
+            label is not known.
         image_shape: (H, W, C).
     """
 
@@ -40,7 +41,7 @@ class Source:
             indices: integers (B,), each in [0, N).
 
         Returns:
-            Images uint8 (B, H, W, C) and labels int32 (B,).
+            Images uint8 (B, H, W, C) and labels int32 (B,), or (B, K).
         """
         raise NotImplementedError
 
@@ -77,7 +78,7 @@ class ArraySource(Source):
 
     Args:
         images: uint8 (N, H, W, C).
-        labels: integers (N,).
+        labels: classes, integers (N,), or independent labels (N, K) of 0, 1 and −1.
 
     Raises:
         InputError: a shape or type is wrong.
@@ -86,9 +87,7 @@ class ArraySource(Source):
     def __init__(self, images: np.ndarray, labels: Any) -> None:
         if images.ndim != 4 or images.dtype != np.uint8:
             raise InputError(f"images must be uint8 (N, H, W, C), not {images.dtype} {images.shape}: convert them")
-        self.labels = np.asarray(labels, np.int32)
-        if self.labels.shape != (len(images),):
-            raise InputError(f"labels must be ({len(images)},) like the images, not {self.labels.shape}: give one each")
+        self.labels = _checked(labels, len(images), "images")
         self.image_shape = tuple(int(side) for side in images.shape[1:])
         # tf.data runs on the host: on an accelerator each map call would fetch the whole array back.
         with tf.device("CPU:0"):
@@ -114,7 +113,7 @@ class NumpySource(Source):
     """
 
     def __init__(self, images: np.ndarray, labels: Any, digests: np.ndarray | None = None) -> None:
-        self.labels = np.asarray(labels, np.int32)
+        self.labels = _checked(labels, len(images), "images")
         self.image_shape = tuple(int(side) for side in images.shape[1:])
         self._images, self._digests = arrays.Rows(images), digests
         with tf.device("CPU:0"):
@@ -140,10 +139,8 @@ class FileSource(Source):
 
     def __init__(self, paths: Sequence[str], labels: Any, image_shape: tuple[int, int, int]) -> None:
         self.paths = tuple(os.fspath(path) for path in paths)
-        self.labels = np.asarray(labels, np.int32)
+        self.labels = _checked(labels, len(self.paths), "files")
         self.image_shape = tuple(image_shape)
-        if self.labels.shape != (len(self.paths),):
-            raise InputError(f"{len(self.paths)} files need as many labels, not {self.labels.shape}: give one each")
         with tf.device("CPU:0"):
             self._paths = tf.constant(np.asarray(self.paths, dtype=object), tf.string)
             self._labels = tf.constant(self.labels)
@@ -167,6 +164,18 @@ class FileSource(Source):
     @functools.cached_property
     def digests(self) -> np.ndarray:
         return fingerprints.of_files(self.paths)
+
+
+def _checked(labels, count, what) -> np.ndarray:
+    """Labels of the right shape and type, int32 (N,) or (N, K)."""
+    labels = np.asarray(labels)
+    if labels.shape[:1] != (count,) or labels.ndim > 2 or labels.shape[1:] in ((0,), (1,)):
+        raise InputError(
+            f"{count} {what} need as many labels, ({count},), or of several for each ({count}, K), not {labels.shape}"
+        )
+    if labels.ndim == 2 and not np.isin(labels, (-1, 0, 1)).all():
+        raise InputError("labels (N, K) are 0 or 1 for each, or -1 where one is not known: these hold other numbers")
+    return labels.astype(np.int32)
 
 
 class _Subset(Source):
@@ -203,7 +212,7 @@ class Splits:
         train: samples for training.
         val: samples for choosing models and settings.
         test: samples for the reported result.
-        class_names: K names, in the order of the labels.
+        class_names: K names, of the classes or of the independent labels, in their order.
         image_shape: (H, W, C).
         unlabelled: further samples for training, whose labels are all −1, for none; or None.
     """
@@ -218,3 +227,8 @@ class Splits:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether the labels are independent of each other, (N, K), instead of one class for each image."""
+        return self.train.labels.ndim == 2

@@ -32,14 +32,20 @@ def mean_logits(logits: Sequence, weights: Sequence[float]):
     return sum(w * z for w, z in zip(weights, logits, strict=True))
 
 
-def mean_probabilities(logits: Sequence, weights: Sequence[float], temperature=1.0):
+def mean_probabilities(logits: Sequence, weights: Sequence[float], temperature=1.0, is_multilabel: bool = False):
     """Logits (B, K) whose softmax at a temperature is the weighted mean of the models' softmax at that temperature.
 
     T · log Σ_m w_m softmax(z_m / T), computed from log-probabilities. It holds at the temperature T only: at others the
-    softmax of these logits is not the mean of the models' softmax.
+    softmax of these logits is not the mean of the models' softmax. Of independent labels it is the mean of sigmoids.
     """
-    parts = [math.log(w) + ops.log_softmax(z / temperature) for w, z in zip(weights, logits, strict=True)]
-    return temperature * ops.logsumexp(ops.stack(parts), axis=0)
+
+    def log_mean(log_p, sign=1.0):
+        parts = [math.log(w) + log_p(sign * z / temperature) for w, z in zip(weights, logits, strict=True)]
+        return ops.logsumexp(ops.stack(parts), axis=0)
+
+    if is_multilabel:
+        return temperature * (log_mean(ops.log_sigmoid) - log_mean(ops.log_sigmoid, -1.0))
+    return temperature * log_mean(ops.log_softmax)
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="Join")
@@ -49,22 +55,29 @@ class Join(keras.layers.Layer):
     Args:
         combine: ``'logits'`` or ``'probabilities'``: what is averaged.
         shares: the models' weights, which sum to 1.
+        is_multilabel: whether the labels are independent.
     """
 
-    def __init__(self, combine, shares, **kwargs):
+    def __init__(self, combine, shares, is_multilabel=False, **kwargs):
         super().__init__(**{**kwargs, "dtype": "float32"})
-        self.combine, self.shares = combine, tuple(shares)
+        self.combine, self.shares, self.is_multilabel = combine, tuple(shares), is_multilabel
 
     def call(self, logits):
-        mean = mean_logits if self.combine == "logits" else mean_probabilities
-        return mean(logits, self.shares)
+        if self.combine == "logits":
+            return mean_logits(logits, self.shares)
+        return mean_probabilities(logits, self.shares, is_multilabel=self.is_multilabel)
 
     def get_config(self):
-        return {**super().get_config(), "combine": self.combine, "shares": self.shares}
+        options = {"combine": self.combine, "shares": self.shares, "is_multilabel": self.is_multilabel}
+        return {**super().get_config(), **options}
 
 
 def join(
-    models: Sequence[keras.Model], combine: str = "logits", weights: Sequence[float] | None = None, prefix="teacher"
+    models: Sequence[keras.Model],
+    combine: str = "logits",
+    weights: Sequence[float] | None = None,
+    prefix: str = "teacher",
+    is_multilabel: bool = False,
 ) -> keras.Model:
     """Joins several classifiers into one functional model that computes their mean logits.
 
@@ -77,6 +90,7 @@ def join(
             class probabilities at temperature 1.
         weights: one positive number for each model, divided by their sum; None weighs them equally.
         prefix: what the names of layers start with, before the number.
+        is_multilabel: whether the labels are independent, so that probabilities are those of sigmoids.
 
     Returns:
         A model (B, H, W, C) -> float32 logits (B, K), with its own weights.
@@ -101,7 +115,7 @@ def join(
         raise InputError(f"the {prefix}s differ in input or classes ({listed}): they have to be the same")
     image = keras.Input([sizes.pop() if sizes else None for sizes in sides], name="image")
     logits = [_logits(model, image, f"{prefix}{number}") for number, model in enumerate(models, start=1)]
-    return keras.Model(image, Join(combine, weights, name="joint_logits")(logits), name="ensemble")
+    return keras.Model(image, Join(combine, weights, is_multilabel, name="joint_logits")(logits), name="ensemble")
 
 
 def member(model: keras.Model, prefix: str) -> keras.Model:

@@ -17,7 +17,7 @@ from kd_keras.distillation.batch import (
     teacher_taps_in,
     unpack_batch,
 )
-from kd_keras.distillation.metrics import Accuracy
+from kd_keras.distillation.metrics import OfHead
 from kd_keras.distillation.pretraining import check_pretrained
 from kd_keras.errors import InputError
 from kd_keras.losses import labels
@@ -119,9 +119,9 @@ class Fitting(Step):
     def labels_may_be_missing(self, training: bool) -> bool:
         """Whether all that reads labels can leave out a sample without one: Keras' own metrics and scalars can't."""
         manners = self.manners if training else ()
-        return all(
-            metric is None or isinstance(metric, Accuracy) for metric in self._compiled_metrics.value
-        ) and not any(manner.reads_labels and manner.is_scalar for manner in manners)
+        return all(metric is None or isinstance(metric, OfHead) for metric in self._compiled_metrics.value) and not any(
+            manner.reads_labels and manner.is_scalar for manner in manners
+        )
 
     def _check_labels(self, x, y, training):
         """Refuses labels that are missing altogether, and arrays of labels that are none of a classifier."""
@@ -176,7 +176,7 @@ class Fitting(Step):
             self._look_at_labels(ops.convert_to_numpy(batch.label))
         found = {"student": student.decide(batch.image)}
         for metric in self._compiled_metrics.value:
-            if isinstance(metric, Accuracy):
+            if isinstance(metric, OfHead):
                 metric.head = found["student"]
         if mode == "train" and batch.teacher is None:
             self.require_teacher()

@@ -141,7 +141,9 @@ def find(
         return _behind(model, read, images, lambda logits: _is(output, logits, activation, epsilon, least))
 
     behind, is_unit = None, output.shape[-1] == 1
-    if shape == "probabilities" and is_multilabel and given is None and (behind := behind_activation(_sigmoid)):
+    if shape == "probabilities" and is_multilabel and given is None:
+        behind = behind_activation(_sigmoid)
+    if behind is not None:
         shape = "unit"  # the labels of every image sum to 1 by chance
     elif shape in ("probabilities", "unit") or (given or "").endswith("probabilities"):
         is_sigmoid = is_unit or given == "multilabel_probabilities" or (given is None and shape == "unit")
@@ -165,7 +167,8 @@ def find(
     if behind is not None:
         return Head(kind, "before", f"{kind} {where}; its logits are what goes into {behind[1]!r}", behind[0])
     is_sigmoid = kind.startswith("multilabel") or is_unit
-    if saturated := float(((output <= 0) | ((output >= 1) & is_sigmoid)).mean()):
+    saturated = float(((output <= 0) | ((output >= 1) & is_sigmoid)).mean())
+    if saturated:
         logging.warning(
             "the %s's probabilities are exactly %s in %.0f %% of all places: %s",
             role,

@@ -98,7 +98,8 @@ class OfTeachers(Wrapped):
     """A loss on logits whose teacher is one or several of an ensemble's teachers.
 
     For several teachers the loss reads logits T · log Σ_m w_m softmax(z_m / T), with T its own temperature at that step
-    (1 where it has none). Softened by T, they are the mean of the teachers' softened distributions.
+    (1 where it has none). Softened by T, they are the mean of the teachers' softened distributions; for a loss on
+    independent labels, of their sigmoids.
 
     Args:
         term: a loss that reads the teacher's logits and none of its other taps. Its weight is this one's.
@@ -142,7 +143,8 @@ class OfTeachers(Wrapped):
             mean = logits[0]
         else:
             temperature = self.now(self.term.temperature) if hasattr(self.term, "temperature") else 1.0
-            mean = ensemble.mean_probabilities(logits, list(self.teachers.values()), temperature)
+            is_multilabel = "softmax" not in self.heads
+            mean = ensemble.mean_probabilities(logits, list(self.teachers.values()), temperature, is_multilabel)
         return self.value(student, {"logits": mean}, labels, training, **extra)
 
     def get_config(self):

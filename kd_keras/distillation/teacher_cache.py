@@ -44,7 +44,7 @@ class TeacherCache:
         teacher: a built classifier.
         taps: names of the taps to store.
         dtype: ``'float16'`` or ``'float32'``, of the files.
-        top_k: number of logits to store; None stores all.
+        top_k: number of logits to store, for a softmax alone; None stores all.
         teacher_dtype: the dtype that the teacher computes in, as for `Distiller`.
         limit_gb: gigabytes (1e9 bytes) that the cache may take; None for no limit.
 
@@ -76,6 +76,8 @@ class TeacherCache:
         self._teacher.require(taps)
         if top_k is not None and not is_count(top_k):
             raise InputError(f"top_k={top_k!r}: give a whole number of at least 1, or None to store all logits")
+        if top_k is not None and self._teacher.decide().is_multilabel:
+            raise InputError(f"top_k={top_k} is for a softmax, and the teacher has independent labels: leave it out")
         if top_k is not None and top_k >= self._teacher.num_classes:
             top_k = None
         if teacher_dtype == "auto":

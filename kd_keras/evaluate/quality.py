@@ -14,10 +14,11 @@ def predict(model, dataset):
 
     Args:
         model: callable as ``model(images, training=False)``, returning logits (B, K).
-        dataset: batches ``(image, label)``: images (B, H, W, C), labels integers (B,).
+        dataset: batches ``(image, label)``: images (B, H, W, C), labels integers (B,), or (B, K) where they are
+            independent.
 
     Returns:
-        ``(logits, labels)``: float32 (N, K) and int64 (N,), in the dataset's order.
+        ``(logits, labels)``: float32 (N, K) and int64 (N,) or (N, K), in the dataset's order.
 
     Raises:
         InputError: the data set is empty, or its labels are not one integer per image.
@@ -32,10 +33,10 @@ def predict(model, dataset):
     logits, labels = [], []
     for images, targets in dataset:
         outputs, targets = forward(images).numpy(), np.asarray(targets)
-        if targets.shape != outputs.shape[:1] or targets.dtype.kind not in "iu":
+        if targets.shape not in (outputs.shape[:1], outputs.shape) or targets.dtype.kind not in "iu":
             raise InputError(
-                f"evaluation needs one integer label per image: got labels of shape {targets.shape} and type "
-                f"{targets.dtype} for {len(outputs)} images; remove mixup or one-hot coding from this data set"
+                f"evaluation needs one integer label per image, or per output: got labels of shape {targets.shape} and "
+                f"type {targets.dtype} for {len(outputs)} images; remove mixup or one-hot coding from this data set"
             )
         logits.append(outputs)
         labels.append(targets)

@@ -21,12 +21,17 @@ def attach(content: bytes, class_names, **more) -> bytes:
     Args:
         content: the flatbuffer.
         class_names: K names, in the order of the logits.
-        **more: further entries, of types that JSON has.
+        **more: further entries, of types that JSON has; ``thresholds``, by name, where the labels are independent.
 
     Returns:
         bytes: the TFLite file, followed by a zip of ``labels.txt`` (one name per line) and ``metadata.json``.
     """
-    record = {**_tensors(content), "class_names": list(class_names), "operators": operators(content), **more}
+    record = {
+        **_tensors(content, "thresholds" in more),
+        "class_names": list(class_names),
+        "operators": operators(content),
+        **more,
+    }
     packed = io.BytesIO(content)
     with zipfile.ZipFile(packed, "a") as archive:
         for name, text in (
@@ -68,12 +73,15 @@ def operators(content: bytes) -> list[str]:
     )
 
 
-def _tensors(content) -> dict:
+def _tensors(content, is_multilabel=False) -> dict:
     """The signature's input and output: names, shapes, types, and the quantisation of integers."""
     from kd_keras.export import tflite
 
     image, logits = tflite.load(content).details()
+    meaning = "logits, one a class; softmax makes them probabilities"
+    if is_multilabel:
+        meaning = "logits, one a label; a sigmoid makes each a probability: the label is there above its threshold"
     return {
         "input": {**image, "range": [0, 255], "layout": "NHWC", "meaning": "pixels of the image"},
-        "output": {**logits, "meaning": "logits, one a class; softmax makes them probabilities"},
+        "output": {**logits, "meaning": meaning},
     }

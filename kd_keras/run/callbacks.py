@@ -70,8 +70,9 @@ class LiveLine(keras.callbacks.Callback):
         self.steps += done
         rate = self.steps / (time.perf_counter() - self.begun)
         figures = f"epoch {self.epoch + 1}/{self.epochs}  {rate:.1f} steps/s  loss {float(logs['loss']):.3f}"
-        if "accuracy" in logs:
-            figures += f"  accuracy {float(logs['accuracy']):.3f}"
+        for name, title in (("accuracy", "accuracy"), ("map", "mAP")):
+            if name in logs:
+                figures += f"  {title} {float(logs[name]):.3f}"
         self.progress.update(self.task, advance=done, figures=figures)
 
     def on_train_end(self, logs=None):

@@ -35,7 +35,7 @@ _WEIGHTS = ("path", "preset", "pretrained")
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Content hashes of the splits, numbers of training images, the classes' names.
+    """Content hashes of the splits, numbers of training images, the classes' names, and the kind of labels.
 
     Attributes:
         train: the training split, of which some samples may have no label.
@@ -52,6 +52,7 @@ class Data:
     count: int
     labels: int
     class_names: tuple[str, ...]
+    multi_label: bool = False
 
 
 class Facts:
@@ -96,7 +97,7 @@ class Facts:
             self._sources.setdefault(train.images_fingerprint, train)
             prints = (train.fingerprint, labelled.fingerprint, train.images_fingerprint)
             prints += splits.val.fingerprint, splits.test.fingerprint
-            self._data[key] = Data(*prints, len(train), len(labelled), tuple(splits.class_names))
+            self._data[key] = Data(*prints, len(train), len(labelled), tuple(splits.class_names), splits.multi_label)
         return self._data[key]
 
     def student_data(self) -> Data:
@@ -240,6 +241,27 @@ class Facts:
         """A new loss."""
         return loss_terms.from_spec(given, samples=self.data().count)
 
+    def losses(self, given, flag: str) -> tuple[Part, ...]:
+        """The losses that a flag names, as parts.
+
+        Of several labels for an image the teacher and the baseline learn by ``bce()`` where nothing else is asked for.
+
+        Raises:
+            InputError: a loss is for another kind of labels than the data's.
+        """
+        kind = "multilabel" if self._splits.multi_label else "softmax"
+        if kind == "multilabel" and flag in ("--teacher_loss", "--baseline_loss") and list(map(str, given)) == ["ce()"]:
+            given = (spec.parse("bce()"),)
+        for loss in given:
+            if kind not in getattr(spec.builder("kd_keras.losses", loss.name), "heads", (kind,)):
+                labels = "several labels for an image" if kind == "multilabel" else "one class for each image"
+                use = "bce, binary_kd" if kind == "multilabel" else "ce, kd"
+                data = self._session.config.data.source
+                raise InputError(
+                    f"{flag} has {loss.name}, and --data={data} has {labels}: take {use} or losses on features"
+                )
+        return self.parts("losses", given)
+
     def reads(self, given: Spec, student: list[str], teacher: list[str] | None) -> tuple[str, ...]:
         """Which of the teacher's taps a loss reads."""
         # Asking a loss for its taps changes it, so a new loss is asked each time.
@@ -320,7 +342,7 @@ def make(build: Build, models: list[keras.Model], splits, trial: bool = False) -
     """
     name, given = build.what.name, build.what.kwargs
     if name == "join":
-        return ensemble.join(models, given["combine"], given.get("shares"), given["prefix"])
+        return ensemble.join(models, given["combine"], given.get("shares"), given["prefix"], splits.multi_label)
     if name == "member":
         return ensemble.member(models[0], given["prefix"])
     if name == "add_exits":

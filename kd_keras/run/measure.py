@@ -16,8 +16,8 @@ from kd_keras.distillation import device
 from kd_keras.distillation.fast_teacher import LEAST_AGREEMENT, can_be_copied, fast_copy
 from kd_keras.distillation.taps import Taps
 from kd_keras.errors import InputError
-from kd_keras.evaluate import cost, quality
-from kd_keras.export import tflite
+from kd_keras.evaluate import cost, multilabel, quality
+from kd_keras.export import metadata, tflite
 from kd_keras.run.report import tables
 from kd_keras.schemes.plan import Export, Measure
 
@@ -63,11 +63,11 @@ class Measurer:
 
     def _quality(self, stage, folder) -> dict:
         """Figures on the test split, and of models the accuracy on the other splits; leaves the test logits."""
+        if self.session.splits.multi_label:
+            return self._quality_of_labels(stage, folder)
         test, others = self.facts.source(stage.data[0]), stage.data[1:]
         if isinstance(stage.of, Export):
-            interpreter = tflite.load(self._file(stage))
-            logits = np.concatenate([interpreter.predict(x.numpy()) for x, _ in self.session.batches(test)])
-            seen = {}
+            logits, seen = self.logits_of_file(self._file(stage), test), {}
         else:
             with self.session.timed("evaluation"):
                 model = quality.logits(self.load(stage.of))
@@ -82,6 +82,33 @@ class Measurer:
         figures["test_accuracy"] = figures.pop("accuracy")
         files.write(folder / "logits.npy", lambda file: np.save(file, logits))
         return {"figures": {**seen, **figures}}
+
+    def _quality_of_labels(self, stage, folder) -> dict:
+        """The same for independent labels, decided at thresholds that were chosen on the validation split."""
+        sources = {
+            name: self.facts.source(data) for name, data in zip(("test", "train", "val"), stage.data, strict=False)
+        }
+        if isinstance(stage.of, Export):
+            logits = {"test": self.logits_of_file(self._file(stage), sources["test"])}
+            limits = np.array(list(metadata.read(self._file(stage))["thresholds"].values()))
+        else:
+            with self.session.timed("evaluation"):
+                model = quality.logits(self.load(stage.of))
+                logits = {
+                    name: quality.predict(model, self.session.batches(source))[0] for name, source in sources.items()
+                }
+            limits = multilabel.thresholds(logits["val"], sources["val"].labels)
+        figures = multilabel.metrics(logits["test"], sources["test"].labels, limits)
+        del figures["map"]
+        for name, values in logits.items():
+            figures[f"{name}_map"] = multilabel.metrics(values, sources[name].labels, limits)["map"]
+        files.write(folder / "logits.npy", lambda file: np.save(file, logits["test"]))
+        return {"figures": figures, "thresholds": limits.tolist()}
+
+    def logits_of_file(self, file, source) -> np.ndarray:
+        """The logits (N, K) of a TFLite file, or of its content, for a split."""
+        interpreter = tflite.load(file)
+        return np.concatenate([interpreter.predict(x.numpy()) for x, _ in self.session.batches(source)])
 
     def _size(self, stage, folder) -> dict:
         """Parameters and multiply-accumulates."""
@@ -142,6 +169,8 @@ class Measurer:
 
         del folder
         splits = self.session.splits
+        if splits.multi_label:
+            return self._label_order(stage)
         predicted, labels = quality.predict(quality.logits(self.load(stage.of)), self.session.batches(splits.val))
         matrix = quality.confusion(predicted, labels, splits.num_classes)
         rows, columns = linear_sum_assignment(-matrix)
@@ -155,6 +184,25 @@ class Measurer:
         if right < 1.5 / splits.num_classes:
             logging.warning("the teacher is right on only %.1f %% of the validation images", 100 * right)
         return {"accuracy": float(right)}
+
+    def _label_order(self, stage) -> dict:
+        """The same for independent labels: each output is a predictor of every label, by the area under the curve."""
+        from scipy.optimize import linear_sum_assignment
+
+        splits = self.session.splits
+        logits, labels = quality.predict(quality.logits(self.load(stage.of)), self.session.batches(splits.val))
+        areas = multilabel.areas(logits, labels)
+        rows, columns = linear_sum_assignment(-areas)
+        right, renamed = float(np.trace(areas) / len(areas)), float(areas[rows, columns].mean())
+        if renamed > right + 0.1:
+            raise InputError(
+                f"the teacher's outputs have an AUC of {right:.3f} on the validation images, but of {renamed:.3f} with "
+                f"its labels renamed: its label order is not the data's ({', '.join(splits.class_names[:10])} …); the "
+                "stages that are finished are kept"
+            )
+        if right < 0.55:
+            logging.warning("the teacher's AUC on the validation images is only %.3f", right)
+        return {"auc": right}
 
     def _dtype(self, stage, folder) -> dict:
         """What the teacher computes in: the dtype that this machine is fastest in, if it agrees with float32."""
@@ -204,4 +252,5 @@ class Measurer:
             source = datasets.take(source, _AGREEMENT_IMAGES, self.session.config.training.seed)
         predict = functools.partial(quality.predict, dataset=self.session.batches(source))
         full, fast = (predict(quality.logits(fast_copy(teacher, name)))[0] for name in ("float32", dtype))
-        return (quality.agreement(fast, full) if np.isfinite(fast).all() else 0.0), len(full)
+        agreement = multilabel.agreement if self.session.splits.multi_label else quality.agreement
+        return (agreement(fast, full) if np.isfinite(fast).all() else 0.0), len(full)

@@ -12,6 +12,7 @@ from kd_keras import spec
 from kd_keras._compat import distribute
 from kd_keras.distillation.taps import Taps
 from kd_keras.errors import InputError
+from kd_keras.evaluate import multilabel
 from kd_keras.export import metadata, tflite
 from kd_keras.models.saved import load as load_model
 from kd_keras.run import training
@@ -222,7 +223,12 @@ class Runner:
             except InputError as error:
                 logging.warning("%s", error)
                 return {"refused": str(error), "content": "refused"}
-            content = metadata.attach(content, stage.classes, variant=stage.variant, architecture=stage.architecture)
+            more = {"variant": stage.variant, "architecture": stage.architecture}
+            if stage.thresholds_on is not None:
+                source = session.facts.source(stage.thresholds_on)
+                limits = multilabel.thresholds(self.measurer.logits_of_file(content, source), source.labels)
+                more["thresholds"] = dict(zip(stage.classes, limits.tolist(), strict=True))
+            content = metadata.attach(content, stage.classes, **more)
             (folder / "model.tflite").write_bytes(content)
         operators = ", ".join(metadata.read(folder / "model.tflite")["operators"])
         session.console.print(f"edge     {stage.name}.tflite: {operators}")
@@ -235,8 +241,9 @@ class Runner:
         text = f"{stage.architecture}: "
         if "series" in record:
             best, series = record["best_epoch"], record["series"]
+            score, name = ("val_map", "mAP") if "val_map" in series else ("val_accuracy", "accuracy")
             text += (
-                f"validation accuracy {series['val_accuracy'][best]:.4f} in epoch {best + 1} of {len(series['loss'])}, "
+                f"validation {name} {series[score][best]:.4f} in epoch {best + 1} of {len(series['loss'])}, "
                 f"{record['seconds']:.0f} s"
             )
         else:

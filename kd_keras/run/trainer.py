@@ -11,6 +11,7 @@ from absl import logging
 from kd_keras import data as datasets
 from kd_keras._compat import keras as graph
 from kd_keras.distillation.distiller import Distiller
+from kd_keras.distillation.metrics import MeanAveragePrecision
 from kd_keras.distillation.parts import OfTeachers, Within
 from kd_keras.distillation.taps import Taps
 from kd_keras.distillation.teacher_cache import TeacherCache
@@ -44,6 +45,10 @@ class Trainer:
         Raises:
             InputError: the models, losses, optimizer or batches don't fit each other.
         """
+        if stage.recipe.stop is not None and self.session.splits.multi_label:
+            raise InputError(
+                "--teacher_stop_at_val_accuracy: several labels for an image have no accuracy; leave it out"
+            )
         model, teacher = self.facts.pair(stage)
         dtype = None if isinstance(stage.computes_in, Measure) else stage.computes_in
         self.distiller(stage, model, teacher, dtype)
@@ -70,7 +75,7 @@ class Trainer:
         """A compiled `Distiller` of a training."""
         asked, strategy = self.config.hardware.jit_compile, self.session.strategy
         jit = hardware.jit_compile(strategy) if asked == "auto" else asked == "true"
-        steps, recipe = self.steps_per_epoch(stage), stage.recipe
+        steps, recipe, splits = self.steps_per_epoch(stage), stage.recipe, self.session.splits
         with strategy.scope():
             losses = self._losses(stage, model)
             distiller = Distiller(student=model, teacher=teacher, losses=losses, teacher_dtype=dtype)
@@ -79,7 +84,7 @@ class Trainer:
             )
             distiller.compile(
                 optimizer=optimizer,
-                metrics=["accuracy"],
+                metrics=[MeanAveragePrecision(splits.num_classes) if splits.multi_label else "accuracy"],
                 steps_per_execution=self._steps_per_execution(steps),
                 jit_compile=jit,
             )

@@ -71,10 +71,13 @@ class History:
         return len(self.series.get("loss", ()))
 
     def add(self, logs: dict[str, float], may_be_best: bool = True) -> bool:
-        """Adds an epoch; returns whether it is the best so far by validation accuracy, then by validation loss."""
+        """Adds an epoch; returns whether it is the best so far by validation accuracy, then by validation loss.
+
+        Of several labels for an image it is the mean average precision in place of the accuracy.
+        """
         for name, value in logs.items():
             self.series.setdefault(name, []).append(float(value))
-        score = (float(logs["val_accuracy"]), -float(logs["val_loss"]))
+        score = (float(logs["val_map" if "val_map" in logs else "val_accuracy"]), -float(logs["val_loss"]))
         if not may_be_best or score <= self.best_score:
             return False
         self.best_score, self.best_epoch = score, self.epochs - 1

@@ -103,6 +103,7 @@ class _Adding:
                 keep_float=kept if source is None else (),
                 calibration=(self.data.train, self.config.training.seed) if calibrated else None,
                 classes=self.data.class_names,
+                thresholds_on=self.data.val if self.data.multi_label else None,
             )
             self.row(file, reference or model, size=model)
 

@@ -191,6 +191,11 @@ def taught_fields(config, facts, model, terms, teacher) -> dict:
         return fields
     fields["verified"] = _verified(config, facts, teacher)
     fields["computes_in"] = computes_in = _dtype(config, facts, teacher)
+    if cache.top_k is not None and facts.data().multi_label:
+        raise InputError(
+            f"--cache_top_k={cache.top_k} keeps the classes that a softmax thinks likeliest, and the data have several "
+            "labels for an image: leave it out"
+        )
     if views is not None:
         caches = {
             "teacher": teacher,
@@ -221,7 +226,7 @@ def terms(
         flag: where the losses come from, for messages.
     """
     made = []
-    for loss in facts.parts("losses", losses):
+    for loss in facts.losses(losses, flag):
         reads = facts.reads(loss, taps or facts.taps(model), None if teacher is None else facts.taps(teacher))
         if reads and teacher is None:
             advice = "name one with --teacher" if flag == "--loss" else "leave such losses out, as in ce()"

@@ -209,6 +209,8 @@ class Export(Stage):
     Attributes:
         calibration: (content hash of the training split, seed of the images drawn), for integer activations.
         classes: the classes' names, which the file carries.
+        thresholds_on: content hash of the validation split on which the file's thresholds are chosen, where labels are
+            independent.
     """
 
     model: "Model"
@@ -216,6 +218,7 @@ class Export(Stage):
     keep_float: tuple[str, ...] = ()
     calibration: tuple[str, int] | None = None
     classes: tuple[str, ...] = ()
+    thresholds_on: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -239,14 +239,19 @@ def _run_one(number, run, count, console) -> list[Run]:
 
 
 def _headline(run):
-    return f"test accuracy {run.results['student']['test_accuracy']:.4f}"
+    row = run.results["student"]
+    column, name = tables.score(row)
+    return f"test {name} {row[f'test_{column}']:.4f}"
 
 
 def _print(pairs, console) -> None:
     """A table of the runs, and of each combination over its seeds."""
     flags_ = list(pairs[0][1])
-    table = Table("n", *flags_, "val acc %", "test acc %")
-    columns, groups = ("val_accuracy", "test_accuracy"), {}
+    finished = [run.results["student"] for run, _ in pairs if run.results is not None]
+    column, name = tables.score(finished[0] if finished else {})
+    name = {"accuracy": "acc"}.get(name, name)
+    table = Table("n", *flags_, f"val {name} %", f"test {name} %")
+    columns, groups = (f"val_{column}", f"test_{column}"), {}
     for run, varied in pairs:
         if run.results is not None:
             key = tuple(value for flag, value in varied.items() if flag != "seed")

@@ -37,9 +37,22 @@ def has_three_sources(splits: Splits) -> None:
 
 
 def labels_are_classes(splits: Splits) -> None:
-    """Labels are int32 (N,), each the position of a class name; −1 is none, in ``train`` and ``unlabelled``."""
+    """Labels are int32: (N,), each the position of a class name, or (N, K) of 0, 1 and −1, one for each name.
+
+    −1 says that there is no label: of classes only in ``train`` and ``unlabelled``.
+    """
     for name, source in _sources(splits):
         labels = source.labels
+        if splits.multi_label:
+            shape = (len(source), len(splits.class_names))
+            assert labels.dtype == np.int32 and labels.shape == shape, (
+                f"{name}'s labels are {labels.dtype} {labels.shape}: of several for an image they are int32 {shape}"
+            )
+            assert np.isin(labels, (-1, 0, 1)).all(), f"{name} has labels other than 0, 1 and -1"
+            assert name == "unlabelled" or (labels == 1).any(axis=0).all(), (
+                f"{name} has no image with some of the labels"
+            )
+            continue
         assert labels.dtype == np.int32 and labels.shape == (len(source),), (
             f"{name}'s labels are {labels.dtype} {labels.shape}: they are int32 ({len(source)},), in memory"
         )

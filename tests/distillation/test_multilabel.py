@@ -169,7 +169,7 @@ def on_zeros(activation):
 
 def test_decisions_about_labels_are_refused():
     decides = subclassed(lambda z: ops.cast(z > 0, "float32"))
-    with pytest.raises(InputError, match="the teacher gives decisions, .* or say teacher_output='multilabel_prob"):
+    with pytest.raises(InputError, match=r"the teacher gives decisions, .* or say teacher_output='multilabel_prob"):
         distiller(plain(1), decides).fit(X, Y, verbose=0)
 
 
@@ -249,7 +249,7 @@ def test_a_loss_has_to_declare_heads_that_there_are():
     class Wrong(Either):
         heads = "multilabel"
 
-    with pytest.raises(InputError, match="wrong.heads is 'multilabel': give a set of 'softmax' and 'multilabel'"):
+    with pytest.raises(InputError, match=r"wrong\.heads is 'multilabel': give a set of 'softmax' and 'multilabel'"):
         distiller(plain(1), plain(2), [Wrong()])
 
 
@@ -280,7 +280,7 @@ def test_labels_that_are_none(name, route):
 
 def test_minus_1_for_not_this_is_noticed():
     images, y = np.tile(X, (30, 1, 1, 1)), np.tile(MINUS, (30, 1))
-    with pytest.raises(InputError, match="all -1 or 1: .* write 0 for a label that an image does not have"):
+    with pytest.raises(InputError, match=r"all -1 or 1: .* write 0 for a label that an image does not have"):
         distiller(plain(1), plain(2)).fit(images, y, verbose=0)
 
 

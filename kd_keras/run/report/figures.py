@@ -30,12 +30,12 @@ def save_figure(figure, path):
 def curves(histories, path):
     """Draws loss and accuracy over the epochs, training dashed and validation solid.
 
-    What a distilled student minimises is a weighted sum of terms that no other model has; where a history holds ``ce``,
-    its hard-label term, that is drawn for training in place of ``loss``.
+    What a distilled student minimises is a weighted sum of terms that no other model has; where a history holds ``ce``
+    or ``bce``, its hard-label term, that is drawn for training in place of ``loss``.
 
     Args:
-        histories: model name to Keras history: ``loss`` or ``ce``, ``val_loss``, ``accuracy``, ``val_accuracy``, each
-            a value for each epoch. Any may be missing.
+        histories: model name to Keras history: ``loss``, ``ce`` or ``bce``, ``val_loss``, ``accuracy``,
+            ``val_accuracy``, or ``map`` and ``val_map``, each a value for each epoch. Any may be missing.
         path: PNG file.
     """
     import matplotlib
@@ -49,9 +49,11 @@ def curves(histories, path):
         colours = [palette(x) for x in np.linspace(0, 1, len(histories))]
     figure = new_figure(10, 4.2 + 0.22 * math.ceil((len(histories) + 2) / 3))
     panels = figure.subplots(1, 2)
+    is_multilabel = any("val_map" in history for history in histories.values())
+    score, score_name = ("map", "mean average precision") if is_multilabel else ("accuracy", "accuracy")
     for (_, history), colour in zip(histories.items(), colours, strict=True):
-        train_loss = "ce" if len(history.get("ce", ())) else "loss"
-        for panel, train, val in ((panels[0], train_loss, "val_loss"), (panels[1], "accuracy", "val_accuracy")):
+        train_loss = next((name for name in ("ce", "bce") if len(history.get(name, ()))), "loss")
+        for panel, train, val in ((panels[0], train_loss, "val_loss"), (panels[1], score, f"val_{score}")):
             for name, style in ((train, "--"), (val, "-")):
                 values = np.array([np.nan if value is None else value for value in history.get(name, ())], float)
                 # A line with a single point is invisible.
@@ -60,14 +62,14 @@ def curves(histories, path):
                 if len(values):
                     panel.plot(epochs, values, style, color=colour, marker=marker, linewidth=1.6)
     longest = max((len(values) for history in histories.values() for values in history.values()), default=0)
-    for panel, label in zip(panels, ("cross-entropy on hard labels", "accuracy"), strict=True):
+    for panel, label in zip(panels, ("cross-entropy on hard labels", score_name), strict=True):
         panel.set_xlabel("epoch")
         panel.set_ylabel(label)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set_xlim(*((0, 2) if longest <= 1 else (None, None)))
         panel.grid(alpha=0.3)
     panels[0].set_title("Loss (hard-label term alone)")
-    panels[1].set_title("Accuracy")
+    panels[1].set_title(score_name[:1].upper() + score_name[1:])
     keys = [
         Line2D([], [], color=colour, linewidth=2, label=name) for name, colour in zip(histories, colours, strict=True)
     ]
@@ -117,38 +119,43 @@ def confusion_figure(matrix, class_names, path, title):
 
 
 def class_report_figure(report, class_names, path, title):
-    """Draws precision, recall, F1 and support of every class as a coloured table.
+    """Draws precision, recall, F1 and support of every class, or label, as a coloured table.
 
-    Beyond 100 classes, the 100 with the lowest F1 are shown.
+    Beyond 100 classes, the 100 with the lowest F1 are shown. Independent labels also have average precision and AUC.
 
     Args:
-        report: from `kd_keras.evaluate.class_report`.
+        report: from `quality.class_report`, or rows of `multilabel.label_report` by name.
         class_names: K names, in the order to show them.
         path: PNG file.
         title: line above.
     """
     names = [str(name) for name in class_names]
+    columns = {"average_precision": "AP", "auc": "AUC", "precision": "precision", "recall": "recall"}
+    columns |= {"f1": "F1", "f1-score": "F1"}
+    columns = {name: heading for name, heading in columns.items() if name in report[names[0]]}
+    (f1,) = columns.keys() & {"f1", "f1-score"}
     if len(names) > 100:
         title = f"{title}: the 100 of {len(names)} classes with the lowest F1"
-        names = sorted(names, key=lambda name: report[name]["f1-score"])[:100]
+        names = sorted(names, key=lambda name: report[name][f1] or 0)[:100]
     names += [name for name in ("macro avg", "weighted avg") if name in report]
     blocks = math.ceil(len(names) / 36)
     per_block = math.ceil(len(names) / blocks)
-    figure = new_figure(max(5.5, 4.6 * blocks), 1.3 + 0.24 * per_block)
+    width = len(columns)
+    figure = new_figure(max(5.5, (1.6 + width) * blocks), 1.3 + 0.24 * per_block)
     all_axes = figure.subplots(1, blocks, squeeze=False)[0]
-    measures = ("precision", "recall", "f1-score")
     for block, axes in enumerate(all_axes):
         shown = names[block * per_block : (block + 1) * per_block]
-        values = np.array([[report[name][measure] for measure in measures] for name in shown])
+        values = np.array([[report[name][column] for column in columns] for name in shown], float)
         # The support has no share to be coloured by; rows that the last block lacks stay blank.
-        colours = np.full((per_block, 4), np.nan)
-        colours[: len(shown), :3] = values
+        colours = np.full((per_block, width + 1), np.nan)
+        colours[: len(shown), :width] = values
         axes.imshow(colours, cmap="RdYlBu", vmin=0, vmax=1, aspect="auto", alpha=0.6)
         for i, name in enumerate(shown):
-            for j in range(3):
-                axes.text(j, i, f"{values[i, j]:.3f}", ha="center", va="center", fontsize=8)
-            axes.text(3, i, f"{report[name]['support']:.0f}", ha="center", va="center", fontsize=8)
-        axes.set_xticks(range(4), ["precision", "recall", "F1", "support"], fontsize=8)
+            for j in range(width):
+                text = f"{values[i, j]:.3f}" if np.isfinite(values[i, j]) else "–"
+                axes.text(j, i, text, ha="center", va="center", fontsize=8)
+            axes.text(width, i, f"{report[name]['support']:.0f}", ha="center", va="center", fontsize=8)
+        axes.set_xticks(range(width + 1), [*columns.values(), "support"], fontsize=8)
         axes.set_yticks(range(len(shown)), [_short(name, 22) for name in shown], fontsize=8)
         axes.xaxis.tick_top()
         axes.tick_params(length=0)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kd_keras.evaluate import quality
+from kd_keras.evaluate import multilabel, quality
 from kd_keras.run.report import figures, tables
 from kd_keras.schemes.plan import Build, Export, Plan, Row, Train
 
@@ -19,6 +19,7 @@ class Results:
     def __init__(self, plan: Plan, session, store):
         self.plan, self.session, self.store = plan, session, store
         self.labels = session.splits.test.labels
+        self.agreement = multilabel.agreement if session.splits.multi_label else quality.agreement
         self._logits: dict[str, np.ndarray] = {}
 
     def logits(self, stage) -> np.ndarray:
@@ -42,7 +43,7 @@ class Results:
             is_reference = reference is not None and row.stage.key == reference.key
             agreement = None
             if reference_seen and not is_reference:
-                agreement = quality.agreement(self.logits(row.stage), self.logits(reference))
+                agreement = self.agreement(self.logits(row.stage), self.logits(reference))
             reference_seen = reference_seen or is_reference
             rows.append(self._row(row, teacher_agreement=agreement))
         return rows
@@ -53,7 +54,7 @@ class Results:
             values |= self.store.record(measure)["figures"]
         if isinstance(stage, Export):
             values |= self.store.record(stage)["figures"]
-            values["float_agreement"] = quality.agreement(self.logits(stage), self.logits(row.reference))
+            values["float_agreement"] = self.agreement(self.logits(stage), self.logits(row.reference))
         else:
             values["bytes"] = (self.store.folder(stage) / "model.keras").stat().st_size
             values |= self._seen(stage)
@@ -76,13 +77,19 @@ class Results:
     def _against(self, stage, reference) -> dict:
         """What is lost against the Keras model that a file or compressed student was made of."""
         logits, full = self.logits(stage), self.logits(reference)
+        most = self.session.config.export.max_accuracy_drop
+        if self.session.splits.multi_label:
+            change, low, high = multilabel.map_change(logits, full, self.labels)
+            columns = {"map_change": change, "map_change_low": low, "map_change_high": high}
+            drop = multilabel.worst_label_drop(logits, full, self.labels)
+            return {**columns, "worst_label_drop": drop, "marked": change < -most}
         change, low, high = quality.accuracy_change(logits, full, self.labels)
         return {
             "accuracy_change": change,
             "accuracy_change_low": low,
             "accuracy_change_high": high,
             "worst_class_drop": quality.worst_class_drop(logits, full, self.labels),
-            "marked": change < -self.session.config.export.max_accuracy_drop,
+            "marked": change < -most,
         }
 
     def series(self) -> dict[str, dict]:
@@ -106,7 +113,10 @@ class Results:
         notes += self._teacher_notes({row["stage"]: row for row in rows})
         if any(row["marked"] for row in rows):
             drop = self.session.config.export.max_accuracy_drop
-            notes.append(f"‡ less accurate than the Keras student that it was made of by more than {drop:g}")
+            what = "a lower mAP" if self.session.splits.multi_label else "less accurate"
+            notes.append(f"‡ {what} than the Keras student that it was made of by more than {drop:g}")
+        if self.session.splits.multi_label:
+            notes.append("several labels: mAP and AUC are means over labels; F1 is at thresholds from validation data")
         return notes
 
     def _gain(self) -> list[str]:
@@ -137,8 +147,9 @@ class Results:
         is_reverse = row["parameters"] < student["parameters"]
         if is_reverse:
             notes.append("reverse: the teacher has fewer parameters than the student")
-        baseline = row_of.get("baseline")
-        if baseline is None or baseline is row or row["val_accuracy"] > baseline["val_accuracy"]:
+        baseline, (score, score_name) = row_of.get("baseline"), tables.score(row)
+        score, prefix = f"val_{score}", "" if score == "accuracy" else f"{score_name} "
+        if baseline is None or baseline is row or row[score] > baseline[score]:
             return notes
         if any(stop["step"] is not None for _, stop in self._stops()):
             meaning = ", as it is a defective teacher, on purpose"
@@ -148,16 +159,23 @@ class Results:
             meaning = ", so the distilled row says nothing about distillation"
         return [
             *notes,
-            f"the {teacher.role} does not beat the baseline on validation data ({row['val_accuracy']:.2%} against "
-            f"{baseline['val_accuracy']:.2%}){meaning}",
+            f"the {teacher.role} does not beat the baseline on validation data ({prefix}{row[score]:.2%} "
+            f"against {baseline[score]:.2%}){meaning}",
         ]
 
     def draw(self) -> None:
         """Draws the curves, and for each model its confusion matrix and its figures by class."""
         folder, names = self.session.config.run.workdir, list(self.session.splits.class_names)
         figures.curves(self.series(), folder / "curves.png")
-        for stage in (row.stage for row in self.plan.rows if not isinstance(row.stage, Export)):
-            logits, title = self.logits(stage), f"{stage.role}, test split"
+        for row in (row for row in self.plan.rows if not isinstance(row.stage, Export)):
+            stage, logits, title = row.stage, self.logits(row.stage), f"{row.stage.role}, test split"
+            if self.session.splits.multi_label:
+                limits = self.store.record(row.measures[0])["thresholds"]
+                by_label = multilabel.label_report(logits, self.labels, limits)
+                by_label = dict(zip(names, by_label, strict=True))
+                figures.class_report_figure(by_label, names, folder / f"{stage.name}_report.png", title)
+                tables.write_json(by_label, folder / f"{stage.name}_report.json")
+                continue
             matrix = quality.confusion(logits, self.labels, len(names))
             by_class = quality.class_report(logits, self.labels, names)
             figures.confusion_figure(matrix, names, folder / f"{stage.name}_confusion.png", title)
@@ -179,10 +197,11 @@ class Results:
         for row in rows:
             name, _, variant = row["stage"].rpartition("_")
             is_file = (folder / f"{row['stage']}.tflite").exists()
-            tracker.metrics({f"{row['stage']}_test_accuracy": row["test_accuracy"]}, 0)
+            name_of_score = f"test_{tables.score(row)[0]}"
+            tracker.metrics({f"{row['stage']}_{name_of_score}": row[name_of_score]}, 0)
             run, prefix = (child(name), f"tflite_{variant}_") if is_file else (child(row["stage"]), "")
             # `val_accuracy` is the name of the series over the epochs.
-            names = {"val_accuracy": "best_val_accuracy"}
+            names = {"val_accuracy": "best_val_accuracy", "val_map": "best_val_map"}
             numbers = {key: value for key, value in row.items() if isinstance(value, (int, float))}
             run.metrics({f"{prefix}{names.get(key, key)}": value for key, value in numbers.items()}, 0)
             paths = [folder / f"{row['stage']}.{'tflite' if is_file else 'keras'}"]

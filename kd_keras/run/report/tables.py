@@ -27,8 +27,18 @@ COLUMNS = (
     "recall",
     "f1",
     "ece",
+    "train_map",
+    "val_map",
+    "test_map",
+    "auc",
+    "f1_micro",
+    "subset_accuracy",
     "teacher_agreement",
     "float_agreement",
+    "map_change",
+    "map_change_low",
+    "map_change_high",
+    "worst_label_drop",
     "accuracy_change",
     "accuracy_change_low",
     "accuracy_change_high",
@@ -44,6 +54,11 @@ COLUMNS = (
     "latency_all_threads_ms_median",
     "latency_all_threads_ms_iqr",
 )
+# Columns that only data with several labels for an image have; tables of other data are without them.
+_OF_SEVERAL_LABELS = {
+    *("train_map", "val_map", "test_map", "auc", "f1_micro", "subset_accuracy", "worst_label_drop"),
+    *("map_change", "map_change_low", "map_change_high"),
+}
 # The role of the baseline in version 0.1, and the stages whose names are not in their roles.
 _OLD_BASELINE, _BASELINE = "student without KD", "baseline (no teacher)"
 _STAGES = {
@@ -91,14 +106,15 @@ def write_table(rows, folder, runtime_note=None):
         runtime_note: what the latencies were measured with; goes below results.txt.
     """
     folder = pathlib.Path(folder)
-    rows = _plain([{name: row[name] for name in COLUMNS} for row in rows])
-    write_csv(rows, folder / "results.csv")
-    write_json(rows, folder / "results.json")
+    columns = [name for name in COLUMNS if name not in _OF_SEVERAL_LABELS or any(row[name] is not None for row in rows)]
+    stored = _plain([{name: row[name] for name in columns} for row in rows])
+    write_csv(stored, folder / "results.csv")
+    write_json(stored, folder / "results.json")
 
     from rich.console import Console
 
     page = io.StringIO()
-    print_table(rows, Console(file=page, width=200, color_system=None), caption=runtime_note)
+    print_table(_plain(rows), Console(file=page, width=200, color_system=None), caption=runtime_note)
     files.update(folder / "results.txt", page.getvalue())
 
 
@@ -114,6 +130,14 @@ def read_table(path: pathlib.Path) -> dict[str, dict]:
         stage = stored.get("stage") or _stage_of(role)
         rows[stage] = {**stored, "stage": stage, "role": role}
     return rows
+
+
+def score(row: dict) -> tuple[str, str]:
+    """What the models of a table are compared by: the column's name without its split, and its name for people.
+
+    Accuracy, or of several labels for an image the mean average precision.
+    """
+    return ("accuracy", "accuracy") if row.get("test_map") is None else ("map", "mAP")
 
 
 def current_role(role: str) -> str:
@@ -320,14 +344,22 @@ _QUALITY = (
     ("train\nacc %", _percent, "train_accuracy"),
     ("val\nacc %", _percent, "val_accuracy"),
     ("test\nacc %", _percent, "test_accuracy"),
+    ("train\nmAP %", _percent, "train_map"),
+    ("val\nmAP %", _percent, "val_map"),
+    ("test\nmAP %", _percent, "test_map"),
+    ("AUC\n%", _percent, "auc"),
     ("prec.\n%", _percent, "precision"),
     ("recall\n%", _percent, "recall"),
     ("F1\n%", _percent, "f1"),
+    ("F1\nmicro", _percent, "f1_micro"),
+    ("all labels\nright %", _percent, "subset_accuracy"),
     ("ECE\n%", _percent, "ece"),
     ("agree %\nteacher", _percent, "teacher_agreement"),
     ("agree %\nfloat", _percent, "float_agreement"),
     ("to float\n± 95 %", _change, "accuracy_change", "accuracy_change_low", "accuracy_change_high"),
     ("worst\nclass", _drop, "worst_class_drop"),
+    ("to float\n± 95 %", _change, "map_change", "map_change_low", "map_change_high"),
+    ("worst\nlabel", _drop, "worst_label_drop"),
 )
 _COST = (
     ("params", count_text, "parameters"),
