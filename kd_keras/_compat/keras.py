@@ -98,6 +98,34 @@ def in_order(outputs: Iterable[keras.KerasTensor]) -> list[tuple]:
     return ordered
 
 
+def call_number(operation, node) -> int:
+    """The place of a node among all calls of its operation, in the order in which they were made."""
+    return operation._inbound_nodes.index(node)
+
+
+def is_channels_first(tensor: keras.KerasTensor) -> bool:
+    """Whether a map is (B, C, H, W): as the nearest layer before it that has a layout says."""
+    while len(tensor.shape) == 4:
+        operation, node = made_by(tensor)
+        if isinstance(operation, keras.Model) and is_stock_graph(operation):
+            tensor = operation.outputs[node.output_tensors.index(tensor) if len(node.output_tensors) > 1 else 0]
+            continue
+        if layout := getattr(operation, "data_format", None):
+            return layout == "channels_first"
+        if isinstance(operation, keras.layers.BatchNormalization):
+            return operation.axis == 1
+        # What rearranges axes starts a layout of its own, which nothing says.
+        if not node.input_tensors or isinstance(operation, (keras.layers.Permute, keras.layers.Reshape)):
+            break
+        tensor = node.input_tensors[0]
+    return False
+
+
+def with_training(operation, training: bool):
+    """An operation as a model calls it: ``training`` is passed on to those that take it."""
+    return keras.src.models.functional.operation_fn(operation, training=training)
+
+
 def is_softmax(operation) -> bool:
     """Whether an operation is a softmax and nothing else."""
     # `keras.ops.softmax` in a graph is an operation of the same name, in a private module.

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import keras
 
+from kd_keras._compat import keras as graph
 from kd_keras.distillation.taps import Taps
 from kd_keras.errors import InputError
 from kd_keras.losses.features import stages_in
@@ -39,6 +40,8 @@ def with_exits(student: keras.Model) -> keras.Model:
             f"--scheme=self_distillation() needs a functional student with two or more stages that are feature maps "
             f"of known size; this one has {', '.join(stages) or 'none'}"
         )
+    if any(map(graph.is_channels_first, maps)):
+        raise InputError("--scheme=self_distillation() needs maps (B, H, W, C): the student has channels_first")
     whole = taps.logits_model()
     logits = [whole.outputs[0]]
     for number, tensor in enumerate(maps[:-1], start=1):

@@ -11,15 +11,24 @@ from keras import ops
 from kd_keras._compat import keras as graph
 from kd_keras._compat import ops as backend_ops
 from kd_keras.distillation import heads
+from kd_keras.distillation.tap_graph import Place, Reader, places
 from kd_keras.errors import InputError
+from kd_keras.losses.features import require_tap
+
+# (B, C, H, W) as (B, H, W, C).
+_TO_LAST = (0, 2, 3, 1)
 
 
 class Taps:
     """Reads named intermediate outputs of a model in one forward pass.
 
-    In a functional or Sequential model the name of every layer is a tap, and ``logits`` is the output. A subclassed
-    model offers what its own method ``taps(x, training)`` returns (a dict that contains ``logits``), or only its
-    logits. Where the output is probabilities, ``logits`` are the logits behind them; see `heads`.
+    In a functional or Sequential model the name of every layer is a tap, and ``logits`` is the output; layers inside a
+    model that it contains are ``backbone/stage3``, the calls of a layer that is called several times ``conv#1``,
+    ``conv#2``; see `tap_graph.places`. Maps are (B, H, W, C), also those of layers with ``data_format`` channels_first.
+
+    A subclassed model offers what its own method ``taps(x, training)`` returns, a dict of tensors that contains
+    ``logits`` (B, K), with maps as (B, H, W, C); without that method it has only its logits. Where the output is
+    probabilities, ``logits`` are the logits behind them; see `heads`.
 
     Args:
         model: a built `keras.Model` with one input and one output of shape (B, K).
@@ -85,8 +94,7 @@ class Taps:
     def require(self, names: Sequence[str]) -> None:
         """Raises InputError where a tap does not exist."""
         for name in names:
-            if name not in self._shapes:
-                raise InputError(f"the {self.role} has no tap {name!r}: it has {', '.join(self.names)}")
+            require_tap(self.role, name, self.names)
 
     def are_independent(self) -> None:
         """Called where the labels are found to be independent, which the values of logits don't tell."""
@@ -117,7 +125,7 @@ class Taps:
             logging.info("the %s gives %s", self.role, head.reason)
         self.head, self._saw_images, self._functions = head, images is not None, {}
         if self._is_graph:
-            self._tensors["logits"] = self.model.outputs[0] if head.logits is None else head.logits
+            self._places["logits"] = Place(self.model.outputs[0] if head.logits is None else head.logits)
         return head
 
     def _read(self, images, tensors):
@@ -144,7 +152,7 @@ class Taps:
         if head.way == "as it is" and self.units > 1:
             return self.model
         if self._is_graph:
-            inputs, output = self.model.inputs[0], self._tensors["logits"]
+            inputs, output = self.model.inputs[0], self._places["logits"].tensor
         else:
             inputs = keras.Input(self.input_shape)
             output = self.model(inputs)
@@ -159,9 +167,9 @@ class Taps:
         head = self.decide(x if backend_ops.has_values(x) else None)
         if self._is_graph:
             if names not in self._functions:
-                outputs = {name: self._tensors[name] for name in names}
-                self._functions[names] = keras.Model(self.model.inputs[0], outputs)
+                self._functions[names] = self._function({name: self._places[name] for name in names})
             outputs = self._functions[names](x, training=training)
+            outputs |= {name: ops.transpose(outputs[name], _TO_LAST) for name in names if name in self._channels_first}
         else:
             outputs = self._call_subclassed(x, training)
         return {
@@ -174,15 +182,17 @@ class Taps:
             counts = f"{len(model.inputs)} inputs and {len(model.outputs)} outputs"
             raise InputError(f"the {self.role} has {counts}: a classifier has one of each")
         self.input_shape = tuple(model.inputs[0].shape[1:])
-        tensors, outputs = {}, {}
-        for operation, node in graph.uses(model.outputs):
-            outputs.setdefault(id(operation), []).extend(node.output_tensors)
-        for layer in model.layers:
-            if not isinstance(layer, keras.layers.InputLayer) and len(outputs.get(id(layer), ())) == 1:
-                tensors[layer.name] = outputs[id(layer)][0]
-        tensors["logits"] = model.outputs[0]
-        self._tensors = tensors
-        self._shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        self._places = {**places(model), "logits": Place(model.outputs[0])}
+        self._shapes = {name: tuple(place.tensor.shape) for name, place in self._places.items()}
+        self._channels_first = {n for n, place in self._places.items() if graph.is_channels_first(place.tensor)}
+        for name in self._channels_first:
+            self._shapes[name] = tuple(self._shapes[name][axis] for axis in _TO_LAST)
+
+    def _function(self, wanted: dict[str, Place]) -> Callable:
+        """A model or layer from images to some places by name."""
+        if any(place.calls for place in wanted.values()):
+            return Reader(self.model, wanted)
+        return keras.Model(self.model.inputs[0], {name: place.tensor for name, place in wanted.items()})
 
     def _read_subclassed(self):
         model = self.model

@@ -60,6 +60,9 @@ def match_from_end(student: list[str], teacher: list[str], ending: str = "") -> 
 
 def require_tap(whose: str, name: str, offered: list[str]) -> None:
     """Raises InputError where student or teacher (``whose``) does not offer a tap."""
+    if f"{name}#1" in offered:
+        count = sum(other.rpartition("#")[0] == name for other in offered)
+        raise InputError(f"the {whose} calls {name!r} {count} times: name one of the calls, {name}#1 to {name}#{count}")
     if name not in offered:
         shown = [n for n in offered if n in ("logits", "pooled") or n.startswith("stage")] or offered[-8:]
         raise InputError(f"the {whose} has no tap {name!r}: it offers {', '.join(shown)} and every other layer's name")
@@ -95,6 +98,14 @@ class FeatureLoss(Loss):
     def __init__(self, *, weight: ScheduleLike = 1.0, pairs: str | None = None, **kwargs: Any) -> None:
         super().__init__(weight=weight, **kwargs)
         self.pairs = None if pairs is None else parse_pairs(pairs)
+        self._given_pairs = pairs
+
+    def renewed(self) -> Loss:
+        new = super().renewed()
+        # The pairs in the config are those that were chosen for these models.
+        new.pairs = None if self._given_pairs is None else parse_pairs(self._given_pairs)
+        new._given_pairs = self._given_pairs
+        return new
 
     def default_pairs(self, student: list[str], teacher: list[str]) -> Pairs:
         """All stages, matched from the last."""

@@ -84,6 +84,10 @@ class SimKD(FeatureLoss):
         require_tap("teacher", t, names[1])
         features, target = student.get_layer(s).output, teacher.get_layer(t).output
         self._check(s, tuple(features.shape), t, tuple(target.shape))
+        if any(map(graph.is_channels_first, (features, target))):
+            raise InputError(
+                f"{self.name} puts layers on maps (B, H, W, C), and a model has data_format channels_first"
+            )
         x = self._projected(features, target)
         logits = _classifier(self.name, teacher, target, x)
         return keras.Model(student.inputs[0], logits, name=student.name)

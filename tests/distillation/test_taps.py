@@ -88,7 +88,7 @@ def test_training_mode_is_what_is_asked_for():
     assert np.abs(trained - inference).max() > 0.01
 
 
-def test_a_layer_that_is_used_twice_or_gives_two_outputs_is_no_tap():
+def test_a_layer_that_is_used_twice_is_a_tap_for_each_use_and_one_of_two_outputs_is_none():
     class Halves(layers.Layer):
         def call(self, x):
             return x[:, :2], x[:, 2:]
@@ -97,7 +97,12 @@ def test_a_layer_that_is_used_twice_or_gives_two_outputs_is_no_tap():
     twice = layers.Dense(4, name="twice")
     a, _ = Halves(name="halves")(twice(twice(image)))
     taps = Taps(keras.Model(image, layers.Dense(3, name="head")(a)))
-    assert taps.names == ["head", "logits"]
+    assert taps.names == ["twice#1", "twice#2", "head", "logits"]
+    values = taps(np.ones((2, 4), "float32"), ("twice#1", "twice#2"), training=False)
+    np.testing.assert_allclose(values["twice#1"], twice(np.ones((2, 4))), atol=1e-6)
+    np.testing.assert_allclose(values["twice#2"], twice(twice(np.ones((2, 4)))), atol=1e-6)
+    with pytest.raises(InputError, match="calls 'twice' 2 times: name one of the calls, twice#1 to twice#2"):
+        taps.require(["twice"])
 
 
 def test_a_sequential_model_has_taps():
@@ -265,7 +270,9 @@ def test_an_input_shape_that_is_not_known_is_refused():
 
 
 def test_a_tap_that_does_not_exist_is_refused_with_those_that_do():
-    with pytest.raises(InputError, match="the student has no tap 'stage9': it has conv, norm, stage1"):
+    with pytest.raises(
+        InputError, match="the student has no tap 'stage9': it offers stage1, pooled, logits and every other"
+    ):
         Taps(net(), "student").require(["logits", "stage9"])
     Taps(net()).require(["logits", "stage1"])
 
