@@ -18,6 +18,10 @@ from kd_keras.errors import InputError, plain
 __all__ = ["complement", "constant", "cosine", "exponential_decay", "linear", "warmup"]
 
 Per = Literal["epoch", "step"]
+#: The range of what logits are divided by, and losses multiplied by the square of: float32 holds it.
+DIVISORS = (1e-6, 1e6)
+# Steps of a training at which a schedule is looked at.
+_LOOKED_AT = 10_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -157,7 +161,9 @@ def to_config(schedule: Schedule) -> float | str:
 
 
 def check(schedule: Schedule, what: str, *, positive: bool = False, total: float | None = None) -> Schedule:
-    """Sets a missing ``over`` to ``total``, and refuses impossible values.
+    """Sets a missing ``over`` to ``total``, and refuses values that are impossible whatever the training.
+
+    It looks at the first epochs, at the end of each ``over``, and at the thousandth; see also `check_during`.
 
     Args:
         schedule: the schedule to check.
@@ -178,8 +184,14 @@ def check(schedule: Schedule, what: str, *, positive: bool = False, total: float
             raise InputError(f"{what}={part}: over is a positive number of {part.per}s")
         return part
 
-    schedule = _map(complete, schedule)
-    for t in (0, 1, 1000):
+    ends = []
+
+    def note(part):
+        ends.append(getattr(part, "over", None))
+        return part
+
+    schedule = _map(note, _map(complete, schedule))
+    for t in (0, 1, 1000, *(end for end in ends if end is not None)):
         try:
             value = schedule(epoch=t, step=t)
         except OverflowError:
@@ -188,6 +200,48 @@ def check(schedule: Schedule, what: str, *, positive: bool = False, total: float
             wanted = "above 0" if positive else "0 or more"
             raise InputError(f"{what}={to_config(schedule)} reaches {value:g}: it has to stay {wanted}")
     return schedule
+
+
+def check_during(
+    schedule: Schedule,
+    what: str,
+    *,
+    epochs: range,
+    first_step: int = 0,
+    steps_per_epoch: int = 1,
+    positive: bool = False,
+) -> None:
+    """Refuses a schedule that leaves its range during a training; computed in float32, as the training does.
+
+    Args:
+        schedule: a complete schedule.
+        what: name of the value in the message, such as ``"temperature"``.
+        epochs: the epochs of the training.
+        first_step: the first step of the first epoch.
+        steps_per_epoch: steps in each epoch.
+        positive: whether the value is divided by and squared, and so has to lie in `DIVISORS`, not only be at least 0.
+
+    Raises:
+        InputError: at some step the value is out of its range, or not finite.
+    """
+    count = len(epochs) * steps_per_epoch
+    if isinstance(schedule, constant) or not count:
+        return
+    ops = _ops()
+    # Schedules are monotonic between the ends of their `over`, and smooth: so many steps tell.
+    taken = sorted({count * i // _LOOKED_AT for i in range(_LOOKED_AT)} | {count - 1})
+    at_epoch, at_step = [epochs[i // steps_per_epoch] for i in taken], [first_step + i for i in taken]
+    values = schedule(epoch=ops.convert_to_tensor(at_epoch, "float32"), step=ops.convert_to_tensor(at_step, "float32"))
+    values = ops.convert_to_numpy(values).reshape(-1).tolist()
+    least, most = DIVISORS if positive else (0, 3e38)
+    # A schedule that does not move gives one value for all.
+    for epoch, step, value in zip(at_epoch, at_step, values * (len(taken) if len(values) == 1 else 1), strict=True):
+        if not least <= value <= most:
+            wanted = f"between {least:g} and {most:g}" if positive else "finite, and 0 or more"
+            raise InputError(
+                f"{what}={to_config(schedule)} is {value:g} in epoch {epoch}, step {step} (both from 0): it has to "
+                f"stay {wanted}; give the schedule a floor, or another end"
+            )
 
 
 def to_keras(schedule: Schedule, *, epochs: int, steps_per_epoch: int):

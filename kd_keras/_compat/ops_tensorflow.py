@@ -26,6 +26,11 @@ def scatter_rows(variable, indices, rows) -> None:
     variable.value.scatter_update(tf.IndexedSlices(rows, indices))
 
 
+def add_to_rows(variable, indices, rows) -> None:
+    """Adds to some rows of a Keras variable; a row that is given twice gets both."""
+    variable.value.scatter_add(tf.IndexedSlices(rows, indices))
+
+
 def is_concrete(tensor) -> bool:
     """See `ops.has_values`."""
     return not tf.is_tensor(tensor) or hasattr(tensor, "numpy")

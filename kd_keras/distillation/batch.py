@@ -2,14 +2,31 @@
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+import keras
 
 from kd_keras.errors import InputError
 
 _FIELDS = ("image", "label", "sample_weight", "index", "teacher")
 # Words in a name that stand for a field.
-_WORDS = {"weight": "sample_weight", "logits": "teacher", "target": "label"}
+_WORDS = {
+    "weight": "sample_weight",
+    "logits": "teacher",
+    "soft": "teacher",
+    "prob": "teacher",
+    "target": "label",
+    "class": "label",
+    "idx": "index",
+    "indices": "index",
+    **{field: field for field in _FIELDS},
+}
+# Whole names that do.
+_NAMES = {"x": "image", "y": "label", "y_true": "label", "w": "sample_weight", "truth": "label"}
+# Last words of names that say something about a field and don't stand for it, as in image_id.
+_ABOUT = ("id", "ids", "name", "names", "file", "filename", "path", "url", "key", "size", "shape", "width", "height")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,20 +72,25 @@ def unpack_batch(data) -> Batch:
 def check_fields(batch: Mapping) -> None:
     """Raises InputError for a field whose name stands for one that is read; other fields do no harm."""
     for key in batch:
-        meant = difflib.get_close_matches(key, _FIELDS, 1, 0.75)
-        meant += [field for field in _FIELDS if len(key) > 2 and (field in key or key in field)]
-        meant += [field for word, field in _WORDS.items() if word in key]
-        if key not in _FIELDS and meant:
+        lower = str(key).lower()
+        if key in _FIELDS or re.split(r"[^a-z]", lower)[-1] in _ABOUT:
+            continue
+        meant = [_NAMES[lower]] if lower in _NAMES else difflib.get_close_matches(lower, _FIELDS, 1, 0.75)
+        meant += [field for field in _FIELDS if len(lower) > 2 and lower in field]
+        meant += [field for word, field in _WORDS.items() if word in lower]
+        if meant:
             raise InputError(f"a batch has a field {key!r}, which nothing reads: is {meant[0]!r} meant?")
 
 
 def split_dicts(data):
-    """A data set or generator of batch dicts as ``(dict, label, sample_weight)``, which Keras' own code can take apart.
+    """A data set, PyDataset or generator of batch dicts as ``(dict, label, sample_weight)``, as Keras reads batches.
 
     Anything else is returned as it is.
     """
     if hasattr(data, "__next__"):
         return _split_each(data)
+    if isinstance(data, keras.utils.PyDataset):
+        return _SplitDataset(data)
     spec = getattr(data, "element_spec", None)
     return data.map(_split) if _is_batch_dict(spec) and "label" in spec else data
 
@@ -78,6 +100,10 @@ def split_arrays(x, y, sample_weight):
     if not _is_batch_dict(x):
         return x, y, sample_weight
     check_fields(x)
+    counts = {len(part) for part in keras.tree.flatten([x, y, sample_weight]) if getattr(part, "shape", ())}
+    if len(counts) > 1:
+        sizes = {key: len(keras.tree.flatten(part)[0]) for key, part in x.items()}
+        raise InputError(f"the arrays of a batch dict have different lengths: {sizes}; give one row for each image")
     rest, label, weight = (*_split(x), None, None)[:3]
     for name, apart, inside in (("label", y, label), ("sample_weight", sample_weight, weight)):
         if apart is not None and inside is not None:
@@ -88,6 +114,28 @@ def split_arrays(x, y, sample_weight):
 def _split_each(batches: Iterator) -> Iterator:
     for batch in batches:
         yield _split(batch) if _is_batch_dict(batch) else batch
+
+
+class _SplitDataset(keras.utils.PyDataset):
+    """A PyDataset whose batch dicts are split; its workers, length and order are those of the one that was given."""
+
+    def __init__(self, data):
+        super().__init__(data.workers, data.use_multiprocessing, data.max_queue_size)
+        self._data = data
+
+    @property
+    def num_batches(self):
+        return self._data.num_batches
+
+    def __getitem__(self, index):
+        batch = self._data[index]
+        return _split(batch) if _is_batch_dict(batch) else batch
+
+    def on_epoch_begin(self):
+        self._data.on_epoch_begin()
+
+    def on_epoch_end(self):
+        self._data.on_epoch_end()
 
 
 def _split(batch):

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from absl import logging
 from keras import ops
 
 from kd_keras.distillation.heads import Head
@@ -20,7 +21,7 @@ def models(student: Any, teacher: Any) -> None:
         if not isinstance(model, keras.Model) and (role, model) != ("teacher", None):
             raise InputError(f"the {role} is {model!r:.60}: give a keras.Model")
     if student is teacher:
-        raise InputError("student and teacher are one model, which would teach itself: give a copy as the teacher")
+        raise InputError("student and teacher are the same model, which would teach itself: give a copy as the teacher")
     of_teacher = {id(variable) for variable in (teacher.variables if teacher is not None else ())}
     if shared := [variable.path for variable in student.trainable_variables if id(variable) in of_teacher]:
         raise InputError(
@@ -30,10 +31,10 @@ def models(student: Any, teacher: Any) -> None:
 
 
 def losses(given: Any) -> list[Loss]:
-    """The losses as a list.
+    """The losses as a list; of those that another Distiller has, new ones of the same settings.
 
     Raises:
-        InputError: there is none, one is no loss, or one has a name that the logs have already.
+        InputError: there is none, one is no loss or is given twice, or one can't be made again.
     """
     if isinstance(given, Loss):
         given = [given]
@@ -44,9 +45,58 @@ def losses(given: Any) -> list[Loss]:
     for loss in given:
         if isinstance(loss, type) or not hasattr(loss, "taps"):
             raise InputError(f"{loss!r} is no loss: give those of kd_keras.losses, such as losses.KD()")
-        if loss.name == "loss":
-            raise InputError("a loss is named 'loss', as the total is in the logs: give it another, name='mine'")
-    return list(given)
+        if sum(loss is other for other in given) > 1:
+            raise InputError(
+                f"the loss {loss.name} is given twice: give it once, with twice the weight, or make another"
+            )
+    used = [loss.name for loss in given if loss.clock is not None]
+    if used:
+        logging.info("in use in another Distiller, so that this one has new ones: %s", ", ".join(used))
+    return [loss if loss.clock is None else loss.renewed() for loss in given]
+
+
+def term_names(terms: Sequence[Loss]) -> list[str]:
+    """The names of losses in the logs: ``['kd', 'kd']`` as ``['kd', 'kd_2']``.
+
+    Raises:
+        InputError: two figures of the logs have one name.
+    """
+    given = [term.name for term in terms]
+    names = [name if (n := given[:i].count(name)) == 0 else f"{name}_{n + 1}" for i, name in enumerate(given)]
+    _check_names("loss", names, [], logged(terms, names))
+    return names
+
+
+def logged(terms: Sequence[Loss], names: Sequence[str]) -> list[str]:
+    """The names that a training step logs besides the metrics, from the total to the schedules."""
+    schedules = [f"{name}_{key}" for name, term in zip(names, terms, strict=True) for key in term.schedules]
+    return ["loss", *names, *schedules]
+
+
+def metrics(given: Any, taken: Sequence[str]) -> None:
+    """Raises InputError for compiled metrics that Keras doesn't know, and for names that the logs have already."""
+    names = []
+    for metric in keras.tree.flatten(given or []):
+        if isinstance(metric, str) and metric not in ("accuracy", "acc"):
+            try:
+                keras.metrics.get(metric)
+            except ValueError as error:
+                raise InputError(
+                    f"metrics: Keras knows no {metric!r}; give one of keras.metrics, for logits (from_logits=True) or "
+                    "for probabilities, whichever the student gives"
+                ) from error
+        if metric is not None:
+            name = metric if isinstance(metric, str) else getattr(metric, "name", None)
+            names.append(name or getattr(metric, "__name__", str(metric)))
+    _check_names("metric", names, taken, names)
+
+
+def _check_names(what: str, names: Sequence[str], taken: Sequence[str], figures: Sequence[str]):
+    for name in names:
+        if name in taken or figures.count(name) > 1 or name.startswith("val_"):
+            raise InputError(
+                f"a {what} is named {name!r}, as another figure of the logs is or may be: give it another, name='mine'"
+            )
 
 
 _HEADS = {
@@ -153,13 +203,31 @@ def teacher_logits(logits: Any, num_classes: int) -> Any:
             f"the teacher's logits in the batch have the shape ({shape}), and there are {num_classes} classes: "
             f"give (B, {num_classes})"
         )
-    return ops.reshape(logits, (-1, num_classes))
+    return ops.reshape(logits, (ops.shape(logits)[0], num_classes))
+
+
+def one_each(taps: Mapping, images: Any) -> None:
+    """Raises InputError where a batch has not one of the teacher's outputs for each image."""
+    for name, values in taps.items():
+        if len(values.shape) == 0 or values.shape[0] != images.shape[0]:
+            count = values.shape[0] if len(values.shape) else "one"
+            raise InputError(f"a batch has {images.shape[0]} images and {count} of the teacher's {name}: give one each")
 
 
 def sample_weight(weight: Any) -> None:
     """Raises InputError unless there is one weight for each sample."""
     if weight is not None and any(size not in (1, None) for size in tuple(weight.shape)[1:]):
         raise InputError(f"sample_weight has the shape {tuple(weight.shape)}: give one value for each sample, (B,)")
+
+
+def can_be_weighted(terms: Sequence[Loss]) -> None:
+    """Raises InputError where a loss compares samples, whose weights have no meaning for it."""
+    refusing = [term.name for term in terms if term.compares_samples and "sample_weight" not in term.needs]
+    if refusing:
+        raise InputError(
+            f"these losses don't support sample weights: {', '.join(refusing)}; "
+            "leave out sample_weight and class_weight"
+        )
 
 
 # ---- losses of the user's own ----
@@ -199,7 +267,8 @@ def manner(loss: Loss, student: Taps, teacher: Taps | None) -> Manner:
 
     logits = {"logits": (None, student.num_classes)}
     taps = noise(student.shapes(names)), noise(logits if teacher is None else teacher.shapes(teacher_names))
-    more = {"index": ops.arange(count, dtype="int32")} if "index" in loss.needs else {}
+    more = {"index": ops.arange(count, dtype="int32"), "sample_weight": None}
+    more = {name: value for name, value in more.items() if name in loss.needs}
     with keras.StatelessScope():
         try:
             value, reads_labels = loss.call(*taps, _Labels(), **more), False

@@ -9,9 +9,10 @@ from keras import ops
 
 from kd_keras.distillation import checks
 from kd_keras.distillation.batch import unpack_batch
-from kd_keras.distillation.fast_teacher import fast_copy
+from kd_keras.distillation.fast_teacher import fast_copy, update
 from kd_keras.distillation.fitting import Fitting
 from kd_keras.distillation.metrics import Accuracy
+from kd_keras.distillation.model_hash import weights_hash
 from kd_keras.distillation.pretraining import pretraining
 from kd_keras.distillation.taps import Taps
 from kd_keras.errors import InputError
@@ -80,7 +81,7 @@ class Distiller(Fitting):
         self.step = self._counter("step")
         for term in terms:
             term.clock = lambda: (ops.cast(self.epoch, "float32"), ops.cast(self.step, "float32"))
-        self.term_names = _numbered([term.name for term in terms])
+        self.term_names = checks.term_names(terms)
         self._term_trackers = [keras.metrics.Mean(name=name) for name in self.term_names]
         given = (student_output or "").startswith("multilabel") if student_output else None
         of_losses = checks.are_multilabel(terms)
@@ -89,12 +90,16 @@ class Distiller(Fitting):
         self._student_taps = _Untracked(Taps(student, "student", student_output, is_multilabel=bool(of_losses)))
         self._looked, self._given_head = _Untracked(set()), _Untracked()
         self._compiled_metrics, self._manners = _Untracked([]), _Untracked()
-        self._teacher, self._teacher_taps = _Untracked(), _Untracked()
+        self._teacher, self._teacher_taps, self._copied_hash = _Untracked(), _Untracked(), _Untracked()
         self._tap_names = _Untracked(self._match(None))
         if teacher is not None:
             self.attach_teacher(teacher)
         elif not self.needs_teacher:
             self._build_terms(None)
+        self.build((None, *self._student_taps.value.input_shape))
+
+    def build(self, input_shape=None):
+        # By its call Keras knows the shapes of the images, which its exports ask for.
         self.built = True
 
     def _counter(self, name):
@@ -153,9 +158,19 @@ class Distiller(Fitting):
         names = self._match(taps)
         if self.teacher_dtype is not None:
             taps = self._taps_of_teacher(fast_copy(teacher, self.teacher_dtype, keep=names[1]))
+            self._copied_hash.value = weights_hash(teacher)
         self._build_terms(taps)
         self._tap_names.value, self._teacher.value, self._teacher_taps.value = names, teacher, taps
         self._looked.value, self._manners.value, self.train_function = set(), None, None
+
+    def _renew_fast_teacher(self):
+        """Gives the fast copy the weights that the teacher has now."""
+        if self._copied_hash.value is None:
+            return
+        if (now := weights_hash(self.teacher)) != self._copied_hash.value:
+            logging.info("the teacher's weights have changed since its fast copy was made: the copy is made again")
+            update(self._teacher_taps.value.model, self.teacher, keep=self.teacher_taps)
+            self._copied_hash.value = now
 
     def _taps_of_teacher(self, model) -> Taps:
         return Taps(model, "teacher", self.teacher_output, floor=False, is_multilabel=bool(self._multilabel.value))
@@ -197,10 +212,15 @@ class Distiller(Fitting):
         of right labels, as Keras' binary accuracy. Metrics get what the student itself gives.
 
         Raises:
-            InputError: a loss is given.
+            InputError: a loss or weights of losses are given, or a metric has a name that the logs have already.
         """
         if loss is not None:
             raise InputError("Distiller.compile takes no loss: give the losses to Distiller(losses=[…])")
+        if kwargs.get("loss_weights") is not None:
+            raise InputError("Distiller.compile takes no loss_weights: give each loss its own, losses.KD(weight=0.9)")
+        taken = checks.logged(self.terms, self.term_names)
+        checks.metrics(metrics, taken)
+        checks.metrics(kwargs.get("weighted_metrics"), taken)
         if isinstance(metrics, (list, tuple)):
             metrics = [Accuracy(name=m) if m in ("accuracy", "acc") else m for m in metrics]
         self._compiled_metrics.value = keras.tree.flatten([metrics or [], kwargs.get("weighted_metrics") or []])
@@ -230,6 +250,23 @@ class Distiller(Fitting):
         """
         with pretraining(self):
             return self.fit(x, epochs=epochs, **kwargs)
+
+    def export(self, filepath: Any, format: str = "tf_saved_model", **kwargs: Any) -> None:
+        """As `keras.Model.export`, of the student alone; its output is the logits that `predict` returns."""
+        self._student_taps.value.logits_model().export(filepath, format=format, **kwargs)
+
+    def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """As `keras.Model.save`, to a ``.keras`` file.
+
+        Raises:
+            InputError: the file is of another kind, from which a Distiller can't be loaded.
+        """
+        if not str(filepath).endswith(".keras"):
+            raise InputError(
+                f"a Distiller is saved as .keras, and {filepath} is another kind of file: save distiller.student, or "
+                "call distiller.export(path)"
+            )
+        super().save(filepath, *args, **kwargs)
 
     def get_config(self):
         return {
@@ -274,8 +311,3 @@ def _adapted(terms, student, teacher, teacher_output) -> keras.Model:
                 )
             student = adapted
     return student
-
-
-def _numbered(names: list[str]) -> list[str]:
-    """``['kd', 'kd']`` as ``['kd', 'kd_2']``."""
-    return [name if (n := names[:i].count(name)) == 0 else f"{name}_{n + 1}" for i, name in enumerate(names)]

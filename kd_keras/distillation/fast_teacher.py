@@ -35,7 +35,7 @@ def fast_copy(model: keras.Model, dtype: str = "auto", keep: tuple[str, ...] = (
     Args:
         model: built; it is not changed.
         dtype: ``'float32'``, ``'bfloat16'``, ``'float16'``, or ``'auto'``: the fastest on this machine.
-        keep: names of layers whose outputs are read as taps, so that no batch norm may be folded into them.
+        keep: names of the taps that are read: no batch norm may be folded into these layers.
 
     Returns:
         A model with float32 outputs and its own weights.
@@ -53,7 +53,7 @@ def fast_copy(model: keras.Model, dtype: str = "auto", keep: tuple[str, ...] = (
             "teacher_dtype needs a functional or Sequential teacher whose layers can all be rebuilt from their "
             "configs: build yours under a mixed policy"
         )
-    folds = _folds(model, keep)
+    folds = _folds(model, _layer_names(keep))
     norms = {id(norm) for norm in folds.values()}
     exact = _layers_of_logits(model)
     policy = dtype if dtype == "float32" else f"mixed_{dtype}"
@@ -70,12 +70,24 @@ def fast_copy(model: keras.Model, dtype: str = "auto", keep: tuple[str, ...] = (
         return type(layer).from_config(config)
 
     clone = keras.models.clone_model(model, clone_function=copy, recursive=True)
-    for layer, copied in zip(_layers(model), _layers(clone), strict=True):
+    update(clone, model, keep)
+    return clone
+
+
+def update(fast: keras.Model, model: keras.Model, keep: tuple[str, ...] = ()) -> None:
+    """Gives a `fast_copy` the weights that its model has now; ``keep`` as when it was made."""
+    folds = _folds(model, _layer_names(keep))
+    norms = {id(norm) for norm in folds.values()}
+    for layer, copied in zip(_layers(model), _layers(fast), strict=True):
         if id(layer) in folds:
             copied.set_weights(_folded_weights(layer, folds[id(layer)]))
         elif id(layer) not in norms:
             copied.set_weights(layer.get_weights())
-    return clone
+
+
+def _layer_names(taps) -> set[str]:
+    """The layers' names in the names of taps: ``conv`` of ``backbone/conv#2``."""
+    return {tap.rpartition("/")[2].partition("#")[0] for tap in taps}
 
 
 def can_be_copied(model: keras.Model) -> bool:

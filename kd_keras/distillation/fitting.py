@@ -21,6 +21,7 @@ from kd_keras.distillation.metrics import OfHead
 from kd_keras.distillation.pretraining import check_pretrained
 from kd_keras.errors import InputError
 from kd_keras.losses import labels
+from kd_keras.schedules import Schedule
 
 if keras.backend.backend() == "tensorflow":
     from kd_keras.distillation.tensorflow_step import Step
@@ -46,20 +47,24 @@ class Fitting(Step):
         """
         x, y, sample_weight = split_arrays(x, y, sample_weight)
         self._check_data(x, sample_weight, kwargs.get("class_weight"))
+        self._renew_fast_teacher()
         self._looked.value, self._manners.value = set(), None
         if not self.is_pretraining:
             self._check_labels(x, y, training=True)
             if isinstance(validation_data, (tuple, list)):
                 self._check_labels(*validation_data[:2], training=False)
-        clock = _EpochClock()
-        if isinstance(callbacks, keras.callbacks.CallbackList):
-            clock.set_model(self)
-            callbacks.callbacks.append(clock)
-        else:
-            callbacks = [clock, *(callbacks if isinstance(callbacks, (list, tuple)) else [callbacks] * bool(callbacks))]
-        return super().fit(
-            x, y, callbacks=callbacks, sample_weight=sample_weight, validation_data=validation_data, **kwargs
+        # Keras makes a list of its own of these: the user's stays as it is.
+        callbacks = getattr(callbacks, "callbacks", callbacks)
+        callbacks = callbacks if isinstance(callbacks, (list, tuple)) else [callbacks] * bool(callbacks)
+        epochs = range(kwargs.get("initial_epoch", 0), kwargs.get("epochs", 1))
+        history = super().fit(
+            *(x, y),
+            callbacks=[_Clock(epochs), *callbacks],
+            sample_weight=sample_weight,
+            validation_data=validation_data,
+            **kwargs,
         )
+        return history
 
     def evaluate(self, x=None, y=None, *, sample_weight=None, **kwargs):
         """As `keras.Model.evaluate`, of the student alone; ``loss`` is the cross-entropy with the labels.
@@ -87,20 +92,15 @@ class Fitting(Step):
             )
         if self.needs_index and not may_contain(x, "index"):
             raise InputError("a loss reads each sample's index: give batches {image, label, index}, with_index=True")
-        if not self.trainable_variables:
+        if not (self if self.is_pretraining else self.student).trainable_variables:
             raise InputError(
                 "nothing of the student is trainable: set student.trainable = True, or that of some layers"
             )
         if self.is_pretraining:
             return
         check_pretrained(self.terms)
-        is_weighted = class_weight or sample_weight is not None or contains_weights(x)
-        refusing = [term.name for term in self.terms if term.compares_samples and not term.needs]
-        if is_weighted and refusing:
-            raise InputError(
-                f"these losses don't support sample weights: {', '.join(refusing)}; "
-                "leave out sample_weight and class_weight"
-            )
+        if class_weight or sample_weight is not None or contains_weights(x):
+            checks.can_be_weighted(self.terms)
 
     @property
     def manners(self) -> list[checks.Manner]:
@@ -180,6 +180,8 @@ class Fitting(Step):
                 metric.head = found["student"]
         if mode == "train" and batch.teacher is None:
             self.require_teacher()
+        if mode == "train" and batch.teacher is not None:
+            checks.one_each(batch.teacher, batch.image)
         if mode == "train" and batch.teacher is not None and "logits" in batch.teacher:
             logits = checks.teacher_logits(ops.convert_to_tensor(batch.teacher["logits"]), student.num_classes)
             found["teacher"] = heads.of_values(logits, "teacher", self.teacher_output, self.is_multilabel)
@@ -192,6 +194,49 @@ class Fitting(Step):
         self._looked.value.add(mode)
 
 
-class _EpochClock(keras.callbacks.Callback):
+class _Clock(keras.callbacks.Callback):
+    """Sets the Distiller's epoch and step, which schedules read; the training step counts the steps.
+
+    Args:
+        epochs: those that `fit` was asked for.
+    """
+
+    def __init__(self, epochs: range):
+        super().__init__()
+        self._epochs = epochs
+
+    def on_train_begin(self, logs=None):
+        if self.model.is_pretraining:
+            return
+        first, steps = self._epochs.start, self.params.get("steps")
+        goes_on = first == int(self.model.epoch) + 1 and int(self.model.step) > 0
+        if first == 0 or (steps and not goes_on):
+            self.model.step.assign(first * (steps or 0))
+        elif not goes_on and any(_reads_steps(schedule) for t in self.model.terms for schedule in t.schedules.values()):
+            raise InputError(
+                f"a schedule counts steps, and how many there were before epoch {first} is not known: give fit "
+                "steps_per_epoch"
+            )
+        self.model.epoch.assign(first)
+        self._check(self._epochs, steps or 1)
+
     def on_epoch_begin(self, epoch, logs=None):
+        steps = self._steps_of_last_epoch(epoch)
         self.model.epoch.assign(epoch)
+        if not self.params.get("steps") and not self.model.is_pretraining and steps:
+            self._check(range(epoch, epoch + 1), steps)
+
+    def _steps_of_last_epoch(self, epoch):
+        before, self._step = getattr(self, "_step", None), int(self.model.step)
+        return 0 if before is None else self._step - before
+
+    def _check(self, epochs, steps):
+        for term in self.model.terms:
+            term.check_schedules(epochs=epochs, first_step=int(self.model.step), steps_per_epoch=steps)
+
+
+def _reads_steps(schedule) -> bool:
+    """Whether a schedule, or one inside it, counts steps."""
+    return getattr(schedule, "per", "epoch") == "step" or any(
+        _reads_steps(value) for value in vars(schedule).values() if isinstance(value, Schedule)
+    )

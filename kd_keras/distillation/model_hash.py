@@ -20,6 +20,11 @@ def model_hash(model: keras.Model) -> str:
     return digest.hexdigest()
 
 
+def weights_hash(model: keras.Model) -> str:
+    """A hash of a model's weights alone, which tells whether they have changed."""
+    return hashlib.sha256("".join(map(_constant, model.weights)).encode()).hexdigest()
+
+
 def places(model: keras.Model) -> dict[str, int]:
     """Where in the model each layer is used last, by the layer's name; empty for a subclassed model."""
     if not graph.is_graph(model):

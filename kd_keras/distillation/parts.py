@@ -30,7 +30,7 @@ class Wrapped(Loss):
                 "give --scheme=offline()"
             )
         self.term, self.share = term, share
-        self.weight, self._schedules = term.weight, dict(term._schedules)
+        self.weight, self._schedules, self._positive = term.weight, dict(term._schedules), set(term._positive)
         self.compares_samples, self.needs, self.reads_labels = term.compares_samples, term.needs, term.reads_labels
         self.heads = term.heads
 

@@ -53,6 +53,8 @@ class Step(LabelChecks, compat.Trainer):
         """
         batch = unpack_batch(data)
         checks.sample_weight(batch.sample_weight)
+        if training and batch.sample_weight is not None:
+            checks.can_be_weighted(self.terms)
         if batch.label is None:
             return batch, None, None
         if not self.reads_labels(training):
@@ -124,8 +126,12 @@ class Step(LabelChecks, compat.Trainer):
         return self.distribute_strategy.scope()
 
     def train_step(self, data):
-        if self.is_pretraining:
-            return self._pretrain_step(data)
+        # Data of unknown length end in the middle of a step, whose counters don't read them: they wait for the batch.
+        present = [part for part in tf.nest.flatten(data) if tf.is_tensor(part)]
+        with tf.control_dependencies([] if tf.executing_eagerly() else present):
+            return self._pretrain_step(data) if self.is_pretraining else self._train_step(data)
+
+    def _train_step(self, data):
         batch, given_label, has_label = self._prepared(data, training=True)
         student_names, teacher_names = self._tap_names.value
         replicas, local, total = self._batch_sizes(batch.image)
@@ -244,7 +250,7 @@ class Step(LabelChecks, compat.Trainer):
 
     def _term_value(self, term, student, teacher, batch, real):
         """The unweighted value of a term, one per sample or a scalar for the batch."""
-        extra = {"index": batch.index} if "index" in term.needs else {}
+        extra = {name: getattr(batch, name) for name in ("index", "sample_weight") if name in term.needs}
         targets = batch.label
         if term.compares_samples:
             # A blank sample must not be compared with.
@@ -265,6 +271,8 @@ class Step(LabelChecks, compat.Trainer):
         teacher = {name: batch.teacher[name] for name in names}
         if "logits" in teacher:
             logits = checks.teacher_logits(teacher["logits"], self._student_taps.value.num_classes)
+            # A row for each image: one row alone would be spread over all of them.
+            logits = ops.reshape(logits, (ops.shape(batch.image)[0], logits.shape[-1]))
             head = self._given_head.value
             teacher["logits"] = ops.cast(logits, "float32") if head is None else head.to_logits(logits)
         return teacher

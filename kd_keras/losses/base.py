@@ -3,6 +3,7 @@
 The Distiller weights and averages; a loss returns values per sample.
 """
 
+import inspect
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -60,7 +61,8 @@ class Loss(keras.layers.Layer):
     #: Whether the loss reads no more of the teacher's logits than their softmax at ``temperature`` (1 without one).
     one_temperature = True
     #: What is needed besides taps and labels: ``'index'`` to be called with each sample's number in its split (B,),
-    #: ``'samples'`` to be made with the size of the training split, which a run fills in.
+    #: ``'sample_weight'`` to be called with the samples' weights (B,) or None, ``'samples'`` to be made with the size
+    #: of the training split, which a run fills in.
     needs: frozenset[str] = frozenset()
 
     def __init__(self, *, weight: ScheduleLike = 1.0, name: str | None = None, **kwargs: Any) -> None:
@@ -68,13 +70,21 @@ class Loss(keras.layers.Layer):
         super().__init__(name=name or _name_of(type(self)), dtype="float32", **kwargs)
         self.clock = None
         self._schedules: dict[str, Schedule] = {}
+        self._positive: set[str] = set()
         self.weight = self._schedule("weight", weight)
 
     def _schedule(self, key: str, value: ScheduleLike, *, positive: bool = False) -> Schedule:
         """Reads a hyperparameter that may be a schedule; `get_config` and the logs hold it under its key."""
         schedule = schedules.check(schedules.get(value), f"{self.name}'s {key}", positive=positive)
         self._schedules[key] = schedule
+        self._positive |= {key} if positive else set()
         return schedule
+
+    def check_schedules(self, **training: Any) -> None:
+        """Raises InputError where a schedule leaves its range in a training; see `schedules.check_during`."""
+        for key, schedule in self.schedules.items():
+            what = f"{self.name}'s {key}"
+            schedules.check_during(schedule, what, positive=key in self._positive, **training)
 
     def _switch(self, key: str, value: Any) -> bool:
         """Reads a hyperparameter that is True or False."""
@@ -148,6 +158,22 @@ class Loss(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **{key: schedules.to_config(value) for key, value in self._schedules.items()}}
+
+    def renewed(self) -> "Loss":
+        """A new loss of the same settings, without anything that a Distiller has made or trained in this one.
+
+        Raises:
+            InputError: `get_config` leaves out an argument of the class.
+        """
+        config, arguments = self.get_config(), inspect.signature(type(self).__init__).parameters.values()
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        lost = [a.name for a in arguments if a.kind in named and a.name != "self" and a.name not in config]
+        if lost:
+            raise InputError(
+                f"the loss {self.name} is in use in another Distiller and can't be copied, since its get_config leaves "
+                f"out {', '.join(lost)}: give each Distiller a loss of its own, or complete get_config"
+            )
+        return type(self).from_config(config)
 
     def compute_output_shape(self, *args: Any, **kwargs: Any) -> tuple[None]:
         return (None,)
@@ -242,8 +268,8 @@ def standardize(logits):
 
 def divergence(log_p_t, log_p_s):
     """KL(p_t ‖ p_s) (B,) of log-probabilities (B, K), at least 0; a class of which p_t is 0 counts 0."""
-    # Minus infinity times 0 is not a number.
-    log_p_t, log_p_s = ops.maximum(log_p_t, -1e30), ops.maximum(log_p_s, -1e30)
+    # Minus infinity times 0 is not a number. Not `maximum`, which on a CPU makes -1e30 of NaN too.
+    log_p_t, log_p_s = (ops.where(ops.isinf(log_p), -1e30, log_p) for log_p in (log_p_t, log_p_s))
     p_t, difference = ops.exp(log_p_t), log_p_s - log_p_t
     # Σ p_t·(e^d − 1 − d), d = log p_s − log p_t: no term is below 0. Σ −p_t·d is the same, as both distributions sum
     # to 1, but its terms cancel where the distributions are nearly equal, which those of a high temperature are.

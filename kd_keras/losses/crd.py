@@ -41,6 +41,7 @@ class CRD(FeatureLoss):
 
     Call arguments:
         index: number of each sample in its split (B,), which batches have to contain.
+        sample_weight: (B,) or None. Samples of weight 0 neither move the banks nor count in Z.
 
     Returns:
         (B,) values.
@@ -54,7 +55,7 @@ class CRD(FeatureLoss):
     """
 
     reads_labels = False
-    needs = frozenset({"index", "samples"})
+    needs = frozenset({"index", "samples", "sample_weight"})
     takes = ("vector", "map")
     compares_samples = True
 
@@ -91,7 +92,7 @@ class CRD(FeatureLoss):
         contrast.build(math.prod(source[1:]), math.prod(target[1:]))
         return contrast
 
-    def call(self, student, teacher, labels, index=None, training=None):
+    def call(self, student, teacher, labels, index=None, sample_weight=None, training=None):
         if index is None:
             raise InputError(
                 f"{self.name} needs each sample's index: give batches with an 'index', as data.batches does"
@@ -101,6 +102,9 @@ class CRD(FeatureLoss):
         too_high = f"{self.name}(samples={self.samples}) was given a sample of a higher number: give the split's size"
         backend().assert_below(index, self.samples, too_high)
         v_s, v_t = contrast.embed(student[s], teacher[t])
+        counts = None
+        if sample_weight is not None:
+            counts = ops.cast(ops.reshape(sample_weight, (-1, 1)) != 0, "float32")
         drawn, temperature = self._draw(), self.now(self.temperature)
         # Another temperature gives similarities of another magnitude.
         is_fixed = isinstance(self.temperature, schedules.constant)
@@ -111,11 +115,11 @@ class CRD(FeatureLoss):
         ):
             positive = ops.exp(ops.sum(v * ops.take(bank, index, axis=0), axis=-1) / temperature)
             negative = ops.exp(v @ ops.transpose(ops.take(bank, drawn, axis=0)) / temperature)
-            z = contrast.normaliser(constant, positive, negative, training, is_fixed)
+            z = contrast.normaliser(constant, positive, negative, counts, training, is_fixed)
             noise = self.negatives / self.samples
             value += ops.log1p(noise * z / positive) + ops.sum(ops.log1p(negative / z / noise), axis=-1)
         if training:
-            contrast.remember(index, v_s, v_t)
+            contrast.remember(index, v_s, v_t, counts)
         return value
 
     def _draw(self):
@@ -166,11 +170,18 @@ class Contrast(keras.layers.Layer):
             unit_norm(self.teacher_embedding(flatten(teacher)), axis=-1),
         )
 
-    def normaliser(self, name, positive, negative, training, is_fixed):
-        """Z: N times the mean over the global batch, that of the first step if ``is_fixed``."""
+    def normaliser(self, name, positive, negative, counts, training, is_fixed):
+        """Z: N times the mean over the global batch, that of the first step if ``is_fixed``.
+
+        ``counts`` (B, 1) is 0 for samples that are left out; None where all count.
+        """
         stored = getattr(self, name)
+        size = ops.cast(ops.size(positive) + ops.size(negative), "float32")
+        if counts is not None:
+            size = ops.sum(counts) * (1 + negative.shape[1])
+            positive, negative = positive * counts[:, 0], negative * counts
         total = replicas.total(ops.stop_gradient(ops.sum(positive) + ops.sum(negative)))
-        count = replicas.total(ops.cast(ops.size(positive) + ops.size(negative), "float32"))
+        count = ops.maximum(replicas.total(size), 1)
         z = total / count * self.samples
         if is_fixed:
             z = ops.where(stored > 0, stored, z)
@@ -178,12 +189,18 @@ class Contrast(keras.layers.Layer):
             stored.assign(z)
         return z
 
-    def remember(self, index, student, teacher):
-        """Moves the banks halfway to the embeddings of the samples of all replicas."""
+    def remember(self, index, student, teacher, counts):
+        """Moves the banks halfway to the embeddings of the samples of all replicas, but for those left out."""
         index = replicas.gather(index)
+        counts = None if counts is None else replicas.gather(counts)
         for bank, v in ((self.student_bank, student), (self.teacher_bank, teacher)):
-            moved = _MOMENTUM * ops.take(bank, index, axis=0) + (1 - _MOMENTUM) * replicas.gather(v)
-            backend().scatter_rows(bank, index, ops.stop_gradient(unit_norm(moved, axis=-1)))
+            before = ops.take(bank, index, axis=0)
+            moved = unit_norm(_MOMENTUM * before + (1 - _MOMENTUM) * replicas.gather(v), axis=-1)
+            if counts is None:
+                backend().scatter_rows(bank, index, ops.stop_gradient(moved))
+            else:
+                # Added, not overwritten: padding may have the number of a sample that counts.
+                backend().add_to_rows(bank, index, ops.stop_gradient(counts * (moved - before)))
 
     def get_config(self):
         return {**super().get_config(), "samples": self.samples, "size": self.size, "seed": self.seed}

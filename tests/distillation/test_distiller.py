@@ -317,7 +317,8 @@ def test_schedules_move_and_are_logged():
         assert history[name][3] == pytest.approx(0.5 * history["kd"][3], rel=1e-4)
     again = d.fit(X, Y, batch_size=7, epochs=3, initial_epoch=2, verbose=0).history
     assert again["kd_temperature"] == [2.0]
-    assert int(d.step) == 10
+    # The third epoch of two steps each, whatever was trained before.
+    assert int(d.step) == 6
 
 
 def test_terms_of_one_name_are_told_apart():
