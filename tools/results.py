@@ -3,6 +3,9 @@
     python tools/results.py runs/cifar-0 runs/cifar-1 runs/cifar-2
     python tools/results.py --into experiments/RESULTS.md --section cifar_resnet runs/cifar-*
 
+The runs have to be of one experiment: their settings may differ in seeds and folders only. Files and folders that hold no
+run are passed over, and a run that is named twice, or copied, counts once.
+
 With ``--into``, what stands between ``<!-- begin SECTION -->`` and ``<!-- end SECTION -->`` in that file is replaced.
 ``--columns`` chooses some and their order; ``--compare A B`` adds a line on two rows, named by stage or role: their
 accuracies paired by run, and how many times smaller and faster.
@@ -13,9 +16,13 @@ import json
 import pathlib
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from kd_keras.run.config import EXPERIMENT, Config
+from kd_keras.run.kinds import Folder
 from kd_keras.run.report import tables
+from kd_keras.run.settings import declared
+from kd_keras.run.workdir import SETTINGS
 
 PERCENT = {
     "train_accuracy": "train %",
@@ -54,7 +61,79 @@ def read(workdir: pathlib.Path) -> dict[str, dict]:
     path = workdir / "results.json"
     if not path.exists():
         sys.exit(f"{path} is not there: give the workdirs of finished runs")
-    return tables.read_table(path)
+    rows = _json(path)
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) and row.get("role") for row in rows):
+        sys.exit(f"{path} holds no table of a run: give the workdirs of finished runs")
+    table = tables.read_table(path)
+    for row, stored in zip(table.values(), rows, strict=False):
+        row["stored_role"] = stored["role"]  # as a reader of the file finds it
+    return table
+
+
+def runs_among(paths: Iterable[pathlib.Path]) -> list[pathlib.Path]:
+    """The runs among paths, each once; says on stderr what is passed over."""
+    workdirs, passed_over, seen = [], [], set()
+    for path in paths:
+        # A folder that is missing, or that a run has begun to fill, is a mistake. Others lie beside the runs.
+        if path.exists() and not any((path / name).exists() for name in ("results.json", SETTINGS, "store")):
+            passed_over.append(path)
+            continue
+        file = path / "results.json"
+        content = file.read_bytes() if file.exists() else str(path.resolve()).encode()
+        if content not in seen:
+            seen.add(content)
+            workdirs.append(path)
+    if passed_over:
+        print(f"no runs, passed over: {', '.join(map(str, passed_over))}", file=sys.stderr)
+    if not workdirs:
+        sys.exit("none of these is a run: give the workdirs of finished runs")
+    return workdirs
+
+
+def check_one_experiment(workdirs: Sequence[pathlib.Path], runs: Sequence[dict[str, dict]]) -> None:
+    """Ends the program where runs differ in more than seeds and folders, by their settings or their architectures."""
+    first, *others = zip(workdirs, runs, map(_settings, workdirs), strict=True)
+    for workdir, run, settings in others:
+        differing = [f"--{flag}" for flag, text in settings.items() if first[2].get(flag, text) != text]
+        differing += [
+            f"the architecture of {row['role']}"
+            for stage, row in run.items()
+            if (other := first[1].get(stage)) and row.get("architecture") != other.get("architecture")
+        ]
+        if differing:
+            sys.exit(
+                f"{first[0]} and {workdir} are two experiments (they differ in {', '.join(differing)}): a mean over "
+                "them says nothing; make a table of each"
+            )
+
+
+def tell_missing_rows(workdirs: Sequence[pathlib.Path], runs: Sequence[dict[str, dict]]) -> None:
+    """Says on stderr which rows are means of fewer runs than the table."""
+    names = {stage: row["stored_role"] for run in runs for stage, row in run.items()}
+    for workdir, run in zip(workdirs, runs, strict=True):
+        if missing := [name for stage, name in names.items() if stage not in run]:
+            print(f"{workdir} has no row {', '.join(map(repr, missing))}", file=sys.stderr)
+
+
+def _settings(workdir: pathlib.Path) -> dict[str, str]:
+    """The settings that make the experiment, without seeds, and without folders, which differ from seed to seed."""
+    path = workdir / SETTINGS
+    stored = _json(path) if path.exists() else {}
+    return {
+        flag: stored[flag]
+        for flag, setting in declared(Config).items()
+        if flag in stored
+        and {"data", "compress", *EXPERIMENT} & set(setting.affects)
+        and not flag.endswith("seed")
+        and not isinstance(getattr(setting.kind, "item", getattr(setting.kind, "inner", setting.kind)), Folder)
+    }
+
+
+def _json(path: pathlib.Path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        sys.exit(f"{path} can't be read ({error}): give the workdirs of finished runs")
 
 
 def distinct(rows: list[dict]) -> list[dict]:
@@ -74,10 +153,10 @@ def cell(rows: list[dict], column: str) -> str:
         return "–"
     if column in ("accuracy_change", "map_change"):
         # The runs have their test images in common: the mean of the intervals, and none that is narrower.
-        change, low, high = (
-            100 * statistics.mean(row[f"{column}{end}"] for row in rows) for end in ("", "_low", "_high")
-        )
-        return f"{change:+.2f} [{low:+.2f}, {high:+.2f}]"
+        ends = [[row.get(f"{column}{end}") for row in rows] for end in ("_low", "_high")]
+        texts = [f"{100 * statistics.mean(end):+.2f}" for end in ends if None not in end]
+        change = f"{100 * statistics.mean(values):+.2f}"
+        return f"{change} [{', '.join(texts)}]" if len(texts) == 2 else change
     if column in TYPICAL:
         middle = statistics.median(values)
         return f"{middle:.3f}" if column.endswith("_ms_median") else f"{middle:,.0f}"
@@ -85,9 +164,9 @@ def cell(rows: list[dict], column: str) -> str:
 
 
 def leads(runs: list[dict], column: str) -> list[float]:
-    """The student's lead over the baseline in points, for each run; empty where a run lacks one of them."""
-    pairs = [(run.get("student"), run.get("baseline")) for run in runs]
-    return [100 * (a[column] - b[column]) for a, b in pairs] if all(a and b for a, b in pairs) else []
+    """The student's lead over the baseline in points, for each run; empty where a run lacks one of the figures."""
+    pairs = [[run.get(stage, {}).get(column) for stage in ("student", "baseline")] for run in runs]
+    return [] if any(None in pair for pair in pairs) else [100 * (a - b) for a, b in pairs]
 
 
 def gain(runs: list[dict], column: str) -> str:
@@ -104,7 +183,10 @@ def compare(runs: list[dict], first: str, second: str) -> str:
     """A line on two rows, named by stage or role: their accuracies, paired by run, and their bytes and latencies."""
     pairs = [(_row(run, first), _row(run, second)) for run in runs]
     score = f"test_{tables.score(pairs[0][0])[0]}"
-    texts = [_points([100 * (a[score] - b[score]) for a, b in pairs])]
+    scores = [[row.get(score) for row in pair] for pair in pairs]
+    if any(None in pair for pair in scores):
+        sys.exit(f"{first!r} and {second!r} can't be compared: a run has no {score} of one of them")
+    texts = [_points([100 * (a - b) for a, b in scores])]
     for column, name in (("bytes", "bytes"), ("zip_bytes", "bytes zipped"), ("latency_ms_median", "latency")):
         values = [[row.get(column) for row in rows] for rows in zip(*pairs, strict=True)]
         if None not in values[0] + values[1]:
@@ -132,9 +214,15 @@ def table(runs: list[dict], wanted: Sequence[str] = ()) -> str:
         sys.exit(f"--columns names {', '.join(unknown)}: known are {', '.join(titles)}")
     columns = {name: titles[name] for name in wanted or titles if name in filled}
     lines = [f"| n = {len(runs)} | architecture | {' | '.join(columns.values())} |", "|---" * (len(columns) + 2) + "|"]
-    for stage, first in runs[0].items():
-        cells = [cell([run[stage] for run in runs], column) for column in columns]
-        lines.append(f"| {first['role']} | `{first['architecture']}` | {' | '.join(cells)} |")
+    notes = []
+    for stage in dict.fromkeys(stage for run in runs for stage in run):
+        rows = [run[stage] for run in runs if stage in run]
+        cells = [cell(rows, column) for column in columns]
+        role, architecture = rows[0]["role"], rows[0].get("architecture") or "–"
+        lines.append(f"| {role} | `{architecture}` | {' | '.join(cells)} |")
+        if len(rows) < len(runs):
+            notes += ["", f"{role}: of {len(rows)} of the {len(runs)} runs; the others have no such row."]
+    lines += notes
     score, score_name = tables.score(next(iter(runs[0].values())))
     for split, name in (("test", "test"), ("val", "validation")):
         if lead := gain(runs, f"{split}_{score}"):
@@ -145,7 +233,10 @@ def table(runs: list[dict], wanted: Sequence[str] = ()) -> str:
 def put(page: pathlib.Path, section: str, text: str) -> None:
     """Replaces what stands between a page's marks of that section."""
     begin, end = f"<!-- begin {section} -->", f"<!-- end {section} -->"
-    old = page.read_text(encoding="utf-8")
+    try:
+        old = page.read_text(encoding="utf-8")
+    except OSError as error:
+        sys.exit(f"{page} can't be read ({error.strerror}): give --into a page that is there")
     if begin not in old or end not in old:
         sys.exit(f"{page} has no lines {begin} and {end}: add them where the table belongs")
     before, _, rest = old.partition(begin)
@@ -160,7 +251,12 @@ def main() -> None:
     parser.add_argument("--columns", default="", help="names of figures in results.json, joined by commas")
     parser.add_argument("--compare", nargs=2, action="append", default=[], metavar=("ROW", "ROW"))
     options = parser.parse_args()
-    runs = [read(workdir) for workdir in options.workdirs]
+    if options.into and not options.section:
+        sys.exit("--into needs --section, the part of the page that is replaced")
+    workdirs = runs_among(options.workdirs)
+    runs = [read(workdir) for workdir in workdirs]
+    check_one_experiment(workdirs, runs)
+    tell_missing_rows(workdirs, runs)
     lines = [compare(runs, *roles) for roles in options.compare]
     text = "\n\n".join([table(runs, [name for name in options.columns.split(",") if name]), *lines])
     if options.into is None:
