@@ -45,6 +45,22 @@ def exit_code(work: Callable[[], int], interrupted: str) -> int:
 
 
 @contextlib.contextmanager
+def naming(given: str, only: str = "") -> Iterator[None]:
+    """Puts what the user gave, such as ``--loss=kd(weight=-1)``, in front of an InputError that names no flag.
+
+    Args:
+        given: the flag and its value.
+        only: text that the message has to contain; other errors are left as they are.
+    """
+    try:
+        yield
+    except InputError as error:
+        if "--" in str(error) or only not in str(error):
+            raise
+        raise InputError(f"{given}: {error}") from error
+
+
+@contextlib.contextmanager
 def needs(package: str, extra: str, what: str) -> Iterator[None]:
     """Imports an optional package: what can't be imported in this block becomes one line that says how to install it.
 

@@ -25,6 +25,8 @@ from kd_keras.spec import Spec
 EXPERIMENT = ("teacher", "baseline", "student")
 _STUDENTS = ("baseline", "student", "compress")
 _TAUGHT = ("student", "compress")
+# NumPy takes seeds of 32 bits, and models of an ensemble count up from theirs.
+_LARGEST_SEED = 2**31 - 1
 
 Variant = Literal["float32", "float16", "dynamic", "int8", "int8_io", "int16x8"]
 section = dataclasses.dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Data(Section):
     augment: tuple[Spec, ...] = setting(
         "none",
         "Augmentation of the training split: pad_crop(4) + flip() + mixup(0.2) …",
+        parts="data.augment",
         affects=(*_STUDENTS, "cache"),
     )
 
@@ -101,11 +104,13 @@ class Teacher(Section, prefix="teacher_"):
         needs="teacher",
         affects=("teacher",),
     )
-    optimizer: Spec = setting(follows("optimizer"), "Optimizer.", affects=("teacher",))
+    optimizer: Spec = setting(follows("optimizer"), "Optimizer.", parts="optimizers", affects=("teacher",))
     learning_rate: Schedule = setting(follows("learning_rate"), "Learning rate.", affects=("teacher",))
     batch_size: int = setting(follows("batch_size"), "Global batch size.", minimum=1, affects=("teacher",))
-    augment: tuple[Spec, ...] = setting(follows("augment"), "Augmentation.", affects=("teacher",))
-    seed: int = setting(follows("seed"), "Seed.", minimum=0, affects=("teacher",))
+    augment: tuple[Spec, ...] = setting(
+        follows("augment"), "Augmentation.", parts="data.augment", affects=("teacher",)
+    )
+    seed: int = setting(follows("seed"), "Seed.", minimum=0, maximum=_LARGEST_SEED, affects=("teacher",))
     precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = setting(
         follows("precision"), "Keras' dtype policy.", affects=("teacher",)
     )
@@ -196,13 +201,20 @@ class Training(Section):
     epochs: int = setting(10, "Epochs.", minimum=1, affects=_STUDENTS)
     batch_size: int = setting(64, "Global batch size, whatever the number of replicas.", minimum=1, affects=_STUDENTS)
     optimizer: Spec = setting(
-        "adam()", "A Keras optimizer: sgd(momentum=0.9, nesterov=True, weight_decay=5e-4).", affects=_STUDENTS
+        "adam()",
+        "A Keras optimizer: sgd(momentum=0.9, nesterov=True, weight_decay=5e-4).",
+        parts="optimizers",
+        affects=_STUDENTS,
     )
     learning_rate: Schedule = setting(
         "0.001", "A number or a schedule: warmup(to=cosine(start=0.1), over=5).", affects=_STUDENTS
     )
     seed: int = setting(
-        0, "Seed of initial weights, order, augmentation and dropout.", minimum=0, affects=(*_STUDENTS, "files")
+        0,
+        "Seed of initial weights, order, augmentation and dropout.",
+        minimum=0,
+        maximum=_LARGEST_SEED,
+        affects=(*_STUDENTS, "files"),
     )
 
 
@@ -237,6 +249,7 @@ class Cache(Section, prefix="cache_"):
         0,
         "Seed of the views, so that runs with several seeds share a cache.",
         minimum=0,
+        maximum=_LARGEST_SEED,
         needs="cache_views",
         affects=(*_STUDENTS, "cache"),
     )
@@ -326,7 +339,9 @@ class Compress(Section, prefix="compress_"):
         needs="compress",
         affects=("compress",),
     )
-    optimizer: Spec = setting(follows("optimizer"), "Optimizer.", needs="compress", affects=("compress",))
+    optimizer: Spec = setting(
+        follows("optimizer"), "Optimizer.", parts="optimizers", needs="compress", affects=("compress",)
+    )
     learning_rate: Schedule = setting(
         follows("learning_rate"), "Learning rate.", needs="compress", affects=("compress",)
     )
@@ -368,14 +383,14 @@ class Run(Section):
 # ---- rules: what takes more than one setting ----
 
 
+#: Settings of the data that have a flag of their own.
+DATA_OPTIONS = ("val_fraction", "skip_bad_images", "image_size")
+
+
 def add_data_options(config):
     """Writes the options of the data that have a flag of their own into the data set's spec."""
-    options = {
-        "val_fraction": config.data.val_fraction,
-        "skip_bad_images": config.data.skip_bad_images or None,
-        "image_size": config.data.image_size,
-    }
-    given = {key: value for key, value in options.items() if value is not None}
+    options = {flag: config[flag] for flag in DATA_OPTIONS}
+    given = {flag: value for flag, value in options.items() if value is not None and value is not False}
     source = config.data.source
     return {"data": dataclasses.replace(source, kwargs={**source.kwargs, **given})}
 

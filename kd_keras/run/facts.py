@@ -21,7 +21,7 @@ from kd_keras.compress.base import check_layers
 from kd_keras.distillation import ensemble, exits
 from kd_keras.distillation.fast_teacher import can_be_copied
 from kd_keras.distillation.taps import Taps
-from kd_keras.errors import InputError
+from kd_keras.errors import InputError, naming
 from kd_keras.losses.base import Loss
 from kd_keras.run.training import optimizer_class
 from kd_keras.schemes.plan import Build, Model, Part, Train
@@ -74,12 +74,13 @@ class Facts:
 
     # ---- data ----
 
-    def data(self, seed: int | None = None, labels: int | None = None) -> Data:
+    def data(self, seed: int | None = None, labels: int | None = None, flag: str = "labelled_examples") -> Data:
         """The splits, with the training images that ``--train_examples`` and a seed draw.
 
         Args:
             seed: of the draws; by default ``--seed``.
             labels: number of labels that are drawn; the others are left out. By default all.
+            flag: what asks for that number.
 
         Raises:
             InputError: there are fewer.
@@ -87,8 +88,13 @@ class Facts:
         key = (self._seed if seed is None else seed, labels)
         if key not in self._data:
             splits, examples = self._splits, self._session.config.data.train_examples
-            train = splits.train if examples is None else datasets.take(splits.train, examples, key[0])
-            train = train if labels is None else datasets.keep_labels(train, labels, key[0])
+            train = splits.train
+            if examples is not None:
+                with naming(f"--train_examples={examples}"):
+                    train = datasets.take(train, examples, key[0])
+            if labels is not None:
+                with naming(f"--{flag}={labels}"):
+                    train = datasets.keep_labels(train, labels, key[0])
             if splits.unlabelled is not None:
                 train = datasets.join(train, splits.unlabelled)
             labelled = datasets.labelled(train)

@@ -221,9 +221,13 @@ class Items(Kind):
         return f"{self.item.accepts},…"
 
 
+# Parts whose names Keras or TensorFlow know: they are looked up when the run begins, since `--help` imports neither.
+_LOOKED_UP_LATER = ("optimizers", "data.augment")
+
+
 @dataclasses.dataclass(frozen=True)
 class Part(Kind):
-    """One spec. Its name is looked up among the files of ``kd_keras.<package>``, where a package is given."""
+    """One spec. Its name is looked up among the parts of ``kd_keras.<package>``, where a package is given."""
 
     accepts = "SPEC"
 
@@ -235,7 +239,7 @@ class Part(Kind):
     def check(self, value):
         if not isinstance(value, Spec):
             raise InputError("give a spec, name(key=value)")
-        if self.package:
+        if self.package and self.package not in _LOOKED_UP_LATER:
             spec.check_name(f"kd_keras.{self.package}", value.name)
 
     def parts(self, value):

@@ -11,7 +11,7 @@ from absl import logging
 from kd_keras import spec
 from kd_keras._compat import distribute
 from kd_keras.distillation.taps import Taps
-from kd_keras.errors import InputError
+from kd_keras.errors import InputError, naming
 from kd_keras.evaluate import multilabel
 from kd_keras.export import metadata, tflite
 from kd_keras.models.saved import load as load_model
@@ -33,7 +33,9 @@ def plan_of(config, facts) -> Plan:
     """
     scheme = spec.builder("kd_keras.schemes", config.training.scheme.name)
     values = spec.bind(scheme, config.training.scheme, ("config", "facts"))
-    return additions.complete(scheme(config, facts, **values), config, facts)
+    with naming(f"--scheme={config.training.scheme}", only=config.training.scheme.name):
+        plan = scheme(config, facts, **values)
+    return additions.complete(plan, config, facts)
 
 
 class Runner:

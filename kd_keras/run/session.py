@@ -18,13 +18,14 @@ from kd_keras import data as datasets
 from kd_keras import losses as loss_terms
 from kd_keras import spec
 from kd_keras._compat import distribute
-from kd_keras.errors import InputError
+from kd_keras.errors import InputError, naming
 from kd_keras.evaluate import cost
 from kd_keras.run import facts as planning
 from kd_keras.run import hardware
-from kd_keras.run.config import Config
+from kd_keras.run.config import DATA_OPTIONS, Config
 from kd_keras.run.report import tables
-from kd_keras.run.settings import declared
+from kd_keras.run.settings import Follows, declared
+from kd_keras.run.training import optimizer
 from kd_keras.run.workdir import read_state
 from kd_keras.schemes.plan import Build
 
@@ -71,9 +72,8 @@ class Session:
         if settings.deterministic:
             keras.utils.set_random_seed(config.training.seed)
             tf.config.experimental.enable_op_determinism()
-        datasets.augmentations(config.data.augment)
         _check_parts(config)
-        self.splits = splits or spec.build("kd_keras.data", config.data.source)
+        self.splits = splits or _read_data(config)
         #: Seconds of this process by what they went into.
         self.seconds = collections.Counter()
 
@@ -192,13 +192,30 @@ def _check_parts(config: Config) -> None:
         InputError: the message names the flag.
     """
     for flag, setting in declared(Config).items():
+        if isinstance(setting.default, Follows) and config[flag] == config.default(flag):
+            continue  # as the flag that it follows
         for package, part in setting.kind.parts(config[flag]):
-            try:
+            with naming(f"--{flag}={setting.kind.text(config[flag])}"):
                 if package == "kd_keras.losses":
                     loss_terms.from_spec(part, samples=1)
-                elif package == "kd_keras.compress":
+                elif package in ("kd_keras.compress", "kd_keras.data.augment"):
                     spec.build(package, part)
+                elif package == "kd_keras.optimizers":
+                    optimizer(part, config.training.learning_rate, epochs=1, steps_per_epoch=1)
                 else:
                     spec.check(package, part, ("num_classes", "input_shape", "config", "facts"))
-            except InputError as error:
-                raise InputError(f"--{flag}={setting.kind.text(config[flag])}: {error}") from error
+
+
+def _read_data(config: Config):
+    """The data set; a mistake names the flag that it comes from.
+
+    Raises:
+        InputError: the data can't be read as asked.
+    """
+    given = [flag for flag in DATA_OPTIONS if config[flag] != config.default(flag)]
+    options = [f"--{flag}={declared(Config)[flag].kind.text(config[flag])}" for flag in given]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(naming(f"--data={config.data.source}"))
+        for option in options:
+            stack.enter_context(naming(option, only=option[2:].partition("=")[0]))
+        return spec.build("kd_keras.data", config.data.source)

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from kd_keras.errors import InputError
+from kd_keras.errors import InputError, naming
 from kd_keras.export.variants import CALIBRATED, QUANTISED
 from kd_keras.schemes import common
 from kd_keras.schemes.plan import Build, Export, Measure, Model, Part, Plan, Row, Train
@@ -69,7 +69,8 @@ class _Adding:
         for tap in config.cache.taps:
             first = ours[0][0]
             name = f"{first.teacher.name}-cache-{tap}"
-            self.facts.check_tap(first.teacher, tap)
+            with naming(f"--cache_taps={','.join(config.cache.taps)}"):
+                self.facts.check_tap(first.teacher, tap)
             self.extras.append(dataclasses.replace(first, tap=tap, name=name))
 
     def row(self, stage, reference=None, size=None, **labels) -> None:

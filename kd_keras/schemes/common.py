@@ -92,7 +92,7 @@ def _teacher(config, facts, name, spec, variant) -> Model:
     accuracy = settings.stop_at_val_accuracy
     model = _new(facts, spec, seed, settings.precision)
     losses = terms(settings.loss, facts, model, None, flag="--teacher_loss")
-    data = facts.data(settings.seed, config.data.teacher_labelled_examples)
+    data = facts.data(settings.seed, config.data.teacher_labelled_examples, "teacher_labelled_examples")
     return Train(
         **labels,
         architecture=str(spec),
