@@ -151,7 +151,7 @@ def get(value: Any) -> Schedule:
     if isinstance(value, str):
         value = spec.parse(value)
     if isinstance(value, spec.Spec):
-        return spec.build("kd_keras.schedules", value)
+        return spec.check_kind(value, spec.build("kd_keras.schedules", value), Schedule)
     raise InputError(f"{value!r} is neither a number nor a schedule: known schedules are {', '.join(__all__)}")
 
 

@@ -140,6 +140,7 @@ def _path(module: str) -> pathlib.Path:
     if root == "kd_keras":
         place = pathlib.Path(__file__).parent.joinpath(*rest)
         return place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    spec.search_current_folder()
     found = importlib.util.find_spec(root) and importlib.util.find_spec(module)
     if found is None or not (found.origin or "").endswith(".py"):
         raise InputError(f"there is no module {module!r} with Python source: write package.module:name")

@@ -12,8 +12,10 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import os
 import pathlib
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -152,6 +154,7 @@ def parts(package: str) -> dict[str, str]:
 def constant(package: str, name: str, constant: str) -> bool:
     """Whether a part's file says ``CONSTANT = True``; nothing is imported."""
     if ":" in name:
+        foreign(name)
         return bool(getattr(importlib.import_module(name.partition(":")[0]), constant, False))
     check_name(package, name)
     folders = importlib.util.find_spec(package).submodule_search_locations
@@ -165,7 +168,7 @@ def builder(package: str, name: str):
         InputError: the package has no such name; the message lists the known names and the closest.
     """
     if ":" in name:
-        return _foreign(name)
+        return foreign(name)
     known = check_name(package, name)
     is_module = importlib.util.find_spec(package).submodule_search_locations is None
     return getattr(importlib.import_module(package if is_module else f"{package}.{name}"), known[name])
@@ -179,15 +182,30 @@ def check_name(package: str, name: str) -> dict[str, str]:
     return known
 
 
-def _foreign(name: str):
-    """The class or function that ``package.module:name`` names."""
+def foreign(name: str) -> Callable:
+    """The class or function that ``package.module:name`` names. The current folder is importable.
+
+    Raises:
+        InputError: the module can't be imported, whatever the reason, or has no such class or function.
+    """
     module, _, attribute = name.partition(":")
+    search_current_folder()
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
-        raise InputError(f"{name}: {module} can't be imported ({error}): put its folder on PYTHONPATH") from error
-    except AttributeError as error:
-        raise InputError(f"{name}: {module} has no {attribute!r}: name a class or function that it defines") from error
+        found = getattr(importlib.import_module(module), attribute, None)
+    # The user's module may raise anything while it is imported.
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        advice = ": put its folder on PYTHONPATH" if isinstance(error, ImportError) else ""
+        raise InputError(f"{name}: {module} can't be imported ({reason}){advice}") from error
+    if not callable(found):
+        raise InputError(f"{name}: {module} has no class or function {attribute!r}: name one that it defines")
+    return found
+
+
+def search_current_folder() -> None:
+    """Lets modules be imported from the current folder, as ``python -m`` does and a console command does not."""
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.insert(0, os.getcwd())
 
 
 def check(package: str, spec: Spec, given: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -238,8 +256,20 @@ def build(package: str, spec: Spec, **given: Any) -> Any:
     Raises:
         InputError: see `check`.
     """
-    values = check(package, spec, tuple(given))
-    return builder(package, spec.name)(**given, **values)
+    values, function = check(package, spec, tuple(given)), builder(package, spec.name)
+    parameters = inspect.signature(function).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if (missing := [key for key in given if key not in parameters]) and not takes_any:
+        raise InputError(f"{spec.name} has to take {' and '.join(missing)}, which a run gives to each of its kind")
+    return function(**given, **values)
+
+
+def check_kind(given: Spec, made: Any, *kinds: type) -> Any:
+    """What a spec has built; raises InputError where code of the user's own has built something else."""
+    if not isinstance(made, kinds):
+        needed = " or ".join(kind.__name__ for kind in kinds)
+        raise InputError(f"{given.name} gives {type(made).__name__}, and {needed} is needed")
+    return made
 
 
 def unknown(name: str, kind: str, known: list[str]) -> str:

@@ -3,8 +3,8 @@
     python tools/results.py runs/cifar-0 runs/cifar-1 runs/cifar-2
     python tools/results.py --into experiments/RESULTS.md --section cifar_resnet runs/cifar-*
 
-The runs have to be of one experiment: their settings may differ in seeds and folders only. Files and folders that hold no
-run are passed over, and a run that is named twice, or copied, counts once.
+The runs have to be of one experiment: their settings may differ in seeds and folders only. Files and folders that hold
+no run are passed over, and a run that is named twice, or copied, counts once.
 
 With ``--into``, what stands between ``<!-- begin SECTION -->`` and ``<!-- end SECTION -->`` in that file is replaced.
 ``--columns`` chooses some and their order; ``--compare A B`` adds a line on two rows, named by stage or role: their

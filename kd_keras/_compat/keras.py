@@ -49,10 +49,17 @@ def is_stock_graph(model: keras.Model) -> bool:
     return is_graph(model) and type(model).call in (keras.Sequential.call, keras.src.models.Functional.call)
 
 
+def rebuilt(layer: keras.layers.Layer, config: dict) -> keras.layers.Layer:
+    """A layer of the same class from a config, also one with a Python function: the layer is in memory already."""
+    with keras.src.saving.serialization_lib.SafeModeScope(False):
+        return type(layer).from_config(config)
+
+
 def can_be_rebuilt(layer: keras.layers.Layer) -> bool:
     """Whether a layer can be made from its config; not every layer of other packages can."""
     if type(layer).__module__.startswith("keras."):
-        return True
+        # A SavedModel computes in the dtype that it was saved with.
+        return not isinstance(layer, keras.layers.TFSMLayer)
     try:
         type(layer).from_config(layer.get_config())
     # TypeError for a config that does not fit, NotImplementedError for none; the layer's own code may raise anything.

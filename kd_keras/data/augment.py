@@ -83,7 +83,7 @@ def augmentations(text: str | Sequence[spec.Spec]) -> list:
         InputError: an operation or key is unknown, or a value is out of range.
     """
     specs = spec.parse_many(text) if isinstance(text, str) else text
-    return [spec.build(__name__, operation) for operation in specs]
+    return [spec.check_kind(given, spec.build(__name__, given), SampleOp, BatchOp) for given in specs]
 
 
 def _number(op: str, key: str, value: Any, low: float, high: float = float("inf"), whole: bool = False) -> None:

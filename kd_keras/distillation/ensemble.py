@@ -128,7 +128,7 @@ def member(model: keras.Model, prefix: str) -> keras.Model:
     inner = keras.Model(model.inputs[0], model.get_layer(f"{prefix}.logits").output, name=prefix)
 
     def copy(layer):
-        return type(layer).from_config({**layer.get_config(), "name": layer.name.removeprefix(f"{prefix}.")})
+        return graph.rebuilt(layer, {**layer.get_config(), "name": layer.name.removeprefix(f"{prefix}.")})
 
     clone = keras.models.clone_model(inner, clone_function=copy)
     clone.set_weights(inner.get_weights())
@@ -144,7 +144,7 @@ def _logits(model, image, prefix):
         config = {**layer.get_config(), "name": f"{prefix}.{layer.name}"}
         if layer is last and config.get("activation") == "softmax" and isinstance(layer, keras.layers.Dense):
             config["activation"] = "linear"
-        return type(layer).from_config(config)
+        return graph.rebuilt(layer, config)
 
     whole = keras.Model(model.inputs[0], model.outputs[0])
     clone = keras.models.clone_model(whole, input_tensors=image, clone_function=copy)

@@ -67,7 +67,7 @@ def fast_copy(model: keras.Model, dtype: str = "auto", keep: tuple[str, ...] = (
         # An operation of keras.ops, which is not a layer, computes in the dtype of its inputs.
         if isinstance(layer, keras.layers.Layer) and not isinstance(layer, keras.layers.InputLayer):
             config["dtype"] = "float32" if id(layer) in exact else policy
-        return type(layer).from_config(config)
+        return graph.rebuilt(layer, config)
 
     clone = keras.models.clone_model(model, clone_function=copy, recursive=True)
     update(clone, model, keep)

@@ -63,12 +63,14 @@ def operators(content: bytes) -> list[str]:
         value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int) and name.isupper()
     }
     model = schema.ModelT.InitFromPackedBuf(content, 0)
+    # The file's own list also has operators that the converter has replaced since.
+    used = {operator.opcodeIndex for graph in model.subgraphs for operator in graph.operators}
     return sorted(
         {
             code.customCode.decode()
             if code.builtinCode == schema.BuiltinOperator.CUSTOM
             else names[max(code.builtinCode, code.deprecatedBuiltinCode)]
-            for code in model.operatorCodes
+            for code in (model.operatorCodes[index] for index in used)
         }
     )
 

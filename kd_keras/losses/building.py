@@ -20,7 +20,8 @@ def from_spec(loss: spec.Spec, samples: int) -> Loss:
     Raises:
         InputError: the name or an argument is unknown, or a value is out of range.
     """
-    return spec.build(_PACKAGE, loss, **({"samples": samples} if _needs_samples(loss) else {}))
+    made = spec.build(_PACKAGE, loss, **({"samples": samples} if _needs_samples(loss) else {}))
+    return spec.check_kind(loss, made, Loss)
 
 
 def _needs_samples(loss: spec.Spec) -> bool:

@@ -12,6 +12,7 @@ are made and what is measured.
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 from typing import Literal
 
@@ -107,9 +108,7 @@ class Teacher(Section, prefix="teacher_"):
     optimizer: Spec = setting(follows("optimizer"), "Optimizer.", parts="optimizers", affects=("teacher",))
     learning_rate: Schedule = setting(follows("learning_rate"), "Learning rate.", affects=("teacher",))
     batch_size: int = setting(follows("batch_size"), "Global batch size.", minimum=1, affects=("teacher",))
-    augment: tuple[Spec, ...] = setting(
-        follows("augment"), "Augmentation.", parts="data.augment", affects=("teacher",)
-    )
+    augment: tuple[Spec, ...] = setting(follows("augment"), "Augmentation.", parts="data.augment", affects=("teacher",))
     seed: int = setting(follows("seed"), "Seed.", minimum=0, maximum=_LARGEST_SEED, affects=("teacher",))
     precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = setting(
         follows("precision"), "Keras' dtype policy.", affects=("teacher",)
@@ -373,6 +372,10 @@ class Run(Section):
         Follows(("workdir",), lambda workdir: workdir and workdir / "store", "store in --workdir"),
         "Folder of the finished stages; runs that share it train each model once.",
     )
+    allow_code_in: tuple[pathlib.Path, ...] = setting(
+        "none",
+        "Files of models whose code may run, FILE,FILE: .keras with Python functions, .h5, a folder with a SavedModel.",
+    )
     wait: bool = setting(False, "Wait while another run uses the workdir, instead of stopping.")
     dry_run: Literal["false", "true", "time"] = setting(
         "false", "Print the plan and train nothing; =time also times two steps of each training."
@@ -398,15 +401,47 @@ def add_data_options(config):
 def drop_pretrained(config):
     """Drops the key ``pretrained`` from every model's spec, and from those inside a spec."""
 
-    def without(value):
+    def without(model):
+        return dataclasses.replace(model, kwargs={k: v for k, v in model.kwargs.items() if k != "pretrained"})
+
+    return {} if config.student.pretrained else _change_models(config, without)
+
+
+def allow_code(config):
+    """Writes into the specs of saved models whether their files may run code, which ``--allow_code_in`` alone says."""
+    allowed, read = set(map(os.path.realpath, config.run.allow_code_in)), set()
+    if config.student.file is not None:
+        read.add(os.path.realpath(config.student.file))
+    read |= {path for path in allowed for folder in config.teacher.folders if path.startswith(os.path.realpath(folder))}
+
+    def permit(model):
+        if model.name != "saved":
+            return model
+        kwargs = {key: value for key, value in model.kwargs.items() if key != "allow_code"}
+        path = os.path.realpath(os.path.expanduser(str(kwargs.get("path", *model.args[:1]))))
+        read.add(path)
+        return dataclasses.replace(model, kwargs={**kwargs, "allow_code": True} if path in allowed else kwargs)
+
+    changed = _change_models(config, permit)
+    if unread := allowed - read:
+        raise InputError(
+            f"--allow_code_in={', '.join(sorted(unread))} is no file that a model of this run is read from"
+        )
+    return changed
+
+
+def _change_models(config, change):
+    """The settings that name models, every spec in them changed, also those inside others."""
+
+    def changed(value):
         if isinstance(value, tuple):
-            return tuple(map(without, value))
+            return tuple(map(changed, value))
         if not isinstance(value, Spec):
             return value
-        kwargs = {key: without(inner) for key, inner in value.kwargs.items() if key != "pretrained"}
-        return dataclasses.replace(value, kwargs=kwargs, args=without(value.args))
+        kwargs = {key: changed(inner) for key, inner in value.kwargs.items()}
+        return change(dataclasses.replace(value, kwargs=kwargs, args=changed(value.args)))
 
-    return {} if config.student.pretrained else {f: without(config[f]) for f in ("teacher", "student", "scheme")}
+    return {flag: changed(config[flag]) for flag in ("teacher", "student", "scheme")}
 
 
 def check_teacher_folders(config):
@@ -447,7 +482,7 @@ class Config(Settings):
     tracking: Tracking = dataclasses.field(default_factory=Tracking)
     run: Run = dataclasses.field(default_factory=Run)
 
-    rules = (add_data_options, drop_pretrained, check_teacher_folders, check_models_exist, check_int8)
+    rules = (add_data_options, drop_pretrained, allow_code, check_teacher_folders, check_models_exist, check_int8)
 
 
 def read(argv: list[str]) -> Config:

@@ -8,7 +8,6 @@ import functools
 import hashlib
 import inspect
 import pathlib
-import sys
 import zipfile
 
 import keras
@@ -17,12 +16,13 @@ from kd_keras import data as datasets
 from kd_keras import files, schedules, spec
 from kd_keras import losses as loss_terms
 from kd_keras.compress import imitate, prepare
-from kd_keras.compress.base import check_layers
+from kd_keras.compress.base import Step, check_layers
 from kd_keras.distillation import ensemble, exits
 from kd_keras.distillation.fast_teacher import can_be_copied
 from kd_keras.distillation.taps import Taps
 from kd_keras.errors import InputError, naming
 from kd_keras.losses.base import Loss
+from kd_keras.run import foreign
 from kd_keras.run.training import optimizer_class
 from kd_keras.schemes.plan import Build, Model, Part, Train
 from kd_keras.spec import Spec
@@ -133,14 +133,12 @@ class Facts:
         parameters = inspect.signature(function).parameters
         values = {name: _value(value) for name, value in named.items()}
         values = {name: value for name, value in values.items() if not _same(value, _value(parameters[name].default))}
-        module = sys.modules[function.__module__]
-        version = getattr(module, "VERSION", 1)
-        if ":" in given.name:
-            version = files.sha256(inspect.getsourcefile(function))[:16]
         places = tuple(name for name in values if name in _WEIGHTS and pathlib.Path(str(values[name])).exists())
+        # Whether a file may run code is no part of what is in it.
+        places += tuple(name for name in values if name == "allow_code")
         # Optimizers are named in any case.
-        name = given.name.lower() if is_optimizer else given.name
-        return Part(name, dict(sorted(values.items())), version=version, places=places)
+        name = given.name.lower() if is_optimizer and ":" not in given.name else given.name
+        return Part(name, dict(sorted(values.items())), version=foreign.version(given.name, function), places=places)
 
     def parts(self, package: str, given) -> tuple[Part, ...]:
         """The same for several specs."""
@@ -164,9 +162,11 @@ class Facts:
 
     def saved(self, path: pathlib.Path) -> tuple[Part, str]:
         """The part and the content hash of a saved model."""
-        if not path.is_file():
+        if not path.exists():
             raise InputError(f"{path} is not there: give a file written by model.save('name.keras')")
-        return Part("saved", {"path": str(path)}, places=("path",)), file_content(path)
+        allowed = path.resolve() in [file.resolve() for file in self._session.config.run.allow_code_in]
+        values = {"path": str(path), **({"allow_code": True} if allowed else {})}
+        return Part("saved", values, places=("path", "allow_code")), file_content(path)
 
     def borrowed(self, given: Spec, folders, number: int, **labels) -> Build:
         """Another run's teacher: its content is its identity, whatever trained it."""
@@ -326,7 +326,7 @@ class Facts:
 
     def step(self, given: Spec):
         """A compression step."""
-        return spec.build("kd_keras.compress", given)
+        return spec.check_kind(given, spec.build("kd_keras.compress", given), Step)
 
 
 def architecture(model: Model) -> str:
@@ -361,7 +361,10 @@ def make(build: Build, models: list[keras.Model], splits, trial: bool = False) -
         return prepared(build, models[0], trial).model
     if name == "strip":
         return models[1]
-    return spec.build("kd_keras.models", build.what, num_classes=splits.num_classes, input_shape=splits.image_shape)
+    model = spec.build("kd_keras.models", build.what, num_classes=splits.num_classes, input_shape=splits.image_shape)
+    if ":" in str(build.what):
+        foreign.check_can_be_saved(spec.check_kind(build.what, model, keras.Model), build.what)
+    return model
 
 
 def prepared(build: Build, student: keras.Model, trial: bool = False):
@@ -410,7 +413,10 @@ def _value(value):
     if not isinstance(value, Spec):
         return value
     if value.name not in schedules.__all__:
-        return Part(value.name, {key: _value(inner) for key, inner in value.kwargs.items()}, value.args)
+        version = foreign.version(value.name, spec.foreign(value.name)) if ":" in value.name else 1
+        return Part(
+            value.name, {key: _value(inner) for key, inner in value.kwargs.items()}, value.args, version=version
+        )
     function = getattr(schedules, value.name)
     named = spec.bind(function, value)
     if value.name == "constant":

@@ -1,5 +1,6 @@
 """Runs a plan: every stage is checked, then each one that is not whole in the store is run."""
 
+import contextlib
 import functools
 import pathlib
 import shutil
@@ -34,7 +35,7 @@ def plan_of(config, facts) -> Plan:
     scheme = spec.builder("kd_keras.schemes", config.training.scheme.name)
     values = spec.bind(scheme, config.training.scheme, ("config", "facts"))
     with naming(f"--scheme={config.training.scheme}", only=config.training.scheme.name):
-        plan = scheme(config, facts, **values)
+        plan = spec.check_kind(config.training.scheme, scheme(config, facts, **values), Plan)
     return additions.complete(plan, config, facts)
 
 
@@ -163,10 +164,8 @@ class Runner:
         """
         file = self.store.folder(model) / "model.keras"
         if model.name and file.exists():
-            if in_scope:
-                with self.session.strategy.scope():
-                    return load_model(file)
-            return load_model(file)
+            with self.session.strategy.scope() if in_scope else contextlib.nullcontext():
+                return load_model(file, allow_code=_may_run_code(model))
         if isinstance(model, Build):
             return self.session.build(model, [self.load(part, in_scope) for part in model.of])
         trained = self.load(model.model, in_scope)
@@ -195,8 +194,9 @@ class Runner:
     def _build(self, stage, folder) -> dict:
         """Makes a model of others, or takes one as it comes."""
         model = self._stripped(*stage.of) if stage.what.name == "strip" else self.load(stage)
-        if stage.what.name == "saved":
-            shutil.copyfile(pathlib.Path(stage.what.kwargs["path"]).expanduser(), folder / "model.keras")
+        path = pathlib.Path(str(stage.what.kwargs.get("path", ""))).expanduser()
+        if stage.what.name == "saved" and path.suffix == ".keras" and "model" not in stage.what.kwargs:
+            shutil.copyfile(path, folder / "model.keras")
         else:
             model.save(folder / "model.keras")
         return {"content": content_of(model)}
@@ -251,3 +251,9 @@ class Runner:
         else:
             text += "made of " + ", ".join(part.name for part in stage.of) if stage.of else "loaded"
         self.session.console.print(f"{stage.name:<8} {text}")
+
+
+def _may_run_code(stage: Stage) -> bool:
+    """Whether a model was made of a file that may run code, by ``--allow_code_in``."""
+    allowed = isinstance(stage, Build) and stage.what.kwargs.get("allow_code", False)
+    return allowed or any(map(_may_run_code, stage.inputs))

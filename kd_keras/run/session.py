@@ -18,6 +18,7 @@ from kd_keras import data as datasets
 from kd_keras import losses as loss_terms
 from kd_keras import spec
 from kd_keras._compat import distribute
+from kd_keras.compress import Step
 from kd_keras.errors import InputError, naming
 from kd_keras.evaluate import cost
 from kd_keras.run import facts as planning
@@ -198,8 +199,10 @@ def _check_parts(config: Config) -> None:
             with naming(f"--{flag}={setting.kind.text(config[flag])}"):
                 if package == "kd_keras.losses":
                     loss_terms.from_spec(part, samples=1)
-                elif package in ("kd_keras.compress", "kd_keras.data.augment"):
-                    spec.build(package, part)
+                elif package == "kd_keras.compress":
+                    spec.check_kind(part, spec.build(package, part), Step)
+                elif package == "kd_keras.data.augment":
+                    datasets.augmentations([part])
                 elif package == "kd_keras.optimizers":
                     optimizer(part, config.training.learning_rate, epochs=1, steps_per_epoch=1)
                 else:
@@ -218,4 +221,5 @@ def _read_data(config: Config):
         stack.enter_context(naming(f"--data={config.data.source}"))
         for option in options:
             stack.enter_context(naming(option, only=option[2:].partition("=")[0]))
-        return spec.build("kd_keras.data", config.data.source)
+        given = config.data.source
+        return spec.check_kind(given, spec.build("kd_keras.data", given), datasets.Splits)

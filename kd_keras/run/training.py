@@ -7,6 +7,7 @@ each holds the state in memory and the chief writes it.
 """
 
 import dataclasses
+import inspect
 import json
 import math
 import pathlib
@@ -19,7 +20,7 @@ import numpy as np
 from kd_keras import files, schedules, spec
 from kd_keras._compat import distribute
 from kd_keras.distillation.distiller import Distiller
-from kd_keras.errors import InputError
+from kd_keras.errors import InputError, is_count
 from kd_keras.run.callbacks import LiveLine, StopAtNaN
 
 
@@ -29,6 +30,8 @@ def optimizer_class(name: str) -> type[keras.optimizers.Optimizer]:
     Raises:
         InputError: there is none.
     """
+    if ":" in name:
+        return spec.foreign(name)
     base = keras.optimizers.Optimizer
     classes = {
         key.lower(): value
@@ -48,9 +51,14 @@ def optimizer(optimizer_spec: spec.Spec, learning_rate: schedules.Schedule, *, e
     """
     build = optimizer_class(optimizer_spec.name)
     values = spec.bind(build, optimizer_spec, ("learning_rate", "name"))
+    # Keras refuses 0 where it wants 0.0.
+    floats = {p.name for p in inspect.signature(build).parameters.values() if isinstance(p.default, float)}
+    values = {key: float(value) if key in floats and is_count(value, 0) else value for key, value in values.items()}
     rate = schedules.to_keras(learning_rate, epochs=max(epochs, 1), steps_per_epoch=steps_per_epoch)
     try:
-        return build(learning_rate=rate, **values)
+        return spec.check_kind(optimizer_spec, build(learning_rate=rate, **values), keras.optimizers.Optimizer)
+    except InputError:
+        raise
     except (ValueError, TypeError) as error:
         raise InputError(f"{optimizer_spec}: {' '.join(str(error).split())}") from error
 

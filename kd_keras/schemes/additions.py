@@ -191,7 +191,7 @@ def _pipeline_names(pipelines) -> dict[str, str]:
     """A name for every beginning of every pipeline: its steps', numbered where another has it."""
     names: dict[str, str] = {}
     for beginning in [pipeline[:number] for pipeline in pipelines for number in range(1, len(pipeline) + 1)]:
-        stem = name = "-".join(step.name for step in beginning)
+        stem = name = "-".join(step.name.rpartition(":")[2] for step in beginning)
         number = 1
         while name in names.values() and str(beginning) not in names:
             number += 1

@@ -3,6 +3,7 @@ import zipfile
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from kd_keras import spec
 from kd_keras.errors import InputError
@@ -89,8 +90,9 @@ def test_missing_file(tmp_path):
     assert "there is no file" in refusal(str(tmp_path / "folder.keras"))
 
 
-def test_wrong_ending(write):
-    assert "does not end in .keras" in refusal(write(small(), "model.h5"))
+def test_wrong_ending(tmp_path):
+    (tmp_path / "model.pkl").write_bytes(b"x")
+    assert "does not end in .keras" in refusal(tmp_path / "model.pkl")
 
 
 def test_path_that_is_no_text():
@@ -120,10 +122,72 @@ def test_layer_that_nobody_has_registered(write):
     assert "(Could not locate class 'Own'." in reason
 
 
-def test_lambda_layer_is_refused(write):
+WITH_CODE = {
+    "lambda": lambda x: keras.layers.Lambda(lambda t: t * 2)(x),
+    "activation": lambda x: keras.layers.Activation(lambda t: t * 2)(x),
+}
+
+
+@pytest.mark.parametrize("kind", WITH_CODE)
+def test_a_python_function_is_refused_and_runs_where_that_is_allowed(write, kind):
     x = keras.Input(SHAPE)
-    path = write(keras.Model(x, head(keras.layers.Lambda(lambda t: t * 2)(x))))
-    assert "has a Lambda layer" in refusal(path)
+    model = keras.Model(x, head(WITH_CODE[kind](x)))
+    path = write(model)
+    said = refusal(path)
+    assert "Python function" in said and ".keras'" in said and f"--allow_code_in={path}" in said and "4wEA" not in said
+    images = np.random.default_rng(0).random((3, *SHAPE)).astype("float32")
+    again = saved.Saved(10, SHAPE, path, allow_code=True)
+    np.testing.assert_allclose(again(images), model(images), rtol=1e-6)
+
+
+def test_hdf5_is_refused_and_read_where_that_is_allowed(write):
+    model = small()
+    path = write(model, "model.h5")
+    said = refusal(path)
+    assert ".keras'" in said and f"--allow_code_in={path}" in said
+    images = np.full((2, *SHAPE), 99.0)
+    np.testing.assert_array_equal(saved.Saved(10, SHAPE, path, allow_code=True)(images), model(images))
+
+
+@pytest.mark.parametrize("way", ["keras", "tensorflow"])
+def test_a_saved_model_is_refused_and_read_where_that_is_allowed(tmp_path, way):
+    model, path = small(), str(tmp_path / "exported")
+    if way == "keras":
+        model.export(path, verbose=False)
+    else:
+        call = tf.function(lambda image: {"probabilities": model(image)})
+        signature = call.get_concrete_function(tf.TensorSpec((None, *SHAPE)))
+        module = tf.Module()
+        module.variables_of_model = [weight.value for weight in model.weights]
+        tf.saved_model.save(module, path, signatures=signature)
+    said = refusal(path)
+    assert ".keras'" in said and f"--allow_code_in={path}" in said
+    images = np.full((2, *SHAPE), 99.0, "float32")
+    again = saved.Saved(10, SHAPE, path, allow_code=True)
+    np.testing.assert_allclose(again(images), model(images), rtol=1e-5)
+    assert not again.trainable_variables
+
+
+@pytest.mark.parametrize("name", ["model.keras", "model.h5", "model.weights.h5"])
+def test_weights_for_a_builder_need_no_permission(tmp_path, name):
+    model = small()
+    (model.save_weights if "weights" in name else model.save)(tmp_path / name)
+    text = f"saved(path={str(tmp_path / name)!r}, model=cnn(filters=(4,), dense=()))"
+    again = spec.build("kd_keras.models", spec.parse(text), num_classes=10, input_shape=SHAPE)
+    for a, b in zip(model.weights, again.weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_weights_of_another_model(tmp_path):
+    small().save_weights(tmp_path / "model.weights.h5")
+    assert "say how the model is built" in refusal(tmp_path / "model.weights.h5")
+    with pytest.raises(InputError, match="cannot be read") as error:
+        other = cnn.CNN(10, SHAPE, filters=(4, 5), dense=())
+        saved.Saved(10, SHAPE, tmp_path / "model.weights.h5", model=other)
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="no file of Keras' weights"):
+        (tmp_path / "notes.txt").write_text("x")
+        saved.Saved(10, SHAPE, tmp_path / "notes.txt", model=small())
 
 
 def test_other_number_of_classes(write):

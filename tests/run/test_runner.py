@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 
 import keras
 import numpy as np
@@ -49,6 +50,128 @@ def names(workdir, folders):
 def made_again(workdir, before):
     """Names of the stages that are new since `made`."""
     return names(workdir, [folder for folder, time in made(workdir).items() if before.get(folder) != time])
+
+
+# ---- parts of the user's own code, and files that may run code ----
+
+PARTS = """
+import keras
+
+from kd_keras import losses, schedules
+from kd_keras.compress import Prune
+from kd_keras.data import Digits
+from kd_keras.data.augment import SampleOp
+from kd_keras.schemes.offline import plan
+
+
+@keras.saving.register_keras_serializable("own_parts")
+class Apart(losses.Loss):
+    def call(self, student, teacher, labels):
+        return keras.ops.mean(keras.ops.square(student["logits"] - teacher["logits"]), axis=-1)
+
+
+def network(num_classes, input_shape, units=3):
+    inner = [keras.layers.Flatten(), keras.layers.Dense(units), keras.layers.Dense(num_classes)]
+    return keras.Sequential([keras.Input(input_shape), *inner])
+
+
+class Layer(keras.layers.Layer):
+    def call(self, x):
+        return 2 * x
+
+
+def unregistered(num_classes, input_shape):
+    inner = [Layer(), keras.layers.Flatten(), keras.layers.Dense(num_classes)]
+    return keras.Sequential([keras.Input(input_shape), *inner])
+
+
+class Inverted(SampleOp):
+    def __call__(self, images, noise):
+        return 255 - images
+
+
+class Descent(keras.optimizers.SGD):
+    pass
+
+
+class Sparse(Prune):
+    pass
+
+
+def digits(seed=0):
+    return Digits(seed=seed)
+
+
+def falling(start):
+    return schedules.cosine(start=start)
+
+
+def number():
+    return 3
+"""
+
+
+@pytest.fixture
+def own_parts(tmp_path, monkeypatch):
+    """A module in the current folder, which is not on the path, as for a console command."""
+    (tmp_path / "own_parts.py").write_text(PARTS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder not in ("", str(tmp_path))])
+    yield tmp_path
+    sys.modules.pop("own_parts", None)
+
+
+@pytest.mark.slow
+def test_every_kind_of_part_can_be_of_the_users_own(own_parts):
+    flags = {
+        "loss": "ce() + own_parts:Apart(weight=0.5)",
+        "teacher": "own_parts:network(units=5)",
+        "student": "own_parts:network()",
+        "data": "own_parts:digits(seed=1)",
+        "scheme": "own_parts:plan()",
+        "augment": "own_parts:Inverted()",
+        "optimizer": "own_parts:Descent(momentum=0)",
+        "learning_rate": "own_parts:falling(start=1e-5)",
+        "compress": "own_parts:Sparse(sparsity=0.5, frequency=1)",
+    }
+    folder = main(own_parts / "w", *(f"--{flag}={value}" for flag, value in flags.items()))
+    assert {"teacher", "student", "Sparse-student"} <= set(table(folder))
+    sparse = keras.models.load_model(folder / "Sparse-student.keras")
+    kernels = [weight for weight in sparse.get_weights() if weight.ndim == 2]
+    assert all((kernel == 0).mean() == pytest.approx(0.5, abs=0.1) for kernel in kernels)
+
+
+@pytest.mark.parametrize(
+    ("flag", "says"),
+    [
+        ("--loss=own_parts:number()", "own_parts:number gives int, and Loss is needed"),
+        ("--student=own_parts:number()", "own_parts:number has to take num_classes and input_shape"),
+        ("--augment=own_parts:number()", "own_parts:number gives int, and SampleOp or BatchOp is needed"),
+        ("--data=own_parts:number()", "own_parts:number gives int, and Splits is needed"),
+        ("--scheme=own_parts:nothing()", "own_parts has no class or function 'nothing'"),
+        ("--student=own_parts:unregistered()", "register_keras_serializable"),
+        ("--optimizer=broken_part:f()", "broken_part can't be imported (RuntimeError: no licence)"),
+    ],
+)
+def test_a_part_of_the_users_own_that_is_none(own_parts, capsys, flag, says):
+    (own_parts / "broken_part.py").write_text("raise RuntimeError('no licence')")
+    main(own_parts / "w", flag, code=2)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert flag in line and says in line
+
+
+def test_a_model_whose_code_is_allowed_teaches_and_is_trained(tmp_path, capsys):
+    image = keras.Input((8, 8, 1))
+    x = keras.layers.Lambda(lambda pixels: pixels / 255)(image)
+    model = keras.Model(image, keras.layers.Dense(10)(keras.layers.Flatten()(x)))
+    model.save(file := tmp_path / "code.keras")
+    flags = [f"--teacher=saved(path='{file}')", f"--student=saved(path='{file}')", "--teacher_epochs=0"]
+    main(tmp_path / "w", *flags, code=2)
+    assert f"--allow_code_in={file}" in capsys.readouterr().err
+    main(tmp_path / "w", *flags, "--allow_code_in=elsewhere.keras", code=2)
+    assert "elsewhere.keras is no file that a model of this run is read from" in capsys.readouterr().err
+    folder = main(tmp_path / "w", *flags, f"--allow_code_in={file}")
+    assert {"teacher", "student"} <= set(table(folder))
 
 
 # ---- before training ----

@@ -154,6 +154,7 @@ OTHER = {
     "experiment": ["another"],
     "workdir": ["elsewhere"],
     "store": ["elsewhere"],
+    "allow_code_in": ["SAVED", "--student_from=SAVED"],
     "wait": ["true"],
     "dry_run": ["true"],
     "progress": ["none"],
