@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = _lazy.exports(
         "InputError": "errors",
         "Taps": "distillation.taps",
         "TeacherCache": "distillation.teacher_cache",
+        "TeacherInputs": "distillation.teacher_inputs",
         "compress": "compress",
         "data": "data",
         "hinton": "losses.building",

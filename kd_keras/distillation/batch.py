@@ -10,7 +10,7 @@ import keras
 
 from kd_keras.errors import InputError
 
-_FIELDS = ("image", "label", "sample_weight", "index", "teacher")
+_FIELDS = ("image", "label", "sample_weight", "index", "teacher", "teacher_image")
 # Words in a name that stand for a field.
 _WORDS = {
     "weight": "sample_weight",
@@ -39,6 +39,7 @@ class Batch:
         sample_weight: (B,) or None.
         index: position of each sample in its split (B,), or None.
         teacher: the teacher's taps for exactly these images, by name. Where they are given, the teacher is not run.
+        teacher_image: the same images for the teacher, in its size and channels; by default they are made of ``image``.
     """
 
     image: Any
@@ -46,6 +47,7 @@ class Batch:
     sample_weight: Any = None
     index: Any = None
     teacher: Any = None
+    teacher_image: Any = None
 
 
 def unpack_batch(data) -> Batch:

@@ -9,6 +9,7 @@ import numpy as np
 from absl import logging
 from keras import ops
 
+from kd_keras._compat import keras as graph
 from kd_keras.distillation.heads import Head
 from kd_keras.distillation.taps import Taps
 from kd_keras.errors import InputError
@@ -154,16 +155,26 @@ def heads(terms: Sequence[Loss], tap_names: Sequence[tuple], found: Mapping[str,
 
 
 def pair(teacher: Taps, student: Taps) -> None:
-    """Raises InputError where teacher and student don't have the same classes and input."""
+    """Raises InputError where teacher and student don't have the same classes."""
     if teacher.num_classes != student.num_classes:
         raise InputError(
             f"the teacher has {teacher.num_classes} classes (or features, if it has no classifier's head) and the "
             f"student {student.num_classes}: they have to be the same"
         )
-    if not _fits(teacher.input_shape, student.input_shape):
-        raise InputError(
-            f"the teacher takes images of {teacher.input_shape}, the student of {student.input_shape}: "
-            "both see the same batch, so put any resizing inside a model"
+
+
+def augments(student: keras.Model) -> None:
+    """Warns of layers of the student that change its images at random."""
+    layers = ((layer, type(layer)) for layer in graph.all_layers(student))
+    names = [
+        layer.name
+        for layer, kind in layers
+        if kind.__module__.startswith("keras") and kind.__name__.startswith(("Rand", "AugMix", "MixUp", "CutMix"))
+    ]
+    if names:
+        logging.warning(
+            "the student changes its images at random (%s), so the teacher sees other views: augment the data instead",
+            ", ".join(names),
         )
 
 

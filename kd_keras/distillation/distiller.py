@@ -1,6 +1,7 @@
 """`Distiller`: a `keras.Model` that trains a student with a teacher's help."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any
 
 import keras
@@ -15,6 +16,7 @@ from kd_keras.distillation.metrics import Accuracy
 from kd_keras.distillation.model_hash import weights_hash
 from kd_keras.distillation.pretraining import pretraining
 from kd_keras.distillation.taps import Taps
+from kd_keras.distillation.teacher_inputs import TeacherInputs
 from kd_keras.errors import InputError
 from kd_keras.losses.base import Loss
 
@@ -39,13 +41,15 @@ class Distiller(Fitting):
 
     Args:
         student: a built classifier. Where it gives probabilities, their logits are trained and predicted.
-        teacher: a built classifier of the same classes and input, or None where no loss reads one.
+        teacher: a built classifier of the same classes, or None where no loss reads one.
         losses: the loss terms (`kd_keras.losses`), each with its own weight.
         teacher_output, student_output: what the models' outputs are, one of `heads.KINDS`; by default it is found out
             on the first batch. Probabilities become logits; one unit is two classes, with the logits (0, z). That
             logits are of independent labels is said by the losses, by the labels (several 1 in a row) or here.
         teacher_dtype: ``'float32'``, ``'bfloat16'``, ``'float16'`` or ``'auto'`` runs a fast copy of a functional
             teacher in that dtype (see `fast_teacher.fast_copy`); None runs the teacher as it is.
+        teacher_inputs: how the teacher's images are made of the batch's: a `TeacherInputs`, its ``scaling`` alone, or a
+            function of the images. By default size and channels are the teacher's, and the values stay as they are.
         **kwargs: see `keras.Model`.
 
     Attributes:
@@ -67,6 +71,7 @@ class Distiller(Fitting):
         teacher_dtype: str | None = None,
         teacher_output: str | None = None,
         student_output: str | None = None,
+        teacher_inputs: TeacherInputs | str | Callable[[Any], Any] | None = None,
         **kwargs: Any,
     ) -> None:
         checks.models(student, teacher)
@@ -77,6 +82,12 @@ class Distiller(Fitting):
         self.terms = terms
         self.is_pretraining = False
         self.teacher_dtype, self.teacher_output, self.student_output = teacher_dtype, teacher_output, student_output
+        if teacher_inputs is None or isinstance(teacher_inputs, str):
+            teacher_inputs = TeacherInputs(scaling=teacher_inputs)
+        if not isinstance(teacher_inputs, TeacherInputs) and not callable(teacher_inputs):
+            raise InputError(f"teacher_inputs={teacher_inputs!r:.60}: give TeacherInputs(…), a scaling or a function")
+        # Not an attribute that Keras tracks: a function may be a model.
+        self._teacher_inputs = _Untracked(teacher_inputs)
         self.epoch = self._counter("epoch")
         self.step = self._counter("step")
         for term in terms:
@@ -91,8 +102,10 @@ class Distiller(Fitting):
         self._looked, self._given_head = _Untracked(set()), _Untracked()
         self._compiled_metrics, self._manners = _Untracked([]), _Untracked()
         self._teacher, self._teacher_taps, self._copied_hash = _Untracked(), _Untracked(), _Untracked()
+        self._for_teacher = _Untracked()
         self._tap_names = _Untracked(self._match(None))
         if teacher is not None:
+            checks.augments(student)
             self.attach_teacher(teacher)
         elif not self.needs_teacher:
             self._build_terms(None)
@@ -155,6 +168,10 @@ class Distiller(Fitting):
         """
         taps = self._taps_of_teacher(teacher)
         checks.pair(taps, self._student_taps.value)
+        inputs = self._teacher_inputs.value
+        if isinstance(inputs, TeacherInputs):
+            inputs = inputs.of(teacher, taps.input_shape, self._student_taps.value.input_shape)
+        self._for_teacher.value = inputs
         names = self._match(taps)
         if self.teacher_dtype is not None:
             taps = self._taps_of_teacher(fast_copy(teacher, self.teacher_dtype, keep=names[1]))
@@ -162,6 +179,10 @@ class Distiller(Fitting):
         self._build_terms(taps)
         self._tap_names.value, self._teacher.value, self._teacher_taps.value = names, teacher, taps
         self._looked.value, self._manners.value, self.train_function = set(), None, None
+
+    def images_of_teacher(self, batch) -> Any:
+        """What the teacher is given of a `Batch`."""
+        return self._for_teacher.value(batch.image if batch.teacher_image is None else batch.teacher_image)
 
     def _renew_fast_teacher(self):
         """Gives the fast copy the weights that the teacher has now."""
@@ -275,8 +296,19 @@ class Distiller(Fitting):
             "teacher_dtype": self.teacher_dtype,
             "teacher_output": self.teacher_output,
             "student_output": self.student_output,
+            "teacher_inputs": self._inputs_config(),
             "name": self.name,
         }
+
+    def _inputs_config(self):
+        inputs = self._teacher_inputs.value
+        is_registered = (
+            ">" in str(keras.saving.get_registered_name(inputs)) if isinstance(inputs, FunctionType) else False
+        )
+        if is_registered or isinstance(inputs, (TeacherInputs, keras.Layer)):
+            return keras.saving.serialize_keras_object(inputs)
+        logging.warning("teacher_inputs is not saved: make it a function registered with Keras, or give it again")
+        return None
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
@@ -284,6 +316,8 @@ class Distiller(Fitting):
             return keras.saving.deserialize_keras_object(part, custom_objects=custom_objects)
 
         parts = {"student": deserialized(config["student"]), "losses": [deserialized(t) for t in config["losses"]]}
+        if config.get("teacher_inputs") is not None:
+            parts["teacher_inputs"] = deserialized(config["teacher_inputs"])
         return cls(**{**config, **parts})
 
     def compile_from_config(self, config):

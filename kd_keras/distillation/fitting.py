@@ -187,8 +187,9 @@ class Fitting(Step):
             found["teacher"] = heads.of_values(logits, "teacher", self.teacher_output, self.is_multilabel)
             self._given_head.value = found["teacher"]
         elif mode == "train" and teacher is not None and self.teacher_taps:
-            checks.images(batch.image.shape, teacher)
-            found["teacher"] = teacher.decide(batch.image)
+            images = self.images_of_teacher(batch)
+            checks.images(images.shape, teacher)
+            found["teacher"] = teacher.decide(images)
         if mode == "train":
             checks.heads(self.terms, self._names_by_term(teacher), found)
         self._looked.value.add(mode)

@@ -263,7 +263,7 @@ class Step(LabelChecks, compat.Trainer):
         if not names:
             return {}
         if not batch.teacher:
-            return self._teacher_taps.value(batch.image, names, training=False)
+            return self._teacher_taps.value(self.images_of_teacher(batch), names, training=False)
         if missing := [name for name in names if name not in batch.teacher]:
             raise InputError(
                 f"the batches contain the teacher's {', '.join(batch.teacher)}, and not {', '.join(missing)}"
@@ -300,7 +300,7 @@ class Step(LabelChecks, compat.Trainer):
             missing = tf.maximum(1 - count, 0)
             return None if tensor is None else tf.pad(tensor, [[0, missing], *[[0, 0]] * (len(tensor.shape) - 1)])
 
-        fields = {name: getattr(batch, name) for name in ("image", "label", "index", "teacher")}
+        fields = {name: getattr(batch, name) for name in ("image", "label", "index", "teacher", "teacher_image")}
         return dataclasses.replace(batch, **tf.nest.map_structure(fill, fields)), lambda tensor: tensor[:count]
 
     def _for_keras(self, logs):
