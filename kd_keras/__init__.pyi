@@ -9,6 +9,7 @@ from kd_keras.distillation.batch import unpack_batch as unpack_batch
 from kd_keras.distillation.distiller import Distiller as Distiller
 from kd_keras.distillation.taps import Taps as Taps
 from kd_keras.distillation.teacher_cache import TeacherCache as TeacherCache
+from kd_keras.distillation.teacher_inputs import TeacherInputs as TeacherInputs
 from kd_keras.errors import InputError as InputError
 from kd_keras.losses.building import hinton as hinton
 

@@ -38,6 +38,14 @@ class SampleOp:
     mixes_labels = False
     stateless = True
 
+    def on(self, grid: tuple[int, int]) -> "SampleOp | None":
+        """The operation for the same images in another size, so that both show the same; None where there is none.
+
+        Args:
+            grid: (height, width) of the images that the operation's pixels are of.
+        """
+        return dataclasses.replace(self, grid=grid) if hasattr(self, "grid") else self
+
     def __call__(self, images: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
         """Augments a batch.
 
@@ -57,6 +65,8 @@ class BatchOp:
     columns = 0
     mixes_labels = True
     stateless = True
+
+    on = SampleOp.on
 
     def __call__(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Augments a batch.
@@ -116,14 +126,17 @@ def pad_crop(pixels: int = 4, mode: str = "reflect") -> SampleOp:
 class _PadCrop(SampleOp):
     pixels: int
     mode: str
+    grid: tuple[int, int] | None = dataclasses.field(default=None, repr=False)
 
     columns = 2
 
     def __call__(self, images, noise):
         batch, height, width, channels = _shape(images)
-        if self.mode == "reflect" and isinstance(height, int) and isinstance(width, int):
-            _number("pad_crop", "pixels", self.pixels, 0, min(height, width) - 1, whole=True)
+        sides = self.grid or (height, width)
+        if self.mode == "reflect" and all(isinstance(side, int) for side in sides):
+            _number("pad_crop", "pixels", self.pixels, 0, min(sides) - 1, whole=True)
         shift = tf.cast(noise * (2 * self.pixels + 1), tf.int32) - self.pixels
+        shift = _on_grid(shift, self.grid, height, width)
         rows = shift[:, :1] + tf.range(height)
         columns = shift[:, 1:] + tf.range(width)
         pixels = tf.reshape(images, (-1, channels))
@@ -138,6 +151,14 @@ class _PadCrop(SampleOp):
             positions = tf.where(inside, positions, batch * height * width)
             pixels = tf.concat([pixels, tf.zeros((1, channels), pixels.dtype)], axis=0)
         return tf.ensure_shape(tf.gather(pixels, positions), images.shape)
+
+
+def _on_grid(places, grid, height, width):
+    """Places (B, 2) in pixels of a grid as places in an image of another size."""
+    if grid is None:
+        return places
+    factors = tf.cast([height, width], tf.float32) / tf.cast(grid, tf.float32)
+    return tf.cast(tf.round(tf.cast(places, tf.float32) * factors), tf.int32)
 
 
 def _shape(images):
@@ -225,13 +246,15 @@ def cutout(size: int = 8) -> SampleOp:
 @dataclasses.dataclass(frozen=True)
 class _Cutout(SampleOp):
     size: int
+    grid: tuple[int, int] | None = dataclasses.field(default=None, repr=False)
 
     columns = 2
 
     def __call__(self, images, noise):
         _, height, width, channels = _shape(images)
-        centre = tf.cast(noise * tf.cast([height, width], tf.float32), tf.int32)
-        hole = _box(centre - self.size // 2, centre - self.size // 2 + self.size, height, width, channels)
+        low = tf.cast(noise * tf.cast(self.grid or [height, width], tf.float32), tf.int32) - self.size // 2
+        low, high = (_on_grid(places, self.grid, height, width) for places in (low, low + self.size))
+        hole = _box(low, high, height, width, channels)
         flat = tf.reshape(images, tf.shape(hole))
         return tf.reshape(flat * tf.cast(~hole, images.dtype), tf.shape(images))
 
@@ -314,15 +337,17 @@ class _Mixup(BatchOp):
 @dataclasses.dataclass(frozen=True)
 class _Cutmix(BatchOp):
     alpha: float
+    grid: tuple[int, int] | None = dataclasses.field(default=None, repr=False)
 
     def __call__(self, images, labels, seed):
         count, height, width, channels = _shape(images)
         seeds = tf.random.split(seed, 2)
         partners, share = _draw(self.alpha, count, seeds[0])
-        sides = tf.cast([height, width], tf.float32)
+        sides = tf.cast(self.grid or [height, width], tf.float32)
         centre = tf.random.stateless_uniform((count, 2), seeds[1]) * sides
         half = tf.sqrt(1.0 - share)[:, None] * sides / 2.0
         low, high = tf.cast(tf.round(centre - half), tf.int32), tf.cast(tf.round(centre + half), tf.int32)
+        low, high = (_on_grid(places, self.grid, height, width) for places in (low, high))
         box = _box(low, high, height, width, channels)
         # The share is counted again, because the box may exceed the image.
         remaining = 1.0 - tf.reduce_mean(tf.cast(box[:, :, ::channels], tf.float32), axis=(1, 2))
@@ -380,6 +405,10 @@ class _KerasCV(SampleOp):
     layer: Any
 
     stateless = False
+
+    def on(self, grid):
+        # Its random numbers and its pixels are its own.
+        return None
 
     def __call__(self, images, noise):
         del noise  # the layer draws its own

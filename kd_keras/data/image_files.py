@@ -103,7 +103,7 @@ class ImageReader:
             for batch in _decoded(source):
                 images[start : start + len(batch)] = batch
                 start += len(batch)
-        return NumpySource(images, source.labels, source.digests), usable
+        return NumpySource(images, source.labels, source.digests, source), usable
 
 
 def checked_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:

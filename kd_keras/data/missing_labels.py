@@ -69,6 +69,9 @@ class _Relabelled(Source):
         with tf.device("CPU:0"):
             return self._source.read(indices)[0], tf.gather(self._labels, indices)
 
+    def _at(self, image_shape):
+        return _Relabelled(self._source.at(image_shape), self.labels)
+
     @property
     def digests(self) -> np.ndarray:
         return self._source.digests
@@ -91,6 +94,9 @@ class _Joined(Source):
                 for source, place, start in zip(self._sources, places, (0, self._first), strict=True)
             ]
             return tuple(tf.dynamic_stitch(places, list(part)) for part in zip(*parts, strict=True))
+
+    def _at(self, image_shape):
+        return _Joined(*(source.at(image_shape) for source in self._sources))
 
     @property
     def digests(self) -> np.ndarray:

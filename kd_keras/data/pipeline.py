@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from kd_keras.data import order
 from kd_keras.data.missing_labels import labelled_rows
-from kd_keras.data.sources import Source
+from kd_keras.data.sources import Source, resized
 from kd_keras.errors import InputError, is_count, is_number
 
 
@@ -44,6 +45,8 @@ def batches(
     drop_remainder: bool = False,
     length: int | None = None,
     unlabelled_ratio: float | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+    teacher_shape: tuple[int, int, int] | None = None,
     shard: tuple[int, int] = (0, 1),
 ) -> tf.data.Dataset:
     """Batches of a source.
@@ -69,6 +72,8 @@ def batches(
             time in another order and augmented anew; where it is less, an epoch goes on where the last one ended.
         unlabelled_ratio: images without a label (−1) for each one with a label, in every batch of training; by default
             images are shuffled, and each batch has about the share that the source has.
+        image_shape: (H, W, C) of the images, where it is not the source's. Augmentation is that of the source's size.
+        teacher_shape: add a field ``teacher_image``, the same views with this shape; see `Source.at`.
         shard: (w, n) returns worker w's part of each batch; the parts of all n workers in a row are the batch. Only the
             part is read, unless an operation mixes labels, whose partners come from the whole batch.
 
@@ -76,7 +81,7 @@ def batches(
         A dataset of (image, label): float32 (B, H, W, C) in 0…255, and int32 (B,), or (B, K) of independent labels;
         where an operation mixes labels, float32 class weights, or mixed labels, (B, K). A sample without a label has
         −1, everywhere in (B, K), which it also has when it is mixed with one. With ``with_index`` or ``cache``, of
-        dictionaries ``{image, label, index, teacher}`` with what was asked for.
+        dictionaries ``{image, label, index, teacher, teacher_image}`` with what was asked for.
 
     Raises:
         InputError: a value is out of range, or the cache was made with other samples or another augmentation.
@@ -118,18 +123,22 @@ def batches(
         return rows[worker * size // workers : (worker + 1) * size // workers]
 
     mixes = any(op.mixes_labels for op in augment)
+    fields = {"image": _Seen(source, augment, image_shape, num_classes)}
+    if teacher_shape is not None:
+        fields["teacher_image"] = _Seen(source, augment, teacher_shape, num_classes)
 
     def load(index, noise, mix_seed, view):
         if workers > 1 and not mixes:
             index, noise = part(index), part(noise)
-        image, label = source.read(index)
-        image, label = _augmented(image, label, noise, mix_seed, augment, num_classes)
+        seen = {}
+        for field, of in fields.items():
+            image, label = of.read(index, noise, mix_seed)
+            seen[field] = part(image) if workers > 1 and mixes else image
         if workers > 1 and mixes:
-            index, image, label = part(index), part(image), part(label)
-        image = tf.cast(image, tf.float32)
-        if cache is None and not with_index:
-            return image, label
-        batch = {"image": image, "label": label}
+            index, label = part(index), part(label)
+        if cache is None and not with_index and len(seen) == 1:
+            return seen["image"], label
+        batch = {**seen, "label": label}
         if with_index:
             batch["index"] = index
         if cache is not None:
@@ -137,6 +146,30 @@ def batches(
         return batch
 
     return _run(dataset, load, count, sharded=workers > 1)
+
+
+class _Seen:
+    """What one model sees of a source: augmented images of one shape."""
+
+    def __init__(self, source, augment, image_shape=None, num_classes=None):
+        image_shape = tuple(image_shape or source.image_shape)
+        self._source, self._augment, self._enlarged = source.at(image_shape), augment, None
+        self._num_classes = num_classes
+        if image_shape[:2] == tuple(source.image_shape[:2]):
+            return
+        self._augment = [op.on(tuple(source.image_shape[:2])) for op in augment]
+        if None in self._augment:
+            name = _name(augment[self._augment.index(None)])
+            logging.warning(
+                "%s can't show the same at another size: images are augmented at %s, and resized to %s",
+                *(name, source.image_shape, image_shape),
+            )
+            self._source, self._augment, self._enlarged = source, augment, image_shape
+
+    def read(self, index, noise, mix_seed):
+        """Images (B, H, W, C), float32 in 0…255, and their labels."""
+        image, label = _augmented(*self._source.read(index), noise, mix_seed, self._augment, self._num_classes)
+        return tf.cast(image if self._enlarged is None else resized(image, self._enlarged), tf.float32), label
 
 
 def _groups(source, unlabelled_ratio):
@@ -174,7 +207,7 @@ def _name(op) -> str:
 
 
 def _check_views(views, source, augment):
-    cached, current = views.identity(), Views(source, views.count, augment, views.seed).identity()
+    cached, current = views.identity(), Views(source, views.count, augment, views.seed, views.image_shape).identity()
     differing = [key for key in cached if cached[key] != current[key]]
     if differing:
         raise InputError(f"the teacher cache was made with another {', '.join(differing)}: make one for these batches")
@@ -190,13 +223,21 @@ class Views:
         count: number of views of each sample; 1 where the augmentation is not random.
         augment: operations of `kd_keras.data.augment`, in this order.
         seed: of the views; the order of training has a separate seed.
+        image_shape: (H, W, C) of the teacher's images, where it is not the source's.
 
     Raises:
         InputError: the count is not a whole number of at least 1, or an operation's results do not repeat (mixup,
             cutmix, a layer with its own random numbers).
     """
 
-    def __init__(self, source: Source, count: int = 1, augment: Sequence[Any] = (), seed: int = 0) -> None:
+    def __init__(
+        self,
+        source: Source,
+        count: int = 1,
+        augment: Sequence[Any] = (),
+        seed: int = 0,
+        image_shape: tuple[int, int, int] | None = None,
+    ) -> None:
         if not is_count(count):
             raise InputError(f"{count!r} views: give a whole number of at least 1")
         for op in augment:
@@ -206,7 +247,7 @@ class Views:
                 )
         self.source, self.augment, self.seed = source, tuple(augment), seed
         self.count = count if _columns(augment) else 1
-        self.image_shape = source.image_shape
+        self.image_shape = tuple(image_shape or source.image_shape)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -214,7 +255,9 @@ class Views:
     def identity(self) -> dict[str, Any]:
         """Everything that the views depend on, except their number. Labels are no part of it."""
         random = bool(_columns(self.augment))
+        shape = {} if self.image_shape == tuple(self.source.image_shape) else {"image shape": list(self.image_shape)}
         return {
+            **shape,
             "set of images": self.source.images_fingerprint,
             "augmentation": [repr(op) for op in self.augment],
             "seed of the views": self.seed if random else None,
@@ -230,9 +273,10 @@ class Views:
         noise = order.noise(len(self), _columns(self.augment), self.seed, view)
         dataset = order.in_order(len(self), batch_size, noise)
 
+        seen = _Seen(self.source, self.augment, self.image_shape)
+
         def load(index, noise, mix_seed, view):
-            image, label = self.source.read(index)
-            return tf.cast(_augmented(image, label, noise, mix_seed, self.augment, None)[0], tf.float32)
+            return seen.read(index, noise, mix_seed)[0]
 
         return _run(dataset, load, steps_per_epoch(len(self), batch_size))
 

@@ -61,6 +61,20 @@ class Source:
         """A hash of the images, whatever their labels."""
         return _hash(self.digests, np.asarray(self.image_shape))
 
+    def at(self, image_shape: tuple[int, int, int]) -> "Source":
+        """The same samples with images of another size, or grey for colour; of files, decoded at that size.
+
+        Args:
+            image_shape: (H, W, C).
+
+        Raises:
+            InputError: the channels are neither those that there are, nor grey (1) for colour (3) or the reverse.
+        """
+        return self if tuple(image_shape) == tuple(self.image_shape) else self._at(tuple(image_shape))
+
+    def _at(self, image_shape: tuple[int, int, int]) -> "Source":
+        return _Resized(self, image_shape)
+
     def subset(self, indices: Any) -> "Source":
         """A source of the given samples in the given order, which shares this source's memory.
 
@@ -110,9 +124,13 @@ class NumpySource(Source):
         images: uint8 (N, H, W, C), writable (nothing is written), from `kd_keras.data.arrays`.
         labels: integers (N,).
         digests: (N, 16) uint8, where they are known without reading all images; see `Source.digests`.
+        files: the files that the images were decoded from, which have them in other sizes.
     """
 
-    def __init__(self, images: np.ndarray, labels: Any, digests: np.ndarray | None = None) -> None:
+    def __init__(
+        self, images: np.ndarray, labels: Any, digests: np.ndarray | None = None, files: "FileSource | None" = None
+    ) -> None:
+        self._files = files
         self.labels = _checked(labels, len(images), "images")
         self.image_shape = tuple(int(side) for side in images.shape[1:])
         self._images, self._digests = arrays.Rows(images), digests
@@ -122,6 +140,9 @@ class NumpySource(Source):
     def read(self, indices: Any) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.device("CPU:0"):
             return self._images(indices), tf.gather(self._labels, indices)
+
+    def _at(self, image_shape):
+        return super()._at(image_shape) if self._files is None else self._files.at(image_shape)
 
     @functools.cached_property
     def digests(self) -> np.ndarray:
@@ -161,6 +182,9 @@ class FileSource(Source):
         with tf.device("CPU:0"):
             return self._decode_batch(tf.gather(self._paths, indices)), tf.gather(self._labels, indices)
 
+    def _at(self, image_shape):
+        return FileSource(self.paths, self.labels, image_shape)
+
     @functools.cached_property
     def digests(self) -> np.ndarray:
         return fingerprints.of_files(self.paths)
@@ -195,9 +219,40 @@ class _Subset(Source):
         with tf.device("CPU:0"):
             return self._source.read(tf.gather(self._rows, indices))
 
+    def _at(self, image_shape):
+        return _Subset(self._source.at(image_shape), self._rows.numpy())
+
     @functools.cached_property
     def digests(self) -> np.ndarray:
         return self._source.digests[self._rows.numpy()]
+
+
+def resized(images: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tensor:
+    """Images (B, h, w, c) as float32 (B, H, W, C), with antialiasing; grey and colour (1 and 3) of each other."""
+    images, (*size, channels) = tf.cast(images, tf.float32), image_shape
+    if tuple(size) != tuple(images.shape[1:3]):
+        images = tf.image.resize(images, size, antialias=True)
+    if channels == images.shape[3]:
+        return images
+    return tf.image.grayscale_to_rgb(images) if channels == 3 else tf.image.rgb_to_grayscale(images)
+
+
+class _Resized(Source):
+    def __init__(self, source: Source, image_shape: tuple[int, int, int]) -> None:
+        channels = source.image_shape[2], image_shape[2]
+        if channels[0] != channels[1] and set(channels) != {1, 3}:
+            raise InputError(f"images of {channels[0]} channels can't be had with {channels[1]}: only grey for colour")
+        self._source, self.image_shape, self.labels = source, image_shape, source.labels
+
+    def read(self, indices: Any) -> tuple[tf.Tensor, tf.Tensor]:
+        with tf.device("CPU:0"):
+            images, labels = self._source.read(indices)
+            images = tf.cast(tf.round(tf.clip_by_value(resized(images, self.image_shape), 0.0, 255.0)), tf.uint8)
+            return images, labels
+
+    @property
+    def digests(self) -> np.ndarray:
+        return self._source.digests
 
 
 def _hash(*arrays) -> str:

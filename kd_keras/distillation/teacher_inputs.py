@@ -6,6 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from kd_keras._compat import keras as graph
 from kd_keras.errors import InputError, is_count
 
 #: Pixels x in 0…255 as y = factor · x + offset, by channel where there are three; 'caffe' also reverses the channels.
@@ -137,6 +138,28 @@ class TeacherInputs:
             return images if scaling is None else _scaled(images, self.images, scaling, axis)
 
         return convert
+
+
+def scaled(model: keras.Model, scaling: str) -> keras.Model:
+    """A model of pixels in 0…255 around one that takes another scaling.
+
+    Args:
+        model: takes images (B, H, W, C).
+        scaling: see `TeacherInputs`.
+
+    Raises:
+        InputError: the scaling does not fit the model.
+    """
+    shape = tuple(model.input_shape[1:])
+    TeacherInputs(scaling=scaling).of(model, shape, shape)
+    scaling = _of_application(model) if scaling == "auto" else scaling
+    factor, offset = SCALINGS[scaling]
+    inputs = x = keras.Input(shape)
+    if scaling == "caffe":
+        x = ops.flip(x, axis=-1)
+    x = keras.layers.Rescaling(factor, offset, name="to_teacher", dtype="float32")(x)
+    # Not model(x), which would nest its layers in one, and so rename its taps.
+    return keras.Model(inputs, model.call(x) if graph.is_stock_graph(model) else model(x), name=model.name)
 
 
 def _recoloured(images, channels, axis):

@@ -121,6 +121,23 @@ def agreement(logits_a, logits_b):
     return float(np.mean(logits_a.argmax(axis=-1) == logits_b.argmax(axis=-1)))
 
 
+def recall_by_chance(matrix) -> tuple[float, float]:
+    """The mean recall of the classes, and what guessing reaches but once in a thousand times.
+
+    A guess of each of K classes is right with probability 1/K, whatever the classes' shares; the limit is three
+    standard deviations above it.
+
+    Args:
+        matrix: (K, K), of `confusion`.
+    """
+    matrix = np.asarray(matrix, np.float64)
+    counts = matrix.sum(axis=1)
+    seen, chance = counts > 0, 1 / len(matrix)
+    recall = (np.diag(matrix)[seen] / counts[seen]).mean()
+    deviation = math.sqrt((chance * (1 - chance) / counts[seen]).sum()) / seen.sum()
+    return float(recall), chance + 3 * deviation
+
+
 def accuracy_change(logits, reference, labels):
     """Difference in accuracy between two models on the same samples, with a paired 95 % confidence interval.
 

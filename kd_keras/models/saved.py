@@ -65,6 +65,23 @@ def Saved(
     return loaded
 
 
+def input_shape(path: str | os.PathLike[str]) -> tuple | None:
+    """(H, W, C) of the images that the model of a ``.keras`` file takes, a side None where it takes any.
+
+    None where the file is of another kind, or does not say it.
+    """
+    file = pathlib.Path(os.path.expanduser(path))
+    if file.suffix != ".keras" or not zipfile.is_zipfile(file):
+        return None
+    with zipfile.ZipFile(file) as archive:
+        config = json.loads(archive.read("config.json"))
+    shapes = [(config.get("build_config") or {}).get("input_shape")]
+    layers = config["config"].get("layers") or [{}]
+    shapes += [layer["config"]["batch_shape"] for layer in layers if layer.get("class_name") == "InputLayer"]
+    found = [tuple(shape[1:]) for shape in shapes if isinstance(shape, list) and len(shape) == 4]
+    return found[0] if found else None
+
+
 def load(file: str | os.PathLike[str], allow_code: bool = False) -> keras.Model:
     """The model of a ``.keras`` file, not compiled; KerasHub is imported first where the file has its layers.
 

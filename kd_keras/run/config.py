@@ -135,6 +135,27 @@ class Teacher(Section, prefix="teacher_"):
         needs="teacher",
         affects=("teacher",),
     )
+    image_size: int | tuple[int, int] | None = setting(
+        None,
+        "Side of the teacher's images in pixels, or height,width; by default a saved teacher's own, else the data's.",
+        needs="teacher",
+        affects=("teacher",),
+    )
+    channels: int | None = setting(
+        None,
+        "1 for grey or 3 for colour; by default likewise.",
+        minimum=1,
+        maximum=3,
+        needs="teacher",
+        affects=("teacher",),
+    )
+    scaling: Literal["0..255", "0..1", "-1..1", "imagenet", "caffe", "auto"] | None = setting(
+        None,
+        "What pixels the teacher takes, where its scaling is not inside the model; auto is by the name of a network of "
+        "keras.applications.",
+        needs="teacher",
+        affects=("teacher",),
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = setting(
         "auto",
         "Dtype of the copy of the teacher (with batch norm folded) that teaches; auto is the fastest that agrees with "

@@ -20,8 +20,10 @@ from kd_keras.compress.base import Step, check_layers
 from kd_keras.distillation import ensemble, exits
 from kd_keras.distillation.fast_teacher import can_be_copied
 from kd_keras.distillation.taps import Taps
+from kd_keras.distillation.teacher_inputs import scaled
 from kd_keras.errors import InputError, naming
 from kd_keras.losses.base import Loss
+from kd_keras.models.saved import input_shape as saved_input_shape
 from kd_keras.run import foreign
 from kd_keras.run.training import optimizer_class
 from kd_keras.schemes.plan import Build, Model, Part, Train
@@ -172,7 +174,24 @@ class Facts:
         """Another run's teacher: its content is its identity, whatever trained it."""
         path = self._session.lent_teacher(given, folders, number)
         what, weights = self.saved(path)
-        return Build(**labels, what=what, weights=weights)
+        return Build(**labels, what=what, weights=weights, image_shape=self._other_shape(saved_input_shape(path)))
+
+    def teacher_shape(self, given: Spec) -> tuple[int, int, int] | None:
+        """(H, W, C) of a teacher's images, None where it is the data's.
+
+        By ``--teacher_image_size`` and ``--teacher_channels``, else a saved teacher's own.
+        """
+        settings, own = self._session.config.teacher, None
+        if given.name == "saved":
+            own = saved_input_shape(spec.check("kd_keras.models", given, _ADDED["models"])["path"])
+        size = (settings.image_size,) * 2 if isinstance(settings.image_size, int) else settings.image_size
+        return self._other_shape(own, (*(size or (None, None)), settings.channels))
+
+    def _other_shape(self, own, asked=(None, None, None)) -> tuple[int, int, int] | None:
+        shape = tuple(self._splits.image_shape)
+        sides = zip(asked, own or (None, None, None), shape, strict=True)
+        found = tuple(next(side for side in choices if side is not None) for choices in sides)
+        return None if found == shape else found
 
     def pair(self, stage: Train) -> tuple[keras.Model, keras.Model | None]:
         """A training's model and teacher, two objects also where they are built alike."""
@@ -361,7 +380,10 @@ def make(build: Build, models: list[keras.Model], splits, trial: bool = False) -
         return prepared(build, models[0], trial).model
     if name == "strip":
         return models[1]
-    model = spec.build("kd_keras.models", build.what, num_classes=splits.num_classes, input_shape=splits.image_shape)
+    if name == "scale":
+        return scaled(models[0], given["scaling"])
+    shape = build.image_shape or splits.image_shape
+    model = spec.build("kd_keras.models", build.what, num_classes=splits.num_classes, input_shape=shape)
     if ":" in str(build.what):
         foreign.check_can_be_saved(spec.check_kind(build.what, model, keras.Model), build.what)
     return model

@@ -1,6 +1,5 @@
 """Runs the `Measure` stages of a plan: quality, size and latency of models and files, and what they decide."""
 
-import functools
 import hashlib
 import json
 import pathlib
@@ -25,6 +24,11 @@ from kd_keras.schemes.plan import Export, Measure
 _REPRESENTATIVE = 256
 # Enough validation images to tell an agreement of 99.5 % from one of 99 %.
 _AGREEMENT_IMAGES = 4096
+# What may be wrong with a teacher that knows nothing.
+_LOOK_AT = (
+    "look at --teacher_scaling (the pixels that it takes: 0…1, -1…1 …), --teacher_image_size, --teacher_channels, and "
+    "what it was trained on"
+)
 
 
 class Measurer:
@@ -70,12 +74,10 @@ class Measurer:
             logits, seen = self.logits_of_file(self._file(stage), test), {}
         else:
             with self.session.timed("evaluation"):
-                model = quality.logits(self.load(stage.of))
-                logits, _ = quality.predict(model, self.session.batches(test))
+                predict = self._predictor(self.load(stage.of))
+                logits, _ = predict(test)
                 seen = {
-                    f"{name}_accuracy": quality.metrics(
-                        *quality.predict(model, self.session.batches(self.facts.source(data)))
-                    )["accuracy"]
+                    f"{name}_accuracy": quality.metrics(*predict(self.facts.source(data)))["accuracy"]
                     for name, data in zip(("train", "val"), others, strict=True)
                 }
         figures = quality.metrics(logits, test.labels)
@@ -93,10 +95,8 @@ class Measurer:
             limits = np.array(list(metadata.read(self._file(stage))["thresholds"].values()))
         else:
             with self.session.timed("evaluation"):
-                model = quality.logits(self.load(stage.of))
-                logits = {
-                    name: quality.predict(model, self.session.batches(source))[0] for name, source in sources.items()
-                }
+                predict = self._predictor(self.load(stage.of))
+                logits = {name: predict(source)[0] for name, source in sources.items()}
             limits = multilabel.thresholds(logits["val"], sources["val"].labels)
         figures = multilabel.metrics(logits["test"], sources["test"].labels, limits)
         del figures["map"]
@@ -105,10 +105,16 @@ class Measurer:
         files.write(folder / "logits.npy", lambda file: np.save(file, logits["test"]))
         return {"figures": figures, "thresholds": limits.tolist()}
 
+    def _predictor(self, model):
+        """A function from a split to the model's logits (N, K) and the labels; images are of the model's shape."""
+        logits = quality.logits(model)
+        return lambda source: quality.predict(logits, self.session.batches(source, model.input_shape[1:]))
+
     def logits_of_file(self, file, source) -> np.ndarray:
         """The logits (N, K) of a TFLite file, or of its content, for a split."""
         interpreter = tflite.load(file)
-        return np.concatenate([interpreter.predict(x.numpy()) for x, _ in self.session.batches(source)])
+        batches = self.session.batches(source, interpreter.input_shape)
+        return np.concatenate([interpreter.predict(x.numpy()) for x, _ in batches])
 
     def _size(self, stage, folder) -> dict:
         """Parameters and multiply-accumulates."""
@@ -133,8 +139,10 @@ class Measurer:
                 "runtime": f"Keras rows: {latency.runtime}, {latency.threads} threads, batch 1",
             }
         path, cores = self._file(stage), cost.cores()
-        image = self.session.splits.test.read(tf.constant([0]))[0][0].numpy()
-        single, every = (tflite.load(path, threads=n).latency(image, cost.latency) for n in (1, cores))
+        loaded = [tflite.load(path, threads=n) for n in (1, cores)]
+        test = self.session.as_input(self.session.splits.test, loaded[0].input_shape)
+        image = test.read(tf.constant([0]))[0][0].numpy()
+        single, every = (file.latency(image, cost.latency) for file in loaded)
         figures = {
             "memory_bytes": cost.peak_memory(path),
             "latency_ms_median": single.median_ms,
@@ -177,7 +185,7 @@ class Measurer:
         splits = self.session.splits
         if splits.multi_label:
             return self._label_order(stage)
-        predicted, labels = quality.predict(quality.logits(self.load(stage.of)), self.session.batches(splits.val))
+        predicted, labels = self._predictor(self.load(stage.of))(splits.val)
         matrix = quality.confusion(predicted, labels, splits.num_classes)
         rows, columns = linear_sum_assignment(-matrix)
         right, renamed = np.trace(matrix) / matrix.sum(), matrix[rows, columns].sum() / matrix.sum()
@@ -187,8 +195,12 @@ class Measurer:
                 f"renamed: its class order is not the data's ({', '.join(splits.class_names[:10])} …); the stages that "
                 "are finished are kept"
             )
-        if right < 1.5 / splits.num_classes:
-            logging.warning("the teacher is right on only %.1f %% of the validation images", 100 * right)
+        recall, limit = quality.recall_by_chance(matrix)
+        if recall <= limit:
+            raise InputError(
+                f"{stage.of.name} knows nothing of these data: its mean recall is {recall:.1%} on the validation "
+                f"images ({right:.1%} are right), and guessing has up to {limit:.1%}; {_LOOK_AT}"
+            )
         return {"accuracy": float(right)}
 
     def _label_order(self, stage) -> dict:
@@ -196,7 +208,7 @@ class Measurer:
         from scipy.optimize import linear_sum_assignment
 
         splits = self.session.splits
-        logits, labels = quality.predict(quality.logits(self.load(stage.of)), self.session.batches(splits.val))
+        logits, labels = self._predictor(self.load(stage.of))(splits.val)
         areas = multilabel.areas(logits, labels)
         rows, columns = linear_sum_assignment(-areas)
         right, renamed = float(np.trace(areas) / len(areas)), float(areas[rows, columns].mean())
@@ -207,7 +219,10 @@ class Measurer:
                 "stages that are finished are kept"
             )
         if right < 0.55:
-            logging.warning("the teacher's AUC on the validation images is only %.3f", right)
+            raise InputError(
+                f"{stage.of.name} knows nothing of these data: its AUC is {right:.3f} on the validation images, and "
+                f"guessing has 0.5; {_LOOK_AT}"
+            )
         return {"auc": right}
 
     def _dtype(self, stage, folder) -> dict:
@@ -256,7 +271,6 @@ class Measurer:
         source = self.session.splits.val
         if len(source) > _AGREEMENT_IMAGES:
             source = datasets.take(source, _AGREEMENT_IMAGES, self.session.config.training.seed)
-        predict = functools.partial(quality.predict, dataset=self.session.batches(source))
-        full, fast = (predict(quality.logits(fast_copy(teacher, name)))[0] for name in ("float32", dtype))
+        full, fast = (self._predictor(fast_copy(teacher, name))(source)[0] for name in ("float32", dtype))
         agreement = multilabel.agreement if self.session.splits.multi_label else quality.agreement
         return (agreement(fast, full) if np.isfinite(fast).all() else 0.0), len(full)

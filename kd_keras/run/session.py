@@ -119,9 +119,19 @@ class Session:
         finally:
             keras.config.set_dtype_policy(policy)
 
-    def batches(self, source):
-        """A split once, in order, as (image, label) batches."""
-        return datasets.batches(source, self.config.training.batch_size)
+    def batches(self, source, image_shape=None):
+        """A split once, in order, as (image, label) batches.
+
+        Args:
+            source: the split.
+            image_shape: (H, W, C) of the model that reads them, a side None where it takes any; None for the split's.
+        """
+        return datasets.batches(self.as_input(source, image_shape), self.config.training.batch_size)
+
+    def as_input(self, source, image_shape):
+        """A split with images of the shape that a model takes."""
+        sides = zip(image_shape or source.image_shape, source.image_shape, strict=True)
+        return source.at(tuple(own if side is None else side for side, own in sides))
 
     def lent_teacher(self, given: spec.Spec, folders: tuple[pathlib.Path, ...], number: int) -> pathlib.Path:
         """The file of the teacher that another run lends; see ``--teacher_from``.

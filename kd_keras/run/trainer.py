@@ -164,7 +164,7 @@ class Trainer:
         first = answers[0]
         return TeacherCache(
             self.store.cache_root,
-            self._views(first.images, first.views, first.augment),
+            self._views(first.images, first.views, first.augment, teacher),
             teacher,
             tuple(dict.fromkeys(answer.tap for answer in answers)),
             dtype=first.dtype,
@@ -173,15 +173,21 @@ class Trainer:
             limit_gb=self.config.cache.limit_gb,
         )
 
-    def _views(self, images, views, augment):
-        count, seed = views
-        return datasets.Views(self.facts.source(images), count, datasets.augmentations(augment), seed)
+    def _views(self, images, views, augment, teacher=None):
+        (count, seed), source = views, self.facts.source(images)
+        shape = None if teacher is None else self.session.as_input(source, teacher.input_shape[1:]).image_shape
+        return datasets.Views(source, count, datasets.augmentations(augment), seed, shape)
 
     def stream(self, stage, distiller, cache, initial_epoch=0):
         samples = stage.samples
         source = self.facts.source(samples.train)
         # A student without a teacher sees the views that a taught one sees.
         views = None if samples.views is None else self._views(samples.train, samples.views, samples.augment)
+        shape = self.session.as_input(source, distiller.student.input_shape[1:]).image_shape
+        reads_teacher = cache is None and distiller.teacher is not None
+        teacher_shape = (
+            self.session.as_input(source, distiller.teacher.input_shape[1:]).image_shape if reads_teacher else shape
+        )
         return datasets.batches(
             source,
             samples.batch_size,
@@ -196,6 +202,8 @@ class Trainer:
             views=views,
             length=samples.length,
             unlabelled_ratio=samples.unlabelled_ratio,
+            image_shape=shape,
+            teacher_shape=None if teacher_shape == shape else teacher_shape,
             shard=self.session.worker,
         )
 
@@ -227,10 +235,11 @@ class Trainer:
             return self._pretrain(stage, distiller, cache, folder)
         child.params(_parameters(stage, model, dtype, cache))
         recipe, name = stage.recipe, stage.name.removesuffix("-training")
+        val = self.session.as_input(self.facts.source(stage.samples.val), distiller.student.input_shape[1:])
         history = training.fit(
             distiller,
             lambda epoch: self.stream(stage, distiller, cache, epoch),
-            datasets.batches(self.facts.source(stage.samples.val), stage.samples.batch_size, shard=self.session.worker),
+            datasets.batches(val, stage.samples.batch_size, shard=self.session.worker),
             epochs=recipe.epochs,
             steps_per_epoch=self.steps_per_epoch(stage),
             checkpoint=self.store.checkpoint(stage),

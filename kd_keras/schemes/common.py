@@ -14,10 +14,11 @@ def new(config, facts, spec: Spec, variant: int = 0) -> Build:
     return _new(facts, spec, config.training.seed + variant, config.hardware.precision)
 
 
-def _new(facts, spec, seed, precision, **labels) -> Build:
+def _new(facts, spec, seed, precision, image_shape=None, **labels) -> Build:
     weights = facts.weights(spec)
     seed = None if weights is not None and facts.comes_trained(spec) else seed
     return Build(
+        image_shape=image_shape,
         what=facts.part("models", spec),
         seed=seed,
         weights=weights,
@@ -88,9 +89,9 @@ def _teacher(config, facts, name, spec, variant) -> Model:
                 f"--teacher_stop_at_val_accuracy={settings.stop_at_val_accuracy} but {spec} is not trained: give "
                 "--teacher_epochs"
             )
-        return _new(facts, spec, seed, settings.precision, **labels)
+        return _scaled(facts, spec, seed, settings, **labels)
     accuracy = settings.stop_at_val_accuracy
-    model = _new(facts, spec, seed, settings.precision)
+    model = _scaled(facts, spec, seed, settings)
     losses = terms(settings.loss, facts, model, None, flag="--teacher_loss")
     data = facts.data(settings.seed, config.data.teacher_labelled_examples, "teacher_labelled_examples")
     return Train(
@@ -103,6 +104,21 @@ def _teacher(config, facts, name, spec, variant) -> Model:
         ),
         samples=_samples(facts, data, losses, settings.batch_size, settings.augment),
         seed=settings.seed,
+    )
+
+
+def _scaled(facts, spec, seed, settings, **labels) -> Build:
+    """A new teacher, in the scaling that it takes."""
+    shape = facts.teacher_shape(spec)
+    if settings.scaling is None:
+        return _new(facts, spec, seed, settings.precision, shape, **labels)
+    model = _new(facts, spec, seed, settings.precision, shape)
+    return Build(
+        **labels,
+        architecture=str(spec),
+        what=Part("scale", {"scaling": settings.scaling}),
+        of=(model,),
+        precision=model.precision,
     )
 
 
@@ -255,7 +271,7 @@ def _verified(config, facts, teacher) -> tuple[Measure, ...]:
     """What may be wrong with a teacher: its classes in another order, or another class in the dtype asked for."""
     data, dtype = facts.data().val, config.teacher.dtype
     checks = []
-    if isinstance(teacher, Build) and not teacher.of:
+    if isinstance(teacher, Build) and teacher.is_one_from_elsewhere:
         checks.append(Measure(name=f"{teacher.name}-class-order", of=teacher, what="class_order", data=(data,)))
     if dtype not in (None, "auto", "float32"):
         checks.append(Measure(name=f"{teacher.name}-agreement", of=teacher, what="agreement", data=(data, dtype)))

@@ -79,11 +79,12 @@ class Build(Stage):
 
     Attributes:
         what: a model family (``resnet(depth=20)``) or an operation on models: ``join``, ``member``, ``add_exits``,
-            ``cut``, ``graft``, ``wrap``, ``strip``.
+            ``cut``, ``graft``, ``wrap``, ``strip``, ``scale``.
         of: the models that it is made from.
         seed: of new weights; None where there are none.
         weights: the content hash of the files that weights come from, where some do.
         precision: the dtype policy that new layers get.
+        image_shape: (H, W, C) of its images, where it is not the data's.
     """
 
     what: Part
@@ -91,6 +92,12 @@ class Build(Stage):
     seed: int | None = None
     weights: str | None = None
     precision: str = "float32"
+    image_shape: tuple[int, int, int] | None = None
+
+    @property
+    def is_one_from_elsewhere(self) -> bool:
+        """Whether it is a single model that nothing here trains."""
+        return len(self.of) < 2 and all(isinstance(model, Build) and model.is_one_from_elsewhere for model in self.of)
 
 
 @dataclasses.dataclass(frozen=True)
