@@ -30,13 +30,14 @@ import run_matrix  # noqa: E402
 
 FLAGFILES = sorted((ROOT / "experiments").glob("*.flags"))
 #: Those of a study, which tools/run_matrix.py runs; the others stand alone.
-ALONE = {"digits", "cifar_resnet", "fashion_mnist", "edge_cifar10", "edge_fashion_mnist"}
+ALONE = {"digits", "multilabel_digits", "cifar_resnet", "fashion_mnist", "edge_cifar10", "edge_fashion_mnist"}
 LARGE = {"s1_ensemble_seresnet50_seresnet101_resnet50_resnet18", "s0_pneumoniamnist_densenet121_mobilenetv2_scratch"}
 STUDIES = ("s0", "s1", "s2", "s3", "s4", "ensemble", "assistant", "born_again", "mutual", "self_distillation")
 STUDIES += ("zoo", "unlabelled")
 #: What each data set gives, so that its models can be built where it can't be downloaded.
 SHAPES = {
     "digits": (10, (8, 8, 1)),
+    "digit_pairs": (10, (16, 16, 1)),
     "cifar10": (10, (32, 32, 3)),
     "cifar100": (100, (32, 32, 3)),
     "fashion_mnist": (10, (28, 28, 1)),
@@ -73,7 +74,9 @@ def few_labels(path, count):
 def blank(name):
     """A data set of black images, two of each class in every split."""
     count, shape = SHAPES[name]
-    splits = [ArraySource(np.full((2 * count, *shape), n, np.uint8), np.repeat(np.arange(count), 2)) for n in range(3)]
+    labels = np.repeat(np.arange(count), 2)
+    labels = np.eye(count, dtype=int)[labels] if name == "digit_pairs" else labels
+    splits = [ArraySource(np.full((2 * count, *shape), n, np.uint8), labels) for n in range(3)]
     return Splits(*splits, tuple(map(str, range(count))), shape)
 
 
@@ -197,7 +200,8 @@ def test_what_is_called_smaller_is(planned):
 @pytest.mark.parametrize("name", sorted(ALONE))
 def test_it_runs_shrunk(name, tmp_path):
     path = ROOT / "experiments" / f"{name}.flags"
-    flags = ["--data=digits()", "--epochs=1", "--teacher_epochs=1", "--train_examples=128", f"--workdir={tmp_path}"]
+    data = "digit_pairs()" if name.startswith("multilabel") else "digits()"
+    flags = [f"--data={data}", "--epochs=1", "--teacher_epochs=1", "--train_examples=128", f"--workdir={tmp_path}"]
     assert run.main(["kd_keras", f"--flagfile={path}", *flags, *few_labels(path, 40)]) == 0
     assert (tmp_path / "student_int8.tflite").exists()
 

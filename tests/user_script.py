@@ -58,6 +58,7 @@ def every_loss() -> list[losses.Loss]:
         losses.FT(rate=0.5, power=1),
         losses.Hint(direction="student_to_teacher"),
         losses.KD(temperature=4.0, weight=0.9),
+        losses.LED(classes=100.0, pairs="stage3:stage3"),
         losses.MLKD(temperatures=(2.0, 3.0)),
         losses.NKD(gamma=1.5),
         losses.NST(),

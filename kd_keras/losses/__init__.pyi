@@ -19,6 +19,7 @@ from kd_keras.losses.fsp import FSP as FSP
 from kd_keras.losses.ft import FT as FT
 from kd_keras.losses.hint import Hint as Hint
 from kd_keras.losses.kd import KD as KD
+from kd_keras.losses.led import LED as LED
 from kd_keras.losses.mlkd import MLKD as MLKD
 from kd_keras.losses.nkd import NKD as NKD
 from kd_keras.losses.nst import NST as NST

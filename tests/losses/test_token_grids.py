@@ -15,6 +15,7 @@ BATCH = {
     "label": RNG.integers(0, CLASSES, 6),
     "index": np.arange(6),
 }
+MULTI_HOT = RNG.integers(0, 2, (6, CLASSES))
 #: What has to be known to mend it is in the message.
 REFUSED = {
     "ab": r"offers no stages \(stage1_pre, stage2_pre",
@@ -42,12 +43,12 @@ def test_a_transformers_tokens_are_maps_or_are_refused(models, name, student, te
     # A copy, for SimKD changes it and all train it.
     learner = keras.models.clone_model(models[student])
 
+    loss = spec.build("kd_keras.losses", spec.Spec(name, given))
+    is_multilabel = "softmax" not in loss.heads
+    hard, batch = (losses.BCE(), {**BATCH, "label": MULTI_HOT}) if is_multilabel else (losses.CE(), BATCH)
+
     def made():
-        return Distiller(
-            student=learner,
-            teacher=models[teacher],
-            losses=[losses.CE(), spec.build("kd_keras.losses", spec.Spec(name, given))],
-        )
+        return Distiller(student=learner, teacher=models[teacher], losses=[hard, loss])
 
     refused = REFUSED.get(name) or ((name, teacher) == ("sim_kd", "vit") and r"class token: .*vit\(pool='mean'\)")
     if refused:
@@ -56,7 +57,7 @@ def test_a_transformers_tokens_are_maps_or_are_refused(models, name, student, te
         return
     distiller = made()
     distiller.compile(keras.optimizers.SGD(1e-3), run_eagerly=True)
-    logs = distiller.train_step(BATCH)
+    logs = distiller.train_step(batch)
     assert all(np.isfinite(float(value)) for value in logs.values())
-    if name != "ce":
+    if name not in ("ce", "bce"):
         assert float(logs[distiller.term_names[1]]) != 0

@@ -76,6 +76,9 @@ def each_loss(options):
     """
     teacher, found, skipped = model(options.loss_teacher, options), {}, {}
     for name in spec.names("kd_keras.losses"):
+        if "softmax" not in loss(name).heads:
+            skipped[name] = "it is for several labels, and the batch has one class for each image"
+            continue
         try:
             found[name] = distiller(model(options.loss_student, options), teacher, [loss(name)])
         except InputError as reason:
