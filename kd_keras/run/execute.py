@@ -76,7 +76,8 @@ def _tell_data(session, note) -> None:
     with_labels = f" ({train.labels} with labels)" if train.labels < train.count else ""
     counts = f"{train.count} train{with_labels}, {len(splits.val)} val, {len(splits.test)} test"
     session.console.print(
-        f"data     {session.config.data.source}: {counts}; {splits.num_classes} classes, "
+        f"data     {session.config.data.source}: {counts}; {splits.num_classes} "
+        f"{'labels, several for an image' if splits.multi_label else 'classes'}, "
         f"{'×'.join(map(str, splits.image_shape))}"
     )
     if note:
@@ -118,7 +119,7 @@ def _tell_places(session, folder) -> None:
     names = ", ".join(sorted(path.name for path in folder.glob("*.keras")))
     lines = {
         "table": f"{folder}/results.csv, results.json, results.txt",
-        "figures": f"{folder}/curves.png, *_confusion.png, *_report.png",
+        "figures": f"{folder}/curves.png, {'' if session.splits.multi_label else '*_confusion.png, '}*_report.png",
         "models": f"{folder}/{names}",
     }
     if any(folder.glob("*.tflite")):

@@ -231,10 +231,15 @@ class Measurer:
         record = self._choose_dtype(self.load(stage.of))
         if record["agreement"] is not None:
             self.session.console.print(
-                f"{stage.of.name:<8} computes in {record['dtype']}: the class that it gives in float32 for "
+                f"{stage.of.name:<8} computes in {record['dtype']}: the {self._decides} that it gives in float32 for "
                 f"{record['agreement']:.2%} of {record['images']} validation images",
             )
         return {**record, "content": str(record["dtype"])}
+
+    @property
+    def _decides(self) -> str:
+        """What a model says of an image, for messages."""
+        return "labels" if self.session.splits.multi_label else "class"
 
     def _choose_dtype(self, teacher: keras.Model) -> dict:
         chosen = device.teacher_dtype()
@@ -246,9 +251,9 @@ class Measurer:
         agreement, images = self._agreement_of(teacher, chosen)
         if agreement < LEAST_AGREEMENT:
             logging.warning(
-                "in %s the teacher gives the class that it gives in float32 for only %.2f %% of %d validation images: "
+                "in %s the teacher gives the %s that it gives in float32 for only %.2f %% of %d validation images: "
                 "it computes in float32",
-                *(chosen, 100 * agreement, images),
+                *(chosen, self._decides, 100 * agreement, images),
             )
             return exact
         return {"dtype": chosen, "agreement": agreement, "images": images}
@@ -260,9 +265,9 @@ class Measurer:
         agreement, images = self._agreement_of(self.load(stage.of), dtype)
         if agreement < LEAST_AGREEMENT:
             logging.warning(
-                "in %s the teacher gives the class that it gives in float32 for only %.2f %% of %d validation images: "
+                "in %s the teacher gives the %s that it gives in float32 for only %.2f %% of %d validation images: "
                 "consider --teacher_dtype=float32",
-                *(dtype, 100 * agreement, images),
+                *(dtype, self._decides, 100 * agreement, images),
             )
         return {"agreement": agreement, "images": images}
 

@@ -119,7 +119,7 @@ def test_what_does_not_go_together_is_refused_before_training(tmp_path, capsys, 
     [
         ["--cache_views=1", "--augment=none"],
         ["--teacher=cnn(filters=(8,)) + cnn(filters=(6,))", "--scheme=ensemble(combine='probabilities')"],
-        ["--scheme=mutual()"],
+        ["--scheme=mutual(peers=cnn(filters=(5,), dense=()))", "--teacher=none"],
         ["--scheme=self_distillation()", "--student=cnn(filters=(4, 8), dense=())", "--teacher=none"],
         ["--loss=bce() + hint(weight=0.1) + sp(weight=1.0)"],
         ["--augment=mixup(alpha=1.0)", "--compress=qat()"],

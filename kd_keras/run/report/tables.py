@@ -27,18 +27,8 @@ COLUMNS = (
     "recall",
     "f1",
     "ece",
-    "train_map",
-    "val_map",
-    "test_map",
-    "auc",
-    "f1_micro",
-    "subset_accuracy",
     "teacher_agreement",
     "float_agreement",
-    "map_change",
-    "map_change_low",
-    "map_change_high",
-    "worst_label_drop",
     "accuracy_change",
     "accuracy_change_low",
     "accuracy_change_high",
@@ -54,11 +44,19 @@ COLUMNS = (
     "latency_all_threads_ms_median",
     "latency_all_threads_ms_iqr",
 )
-# Columns that only data with several labels for an image have; tables of other data are without them.
-_OF_SEVERAL_LABELS = {
-    *("train_map", "val_map", "test_map", "auc", "f1_micro", "subset_accuracy", "worst_label_drop"),
-    *("map_change", "map_change_low", "map_change_high"),
-}
+#: Further columns, of data with several labels for an image; other tables are without them.
+LABEL_COLUMNS = (
+    "train_map",
+    "val_map",
+    "test_map",
+    "auc",
+    "f1_micro",
+    "subset_accuracy",
+    "map_change",
+    "map_change_low",
+    "map_change_high",
+    "worst_label_drop",
+)
 # The role of the baseline in version 0.1, and the stages whose names are not in their roles.
 _OLD_BASELINE, _BASELINE = "student without KD", "baseline (no teacher)"
 _STAGES = {
@@ -81,17 +79,17 @@ def row(role, architecture, **figures):
     Args:
         role: what the table calls it, such as "student distilled" or "TFLite int8".
         architecture: the model's spec.
-        **figures: others of `COLUMNS`: ``stage``, the name that programs read (``teacher``, ``student``); accuracies,
-            precision, recall, f1, ece and agreements in [0, 1], counts, bytes, milliseconds; ``marked`` is true of a
-            row that lost too much.
+        **figures: others of `COLUMNS`, or of `LABEL_COLUMNS`: ``stage``, the name that programs read (``teacher``,
+            ``student``); accuracies, precision, recall, f1, ece and agreements in [0, 1], counts, bytes, milliseconds;
+            ``marked`` is true of a row that lost too much.
 
     Returns:
-        dict with every one of `COLUMNS`; None where no figure was given.
+        dict with every one of `COLUMNS`, None where no figure was given; and those of `LABEL_COLUMNS` that were given.
 
     Raises:
         ValueError: a figure is no column of the table.
     """
-    unknown = sorted(set(figures) - set(COLUMNS))
+    unknown = sorted(set(figures) - {*COLUMNS, *LABEL_COLUMNS})
     if unknown:
         raise ValueError(f"no column {', '.join(unknown)}; known: {', '.join(COLUMNS)}")
     return {**dict.fromkeys(COLUMNS), "role": role, "architecture": architecture, **figures}
@@ -106,15 +104,15 @@ def write_table(rows, folder, runtime_note=None):
         runtime_note: what the latencies were measured with; goes below results.txt.
     """
     folder = pathlib.Path(folder)
-    columns = [name for name in COLUMNS if name not in _OF_SEVERAL_LABELS or any(row[name] is not None for row in rows)]
-    stored = _plain([{name: row[name] for name in columns} for row in rows])
-    write_csv(stored, folder / "results.csv")
-    write_json(stored, folder / "results.json")
+    columns = (*COLUMNS, *(name for name in LABEL_COLUMNS if any(name in row for row in rows)))
+    rows = _plain([{name: row.get(name) for name in columns} for row in rows])
+    write_csv(rows, folder / "results.csv")
+    write_json(rows, folder / "results.json")
 
     from rich.console import Console
 
     page = io.StringIO()
-    print_table(_plain(rows), Console(file=page, width=200, color_system=None), caption=runtime_note)
+    print_table(rows, Console(file=page, width=200, color_system=None), caption=runtime_note)
     files.update(folder / "results.txt", page.getvalue())
 
 
@@ -281,11 +279,11 @@ def _word_width(column):
 
 
 def _column(rows, heading, form, *names):
-    return heading, [_cell(form, *(row[name] for name in names)) for row in rows]
+    return heading, [_cell(form, *(row.get(name) for name in names)) for row in rows]
 
 
 def _filled(rows, column):
-    return any(_number(row[column[2]]) is not None for row in rows)
+    return any(_number(row.get(column[2])) is not None for row in rows)
 
 
 def _cell(form, *values):
