@@ -92,6 +92,22 @@ def test_take_refuses_what_cannot_hold_every_label():
         take(source(np.tile(one_each, (4, 1))), 4, 0)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class_names": ("a", "b")}, r"of several for an image they are int32 \(2000, 5\)|int32 \(2000, 2\)"),
+        ({"test": source(LABELS * [1, 1, 1, 1, 0])}, "test has no image with some of the labels"),
+    ],
+)
+def test_the_contract_of_data_notices(change, message):
+    whole = source()
+    sources = {"train": whole, "val": whole.subset(range(1500)), "test": whole.subset(range(1000, 2000))}
+    names = {"class_names": tuple("abcde"), "image_shape": (2, 2, 1)}
+    testing.check_data(data.Splits(**sources, **names))
+    with pytest.raises(AssertionError, match=message):
+        testing.check_data(data.Splits(**{**sources, **names, **change}))
+
+
 # ---- data sets
 
 

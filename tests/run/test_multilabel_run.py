@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score
 
 from kd_keras import data
@@ -130,3 +131,53 @@ def test_other_parts_of_a_run_take_independent_labels(tmp_path, flags):
     assert main(*FLAGS, "--epochs=1", *flags, f"--workdir={tmp_path / 'run'}") == 0
     rows = json.loads((tmp_path / "run" / "results.json").read_text())
     assert all(0 < row["test_map"] <= 1 for row in rows)
+
+
+@pytest.fixture(scope="module")
+def stripes(tmp_path_factory):
+    """A folder of images with a bright column for each of three labels, its table, and what tells a label's column."""
+    root, labels = tmp_path_factory.mktemp("stripes"), np.random.default_rng(0).integers(0, 2, (80, 3))
+    lines = ["file,left,middle,right"]
+    for number, row in enumerate(labels):
+        image = np.full((8, 8), 60, np.uint8)
+        image[:, [1, 4, 6]] += 120 * row.astype(np.uint8)
+        Image.fromarray(image).save(root / f"{number}.png")
+        lines.append(",".join([f"{number}.png", *map(str, row)]))
+    (root / "labels.csv").write_text("\n".join(lines))
+    kernel = np.zeros((8, 8, 3), "float32")
+    kernel[:, [1, 4, 6], [0, 1, 2]] = 0.01
+    return f"folder(path='{root}', labels='labels.csv', channels=1, test_fraction=0.3)", kernel.reshape(64, 3)
+
+
+def teacher_of(kernel, activation, path):
+    model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(3, activation)])
+    model.layers[-1].set_weights([kernel, np.full(3, -9.6, "float32")])
+    model.save(path)
+    return f"--teacher=saved(path='{path}')"
+
+
+@SLOW
+def test_a_folder_with_a_table_and_a_teacher_of_sigmoids(stripes, tmp_path):
+    source, kernel = stripes
+    teacher = teacher_of(kernel, "sigmoid", tmp_path / "teacher.keras")
+    assert main(*FLAGS, f"--data={source}", teacher, "--augment=none", f"--workdir={tmp_path / 'run'}") == 0
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert rows[0]["stage"] == "teacher" and rows[0]["test_map"] == 1 and rows[0]["subset_accuracy"] == 1
+    assert metadata.read(tmp_path / "run" / "student_int8.tflite")["class_names"] == ["left", "middle", "right"]
+
+
+@SLOW
+def test_a_teacher_with_its_labels_in_another_order_is_refused(stripes, tmp_path, capsys):
+    source, kernel = stripes
+    teacher = teacher_of(kernel[:, [1, 2, 0]], "sigmoid", tmp_path / "teacher.keras")
+    assert main(*FLAGS, f"--data={source}", teacher, "--augment=none", f"--workdir={tmp_path / 'run'}") == 2
+    assert "but of 1.000 with its labels renamed: its label order is not the data's" in capsys.readouterr().err
+
+
+@SLOW
+def test_a_teacher_of_one_class_for_each_image_is_refused(stripes, tmp_path, capsys):
+    source, kernel = stripes
+    teacher = teacher_of(kernel, "softmax", tmp_path / "teacher.keras")
+    assert main(*FLAGS, f"--data={source}", teacher, "--augment=none", f"--workdir={tmp_path / 'run'}") == 2
+    assert "binary_kd is for independent labels" in (error := capsys.readouterr().err)
+    assert "the teacher's output is that of one class for each image" in error
