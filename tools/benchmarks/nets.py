@@ -76,11 +76,11 @@ def each_loss(options):
     """
     teacher, found, skipped = model(options.loss_teacher, options), {}, {}
     for name in spec.names("kd_keras.losses"):
-        if "softmax" not in loss(name).heads:
-            skipped[name] = "it is for several labels, and the batch has one class for each image"
-            continue
         try:
-            found[name] = distiller(model(options.loss_student, options), teacher, [loss(name)])
+            term = loss(name)
+            if "softmax" not in term.heads:
+                raise InputError("it is for several labels, and the batch has one class for each image")
+            found[name] = distiller(model(options.loss_student, options), teacher, [term])
         except InputError as reason:
             skipped[name] = str(reason)
     return found, skipped
