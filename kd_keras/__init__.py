@@ -22,6 +22,7 @@ __getattr__, __dir__, __all__ = _lazy.exports(
         "losses": "losses",
         "models": "models",
         "schedules": "schedules",
+        "teacher_outputs": "distillation.precomputed",
         "testing": "testing",
         "unpack_batch": "distillation.batch",
     },

@@ -7,6 +7,7 @@ from kd_keras import schedules as schedules
 from kd_keras import testing as testing
 from kd_keras.distillation.batch import unpack_batch as unpack_batch
 from kd_keras.distillation.distiller import Distiller as Distiller
+from kd_keras.distillation.precomputed import teacher_outputs as teacher_outputs
 from kd_keras.distillation.taps import Taps as Taps
 from kd_keras.distillation.teacher_cache import TeacherCache as TeacherCache
 from kd_keras.distillation.teacher_inputs import TeacherInputs as TeacherInputs

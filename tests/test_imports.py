@@ -97,7 +97,7 @@ def test_imports_go_one_way(path):
 
 
 # Of distillation/ these alone need TensorFlow: a step for another backend is a file more.
-WITH_TENSORFLOW = {"tensorflow_step.py", "tensorflow_labels.py", "teacher_cache.py"}
+WITH_TENSORFLOW = {"tensorflow_step.py", "tensorflow_labels.py", "teacher_cache.py", "precomputed.py"}
 
 
 def uses_tensorflow(source: str, module: str) -> list[str]:

@@ -16,6 +16,7 @@ from kd_keras import (
     losses,
     models,
     schedules,
+    teacher_outputs,
     testing,
     unpack_batch,
 )
@@ -133,7 +134,8 @@ def train(splits: data.Splits) -> None:
     distiller.compile("adam")
     taps: Any = Taps
     cache: Any = TeacherCache
-    unpack_batch({"image": 1}), taps, cache, losses.check, losses.from_spec
+    outputs: np.ndarray = teacher_outputs(np.zeros((2, 3)), classes=3)[0]
+    unpack_batch({"image": 1}), outputs, taps, cache, losses.check, losses.from_spec
     schedules.warmup(to=schedules.cosine(start=1.0, end=0.0), over=5)
     schedules.complement(schedules.exponential_decay(start=1.0, rate=0.9))
     schedules.constant(1.0)(epoch=0, step=0)

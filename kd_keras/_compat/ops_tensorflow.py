@@ -16,9 +16,24 @@ def random_integers(seed: int, step, count: int, below: int):
     return tf.random.stateless_uniform((count,), seed, 0, below, tf.int32)
 
 
+#: What the messages of these assertions start with, so that a user is given them and not TensorFlow's report.
+SAYS = "kd_keras: "
+
+
 def assert_below(indices, limit: int, message: str) -> None:
     """Raises an error with this message, in eager code and in a graph, where an index is not below the limit."""
-    tf.debugging.assert_less(indices, limit, message=message)
+    tf.debugging.assert_less(indices, limit, message=SAYS + message)
+
+
+def assert_at_least(indices, limit: int, message: str) -> None:
+    """Raises an error with this message, in eager code and in a graph, where an index is below the limit."""
+    tf.debugging.assert_greater_equal(indices, tf.cast(limit, indices.dtype), message=SAYS + message)
+
+
+def said_by(error: Exception) -> str | None:
+    """The message of an assertion above, in the error that TensorFlow made of it; None in any other."""
+    line = next((line for line in str(error).splitlines() if SAYS in line), None)
+    return None if line is None else line.partition(SAYS)[2].partition("]")[0].strip()
 
 
 def scatter_rows(variable, indices, rows) -> None:

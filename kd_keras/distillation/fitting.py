@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from absl import logging
 from keras import ops
 
 from kd_keras._compat import ops as backend_ops
@@ -57,14 +58,13 @@ class Fitting(Step):
         callbacks = getattr(callbacks, "callbacks", callbacks)
         callbacks = callbacks if isinstance(callbacks, (list, tuple)) else [callbacks] * bool(callbacks)
         epochs = range(kwargs.get("initial_epoch", 0), kwargs.get("epochs", 1))
-        history = super().fit(
+        return super().fit(
             *(x, y),
             callbacks=[_Clock(epochs), *callbacks],
             sample_weight=sample_weight,
             validation_data=validation_data,
             **kwargs,
         )
-        return history
 
     def evaluate(self, x=None, y=None, *, sample_weight=None, **kwargs):
         """As `keras.Model.evaluate`, of the student alone; ``loss`` is the cross-entropy with the labels.
@@ -186,6 +186,7 @@ class Fitting(Step):
             logits = checks.teacher_logits(ops.convert_to_tensor(batch.teacher["logits"]), student.num_classes)
             found["teacher"] = heads.of_values(logits, "teacher", self.teacher_output, self.is_multilabel)
             self._given_head.value = found["teacher"]
+            self._compare_with_teacher(batch, found["teacher"].to_logits(logits))
         elif mode == "train" and teacher is not None and self.teacher_taps:
             images = self.images_of_teacher(batch)
             checks.images(images.shape, teacher)
@@ -193,6 +194,25 @@ class Fitting(Step):
         if mode == "train":
             checks.heads(self.terms, self._names_by_term(teacher), found)
         self._looked.value.add(mode)
+
+    def _compare_with_teacher(self, batch, given):
+        """Warns where the teacher that is attached says something else than its outputs in the batch."""
+        teacher = self._teacher_taps.value
+        if teacher is None:
+            return
+        images = self.images_of_teacher(batch)[: heads.ROWS]
+        if tuple(images.shape)[1:] != tuple(teacher.input_shape):
+            return
+        read = teacher(images, ("logits",), training=False)["logits"], given[: len(images)]
+        # By the teacher's likeliest class of each image, which every way of storing logits keeps.
+        p, q = map(ops.sigmoid if self.is_multilabel else ops.softmax, read)
+        gap = float(ops.mean(ops.sum(ops.abs(p - q) * ops.one_hot(ops.argmax(p, axis=-1), p.shape[-1]), axis=-1)))
+        if gap > 0.1:
+            logging.warning(
+                "the teacher gives its likeliest classes probabilities that differ from those in the batches by %.2f: "
+                "were the outputs in the batches made for other images, or before the teacher's weights changed?",
+                gap,
+            )
 
 
 class _Clock(keras.callbacks.Callback):

@@ -25,13 +25,6 @@ def weights_hash(model: keras.Model) -> str:
     return hashlib.sha256("".join(map(_constant, model.weights)).encode()).hexdigest()
 
 
-def places(model: keras.Model) -> dict[str, int]:
-    """Where in the model each layer is used last, by the layer's name; empty for a subclassed model."""
-    if not graph.is_graph(model):
-        return {}
-    return {operation.name: place for place, (operation, _) in enumerate(graph.uses(model.outputs))}
-
-
 def _description(model) -> list:
     """The operations of a model, their settings, and what feeds them."""
     if not graph.is_graph(model):

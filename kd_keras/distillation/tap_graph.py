@@ -43,6 +43,15 @@ def places(model: keras.Model) -> dict[str, Place]:
     return {**by_path, **{name: place for name, place in short.items() if name not in by_path}}
 
 
+def position(model: keras.Model, place: Place) -> str:
+    """Where in a model a place is: ``'7'``, or ``'3.12'`` in a model inside it. Names of layers don't count."""
+    numbers, inner = [], model
+    for node in (*place.calls, graph.made_by(place.tensor)[1]):
+        numbers.append(next(i for i, (_, other) in enumerate(graph.uses(inner.outputs)) if other is node))
+        inner = node.operation
+    return ".".join(map(str, numbers))
+
+
 def _places(model, calls, prefix) -> Iterator[tuple[str, Place]]:
     nodes: dict[int, list] = {}
     for operation, node in graph.uses(model.outputs):

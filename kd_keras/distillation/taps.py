@@ -11,7 +11,7 @@ from keras import ops
 from kd_keras._compat import keras as graph
 from kd_keras._compat import ops as backend_ops
 from kd_keras.distillation import heads
-from kd_keras.distillation.tap_graph import Place, Reader, places
+from kd_keras.distillation.tap_graph import Place, Reader, places, position
 from kd_keras.errors import InputError
 from kd_keras.losses.features import require_tap
 
@@ -100,6 +100,10 @@ class Taps:
         """Called where the labels are found to be independent, which the values of logits don't tell."""
         if not self.is_multilabel:
             self.is_multilabel, self.head, self._saw_images = True, None, False
+
+    def position(self, name: str) -> str | None:
+        """Where in the model's graph a tap is (see `tap_graph.position`); None for logits and subclassed models."""
+        return None if name == "logits" or not self._is_graph else position(self.model, self._places[name])
 
     def decide(self, images: Any = None) -> heads.Head:
         """Finds out what the output is.

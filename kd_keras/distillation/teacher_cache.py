@@ -15,12 +15,13 @@ from collections.abc import Callable, Sequence
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
 
 from kd_keras import files
 from kd_keras.data import arrays
 from kd_keras.distillation import device
 from kd_keras.distillation.fast_teacher import fast_copy
-from kd_keras.distillation.model_hash import model_hash, places
+from kd_keras.distillation.model_hash import model_hash
 from kd_keras.distillation.tap_storage import TapStorage
 from kd_keras.distillation.taps import Taps
 from kd_keras.errors import InputError, is_count
@@ -83,7 +84,7 @@ class TeacherCache:
         if teacher_dtype == "auto":
             teacher_dtype = device.teacher_dtype()
         self.views, self.taps = views, tuple(taps)
-        self._places = places(teacher)
+        self._positions = {tap: self._teacher.position(tap) for tap in self.taps}
         self._teacher_dtype = teacher_dtype
         self._storages = {tap: self._storage(tap, dtype, top_k) for tap in self.taps}
         identity = {
@@ -96,11 +97,23 @@ class TeacherCache:
         }
         # As JSON returns it, so that it can be compared with the file.
         self._identity = json.loads(json.dumps(identity))
-        key = hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()
-        self.folder = pathlib.Path(folder).absolute() / key[:16]
+        self._root = pathlib.Path(folder).absolute()
+        self.folder = self._folder()
         self._check_identity()
         self._check_size("limit_gb", self.nbytes, None if limit_gb is None else limit_gb * 1e9)
         self._rows: dict[tuple[int, str], dict[str, arrays.Rows]] = {}
+
+    def _folder(self) -> pathlib.Path:
+        key = hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()
+        return self._root / key[:16]
+
+    def _follow_teacher(self):
+        """Takes another folder where the teacher's weights have changed."""
+        if (now := model_hash(self._teacher.model)) != self._identity["teacher"]:
+            logging.info("the teacher has changed since %s was made: it gets a cache of its own", self.folder)
+            self._identity["teacher"], self._rows = now, {}
+            self.folder = self._folder()
+            self._check_identity()
 
     def _storage(self, tap, dtype, top_k) -> TapStorage:
         shape = tuple(self._teacher.shapes([tap])[tap][1:])
@@ -159,11 +172,13 @@ class TeacherCache:
 
     def _stem(self, view, tap) -> str:
         # With the layer's place in the model: Keras numbers names such as conv2d_5 again in each process.
-        place = f"{self._places[tap]}-" if tap in self._places and tap != "logits" else ""
+        place = "" if self._positions[tap] is None else f"{self._positions[tap]}-"
         return f"view{view:03}-{place}{tap.replace('/', '_')}"
 
     def fill(self, batch_size: int = 256, progress: Callable[[int, int], None] | None = None) -> int:
         """Runs the teacher, in inference mode and in the samples' order, for the taps that are missing.
+
+        Where the teacher's weights have changed since this object was made, that is all taps, in another folder.
 
         Args:
             batch_size: images in a forward pass.
@@ -173,14 +188,13 @@ class TeacherCache:
             Number of images that the teacher was run on; 0 if nothing was missing.
 
         Raises:
-            InputError: an output is not finite, or too large for float16; the teacher has changed; or the disk is full.
+            InputError: an output is not finite, or too large for float16; or the disk is full.
         """
+        self._follow_teacher()
         missing = self.missing
         views = sorted({view for view, _ in missing})
         if not views:
             return 0
-        if model_hash(self._teacher.model) != self._identity["teacher"]:
-            raise InputError("the teacher has changed since this TeacherCache was made: make a new one")
         self._check_size("the disk's free space", sum(self._tap_bytes(t) for _, t in missing), _free_bytes(self.folder))
         teacher = self._teacher
         if self._teacher_dtype is not None:
@@ -233,8 +247,12 @@ class TeacherCache:
             ``{tap: (B, …)}`` in float32.
 
         Raises:
-            InputError: a tap is missing (call `fill`), or a file is damaged.
+            InputError: a tap is missing or the teacher has changed (call `fill`), or a file is damaged.
         """
+        with tf.init_scope():
+            has_changed = model_hash(self._teacher.model) != self._identity["teacher"]
+        if has_changed:
+            raise InputError(f"the teacher has changed since {self.folder} was filled: call fill() again")
         if not self._rows:
             self._open()
         index = tf.cast(index, tf.int64)

@@ -4,6 +4,7 @@ import contextlib
 
 import tensorflow as tf
 
+from kd_keras._compat.ops import backend
 from kd_keras.distillation.batch import unpack_batch
 from kd_keras.errors import InputError
 from kd_keras.losses import labels
@@ -47,12 +48,12 @@ class LabelChecks:
         return data.map(tf.autograph.experimental.do_not_convert(checked)).prefetch(1)
 
     @contextlib.contextmanager
-    def _label_faults_told(self):
-        """Raises what a check of labels found inside a graph as the sentence that it is."""
+    def _faults_told(self):
+        """Raises what a check of the data found inside a graph as the sentence that it is."""
         self._label_fault = None
         try:
             yield
-        except tf.errors.OpError:
-            if self._label_fault is None:
+        except tf.errors.OpError as error:
+            if (reason := self._label_fault or backend().said_by(error)) is None:
                 raise
-            raise InputError(self._label_fault) from None
+            raise InputError(reason) from None

@@ -28,21 +28,21 @@ class Step(LabelChecks, compat.Trainer):
             # Keras can't weigh a data set that is already divided among replicas.
             x, class_weight = self._with_weights(x, class_weight), None
         x = self._with_checked_labels(x, self.reads_labels(training=True), self.labels_may_be_missing(training=True))
-        with distribute.watch(strategy), self._label_faults_told():
+        with distribute.watch(strategy), self._faults_told():
             x, validation_data = self._divided(x), self._divided(validation_data)
             return super().fit(x, y, validation_data=validation_data, class_weight=class_weight, **kwargs)
 
     def evaluate(self, x=None, y=None, **kwargs):
         x = self._with_checked_labels(split_dicts(x), True, self.labels_may_be_missing(training=False))
-        with distribute.watch(self.distribute_strategy), self._label_faults_told():
+        with distribute.watch(self.distribute_strategy), self._faults_told():
             return super().evaluate(self._divided(x), y, **kwargs)
 
     def train_on_batch(self, *args, **kwargs):
-        with self._label_faults_told():
+        with self._faults_told():
             return super().train_on_batch(*args, **kwargs)
 
     def test_on_batch(self, *args, **kwargs):
-        with self._label_faults_told():
+        with self._faults_told():
             return super().test_on_batch(*args, **kwargs)
 
     def _prepared(self, data, training):

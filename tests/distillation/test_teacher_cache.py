@@ -98,7 +98,7 @@ def test_the_teacher_is_not_run_where_the_batches_bring_it(tmp_path, teacher, mo
     monkeypatch.setattr(Taps, "__call__", lambda taps, *args, **kw: runs.append(taps.role) or run(taps, *args, **kw))
     d.compile("sgd")
     d.fit(batches(SOURCE, 8, training=True, augment=AUGMENT, cache=cache), verbose=0)
-    assert set(runs) == {"student"}
+    assert runs.count("teacher") == 1 and "student" in runs  # to compare the first batch
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -160,12 +160,16 @@ def test_the_disk_has_to_have_room_for_what_is_missing(tmp_path, teacher, monkey
     assert TeacherCache(tmp_path, views(), teacher).fill() == 0
 
 
-def test_a_teacher_that_has_changed_since_is_refused(tmp_path):
+def test_a_teacher_that_has_changed_since_gets_another_cache(tmp_path):
     teacher = model(1)
-    cache = TeacherCache(tmp_path, views(), teacher)
+    cache = filled(tmp_path, teacher, dtype="float32")
+    before, folder = cache.read(0, np.arange(3))["logits"].numpy(), cache.folder
     teacher.layers[-1].bias.assign([1.0, 0, 0, 0, 0])
     with pytest.raises(InputError, match="the teacher has changed since"):
-        cache.fill()
+        cache.read(0, np.arange(3))
+    assert cache.fill() == 2 * N and cache.folder != folder and folder.exists()
+    np.testing.assert_allclose(cache.read(0, np.arange(3))["logits"], before + np.array([1.0, 0, 0, 0, 0]), atol=1e-5)
+    assert cache.fill() == 0
 
 
 def test_a_limit(tmp_path, teacher):
