@@ -20,14 +20,21 @@ def random_integers(seed: int, step, count: int, below: int):
 SAYS = "kd_keras: "
 
 
-def assert_below(indices, limit: int, message: str) -> None:
-    """Raises an error with this message, in eager code and in a graph, where an index is not below the limit."""
-    tf.debugging.assert_less(indices, limit, message=SAYS + message)
+def assert_below(indices, limit: int, message: str):
+    """The indices, or an error with this message where one is not below the limit, in eager code and in a graph."""
+    return _after(tf.debugging.assert_less(indices, limit, message=SAYS + message), indices)
 
 
-def assert_at_least(indices, limit: int, message: str) -> None:
-    """Raises an error with this message, in eager code and in a graph, where an index is below the limit."""
-    tf.debugging.assert_greater_equal(indices, tf.cast(limit, indices.dtype), message=SAYS + message)
+def assert_at_least(indices, limit: int, message: str):
+    """The indices, or an error with this message where one is below the limit, in eager code and in a graph."""
+    limit = tf.cast(limit, indices.dtype)
+    return _after(tf.debugging.assert_greater_equal(indices, limit, message=SAYS + message), indices)
+
+
+def _after(assertion, tensor):
+    # Else what reads the tensor may fail first, by a message of its own.
+    with tf.control_dependencies([] if assertion is None else [assertion]):
+        return tf.identity(tensor)
 
 
 def said_by(error: Exception) -> str | None:

@@ -146,6 +146,17 @@ def _split(batch):
     return (rest, batch["label"], *weight) if "label" in batch else (rest,)
 
 
+def batch_count(data) -> int | None:
+    """How many samples, or batches of a data set, there are; None where data don't tell."""
+    if hasattr(data, "cardinality"):
+        count = int(data.cardinality())
+        return count if count >= 0 else None
+    if isinstance(data, keras.utils.PyDataset):
+        return data.num_batches
+    parts = keras.tree.flatten(data) if isinstance(data, Mapping) or hasattr(data, "shape") else []
+    return len(parts[0]) if parts and getattr(parts[0], "shape", ()) else None
+
+
 def shows_its_fields(data) -> bool:
     """Whether data tell what their batches contain; a generator or a PyDataset shows it in its first batch."""
     return hasattr(data, "element_spec") or isinstance(data, Mapping) or hasattr(data, "shape")

@@ -11,6 +11,7 @@ from keras import ops
 from kd_keras._compat import ops as backend_ops
 from kd_keras.distillation import checks, heads
 from kd_keras.distillation.batch import (
+    batch_count,
     contains_weights,
     may_contain,
     shows_its_fields,
@@ -57,6 +58,8 @@ class Fitting(Step):
         # Keras makes a list of its own of these: the user's stays as it is.
         callbacks = getattr(callbacks, "callbacks", callbacks)
         callbacks = callbacks if isinstance(callbacks, (list, tuple)) else [callbacks] * bool(callbacks)
+        if kwargs.get("epochs", 1) < 1:
+            raise InputError(f"fit is asked for no epoch: epochs={kwargs['epochs']}")
         epochs = range(kwargs.get("initial_epoch", 0), kwargs.get("epochs", 1))
         return super().fit(
             *(x, y),
@@ -82,6 +85,8 @@ class Fitting(Step):
             raise InputError(
                 "class_weight weights each image by its one class, and the labels are independent: give sample_weight"
             )
+        if batch_count(x) == 0:
+            raise InputError("there is nothing to train on: the data have no sample")
         taps = teacher_taps_in(x)
         if self._waits_for_teacher() or (taps is None and shows_its_fields(x)):
             self.require_teacher()

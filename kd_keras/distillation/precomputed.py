@@ -66,7 +66,7 @@ class TeacherOutputs(Mapping):
         def add(*batch):
             first, *rest = batch
             row = table.lookup(first[self.key] if is_text else tf.cast(first[self.key], tf.int64))
-            backend_ops.backend().assert_at_least(row, 0, message)
+            row = backend_ops.backend().assert_at_least(row, 0, message)
             first = {**first, "teacher": {"logits": tf.gather(values, row)}}
             return (first, *rest) if rest else first
 

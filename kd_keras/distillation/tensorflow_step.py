@@ -107,7 +107,10 @@ class Step(LabelChecks, compat.Trainer):
         def run(iterator):
             if mode in self._looked.value:
                 return function(iterator)
-            first = next(iterator)
+            try:
+                first = next(iterator)
+            except StopIteration:
+                raise InputError("there is nothing to train on or to evaluate: the data have no batch") from None
             self._look_at_replica(first, mode)
             if not isinstance(iterator, tf.data.Iterator):
                 return function(itertools.chain([first], iterator))

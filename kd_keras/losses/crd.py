@@ -100,7 +100,7 @@ class CRD(FeatureLoss):
         (s, t), contrast = self.pairs[0], self.adapters[0]
         index = ops.cast(ops.reshape(index, (-1,)), "int32")
         too_high = f"{self.name}(samples={self.samples}) was given a sample of a higher number: give the split's size"
-        backend().assert_below(index, self.samples, too_high)
+        index = backend().assert_below(index, self.samples, too_high)
         v_s, v_t = contrast.embed(student[s], teacher[t])
         counts = None
         if sample_weight is not None:

@@ -167,3 +167,34 @@ def test_layers_that_can_be_rebuilt():
             super().__init__()
 
     assert compat.can_be_rebuilt(keras.layers.Dense(2)) and not compat.can_be_rebuilt(Unconfigured(2))
+
+
+def test_call_number_and_operation_of_a_node():
+    image, layer = keras.Input((4,)), keras.layers.Dense(4, name="twice")
+    first = layer(image)
+    second = layer(first)
+    for number, tensor in enumerate((first, second)):
+        operation, node = compat.made_by(tensor)
+        assert compat.call_number(operation, node) == number, "operation._inbound_nodes has changed"
+        assert node.operation is layer, "a node no longer has its operation"
+
+
+def test_with_training_passes_training_to_those_that_take_it():
+    for training in (False, True):
+        assert compat.with_training(keras.layers.Dense(2), training)(np.ones((1, 3))).shape == (1, 2)
+        dropped = compat.with_training(keras.layers.Dropout(0.5, seed=1), training)(np.ones((1, 99)))
+        assert bool((np.asarray(dropped) == 0).any()) == training, "keras' operation_fn has changed"
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_is_channels_first(first):
+    where = "channels_first" if first else "channels_last"
+    image = keras.Input((4, 4, 4))
+    conv = keras.layers.Conv2D(4, 3, padding="same", data_format=where)(image)
+    inner = keras.Model(image, keras.layers.ReLU()(conv))
+    norm = keras.layers.BatchNormalization(axis=1 if first else -1)(image)
+    for tensor in (conv, keras.layers.ReLU()(conv), keras.layers.Add()([conv, conv]), norm, inner(image)):
+        assert compat.is_channels_first(tensor) == first
+    assert not compat.is_channels_first(image)
+    assert not compat.is_channels_first(keras.layers.Permute((2, 3, 1))(conv))
+    assert not compat.is_channels_first(keras.layers.Flatten()(conv))
