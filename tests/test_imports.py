@@ -18,7 +18,8 @@ MAY_IMPORT = {
     **{part: BASE for part in (*BASE, "_compat")},
     **{part: BEFORE for part in LEAVES},
     "distillation": BEFORE | LEAVES,
-    "export": BEFORE | LEAVES,
+    # A file gives logits, whatever the model gives.
+    "export": BEFORE | LEAVES | {"distillation"},
     "evaluate": BEFORE | LEAVES | {"distillation", "export"},
     # Plans: of export they read which kinds of file there are.
     "schemes": BASE | {"export"},

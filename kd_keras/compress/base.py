@@ -46,6 +46,16 @@ class Step:
         """Returns the compressed weights, arrays in Keras' order, by the name of the unwrapped layer."""
         raise NotImplementedError
 
+    def shortfall(self, wrapped: Any, weights: dict[str, list]) -> str | None:
+        """What the training has not reached, in a sentence; None where all is as asked for.
+
+        Args:
+            wrapped: the trained model in its wrappers.
+            weights: what `strip` has returned.
+        """
+        del wrapped, weights
+        return None
+
     def left_out(self, wrapped: Any) -> list[str]:
         """Names of the layers with weights, batch norm aside, that the step does not compress."""
         import tf_keras
@@ -57,6 +67,14 @@ class Step:
             and not hasattr(layer, "layer")
             and not isinstance(layer, tf_keras.layers.BatchNormalization)
         ]
+
+
+def takes(layer, skip: tuple[str, ...]) -> bool:
+    """Whether a step changes a tf_keras layer's kernel: of a convolution or dense layer, neither skipped nor frozen."""
+    import tf_keras
+
+    kinds = (tf_keras.layers.Conv2D, tf_keras.layers.Dense)
+    return type(layer) in kinds and layer.trainable and layer.name not in skip
 
 
 def replace_layers(model, wrap):

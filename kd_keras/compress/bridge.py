@@ -5,8 +5,6 @@ weights back. tf_keras and tfmot are imported late, because tfmot sets ``TF_USE_
 """
 
 import contextlib
-import functools
-import inspect
 
 import keras
 import numpy as np
@@ -14,20 +12,19 @@ from absl import logging
 
 from kd_keras._compat import keras as graph
 from kd_keras._compat import tfmot
+from kd_keras.compress.copied_layers import FOLLOWING, copy_arithmetic, copy_layer, explain_errors
 from kd_keras.errors import InputError
 
 # Largest difference of the copy's logits, relative to the largest logit.
 _TOLERANCE = 1e-3
 
-# Ending of the name of a layer of the copy that is the activation of the student's layer of that name.
-_ACTIVATION = "__activation"
-
 
 def to_tf_keras(model: keras.Model):
     """Copies a Keras 3 model to a tf_keras model that computes the same logits, in float32.
 
-    Layers of nested models are named ``outer_inner``. A final softmax is left out, and so are initialisers, constraints
-    and regularisers: a regulariser has no effect while the copy is trained.
+    Layers of nested models are named ``outer_inner``. A final softmax or sigmoid is left out, and so are initialisers,
+    constraints and regularisers: a regulariser has no effect while the copy is trained. A layer or operation that
+    scales and shifts becomes two layers, since an integer file needs the range between them.
 
     Args:
         model: functional or Sequential, one input of known size, one output, stock layers.
@@ -50,24 +47,13 @@ def to_tf_keras(model: keras.Model):
     layers = {}
     image = tf_keras.Input(shape, name=model.inputs[0].name)
     with stateful_generators(), explain_errors(f"--compress can't take {model.name}"):
-        (output,) = _replay(model, [image], layers, "", _softmax(model))
+        (output,) = _replay(model, [image], layers, "", _last_activation(model)[0])
         copied = tf_keras.Model(image, output, name=model.name)
         for name, layer in named_layers(model):
-            if layer.weights:
+            if layer.weights and layers[name].weights:
                 layers[name].set_weights(layer.get_weights())
     _check_equal(model, copied)
     return copied
-
-
-@contextlib.contextmanager
-def explain_errors(what: str):
-    """Turns the errors of tf_keras and tfmot, of several types and many lines, into an InputError of one line."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
-        raise InputError(f"{what}: {' '.join(str(error).split())[:300]}") from error
 
 
 @contextlib.contextmanager
@@ -85,15 +71,21 @@ def stateful_generators():
             backend.disable_tf_random_generator()
 
 
-def _softmax(model):
-    """The last operation of a graph, if it is a softmax or has a softmax activation."""
+def _last_activation(model) -> tuple:
+    """The last operation of a graph and its function, if that makes probabilities of logits; else None and None."""
     last, _ = graph.made_by(model.outputs[0])
-    has_softmax = getattr(last, "activation", None) is keras.activations.softmax
-    return last if has_softmax or graph.is_softmax(last) else None
+    function = keras.activations.softmax if graph.is_softmax(last) else getattr(last, "activation", None)
+    makes_probabilities = function in (keras.activations.softmax, keras.activations.sigmoid)
+    return (last, function) if makes_probabilities else (None, None)
 
 
-def _replay(model, inputs, layers, prefix, softmax=None):
-    """The symbolic tf_keras outputs of a Keras 3 graph on symbolic inputs; ``layers`` collects its layers by name."""
+def _replay(model, inputs, layers, prefix, left_out=None):
+    """The symbolic tf_keras outputs of a Keras 3 graph on symbolic inputs.
+
+    Args:
+        layers: collects the layers by name.
+        left_out: the operation whose activation is left out.
+    """
     values = dict(zip(map(id, model.inputs), inputs, strict=True))
     copies = {}
 
@@ -106,85 +98,36 @@ def _replay(model, inputs, layers, prefix, softmax=None):
         args, kwargs = keras.tree.map_structure(value, [list(node.arguments.args), dict(node.arguments.kwargs)])
         if isinstance(operation, keras.Model):
             results = _replay(operation, keras.tree.flatten(args), layers, f"{prefix}{operation.name}_")
-        elif operation is softmax and not operation.weights:
+        elif operation is left_out and not operation.weights:
             results = keras.tree.flatten(args)
         else:
             if id(operation) not in copies:
                 name = prefix + operation.name
                 if name in layers:
                     raise InputError(f"--compress can't take {model.name}: two of its layers are called {name!r}")
-                layers[name], activations = _copy_layer(operation, name, linear=operation is softmax)
-                copies[id(operation)] = (layers[name], activations)
-            layer, activations = copies[id(operation)]
-            arguments = {key: argument for key, argument in kwargs.items() if argument is not None}
+                copy = copy_layer if isinstance(operation, keras.layers.Layer) else copy_arithmetic
+                layers[name], following = copy(operation, node, name, operation is left_out)
+                layers[name].trainable = getattr(operation, "trainable", True)
+                copies[id(operation)] = (layers[name], following)
+            layer, following = copies[id(operation)]
+            if isinstance(operation, keras.layers.Layer):
+                # As in Keras 3, a model's own mode stands for that of its layers.
+                arguments = {k: v for k, v in kwargs.items() if v is not None and k != "training"}
+            else:
+                tensors = [value(tensor) for tensor in node.input_tensors]
+                args, arguments = [tensors if len(tensors) > 1 else tensors[0]], {}
             results = keras.tree.flatten(layer(*args, **arguments))
-            for activation in activations:
-                results = [activation(result) for result in results]
+            for layer in following:
+                results = [layer(result) for result in results]
         values.update(zip(map(id, node.output_tensors), results, strict=True))
     return [values[id(tensor)] for tensor in model.outputs]
-
-
-def _copy_layer(operation, name, linear):
-    """The layer of tf_keras that equals a layer, and the activations that follow it as layers."""
-    import tf_keras
-
-    kind = type(operation).__name__
-    if not isinstance(operation, keras.layers.Layer):
-        raise InputError(
-            f"--compress can't take the operation {operation.name!r} ({kind}): build the student of layers, such as "
-            f"keras.layers.{kind}, or leave --compress out, and quantise after training: --export=int8"
-        )
-    layer_class = getattr(tf_keras.layers, kind, None)
-    if layer_class is None or not type(operation).__module__.startswith("keras."):
-        raise InputError(
-            f"--compress can't take the layer {operation.name!r}: tf_keras, which tensorflow-model-optimization works "
-            f"on, has no {kind}; leave --compress out, and quantise after training: --export=int8"
-        )
-    known = {
-        key
-        for base in layer_class.__mro__
-        if "__init__" in vars(base)
-        for key in inspect.signature(base.__init__).parameters
-    }
-    omitted = ("self", "args", "kwargs", "dtype", "name", "activity_regularizer")
-    config = {
-        key: value
-        for key, value in operation.get_config().items()
-        if key in known and key not in omitted and not key.endswith(("initializer", "regularizer", "constraint"))
-    }
-    activations = []
-    if linear:
-        config["activation"] = "linear"
-    elif function := _activations().get(str(config.get("activation"))):
-        config["activation"] = function
-        if isinstance(operation, (keras.layers.Dense, keras.layers.Conv2D, keras.layers.DepthwiseConv2D)):
-            # As a layer, because the numbers between the two have a range of their own.
-            config["activation"] = "linear"
-            activations = [tf_keras.layers.Activation(function, name=name + _ACTIVATION)]
-    with explain_errors(f"--compress can't take the layer {operation.name!r} ({kind}): tf_keras refuses its settings"):
-        return layer_class(name=name, **config), activations
-
-
-@functools.cache
-def _activations() -> dict:
-    """Keras 3's activations that tf_keras lacks or computes differently, by name, registered as ``kd_keras>name``."""
-    import tensorflow as tf
-    import tf_keras
-
-    def hard_sigmoid(x):
-        return tf.nn.relu6(x + 3.0) * (1.0 / 6.0)
-
-    def hard_silu(x):
-        return x * hard_sigmoid(x)
-
-    register = tf_keras.utils.register_keras_serializable("kd_keras")
-    return {function.__name__: register(function) for function in (hard_sigmoid, hard_silu)}
 
 
 def _check_equal(model, copied):
     image = np.random.default_rng(0).uniform(0, 255, (4, *model.inputs[0].shape[1:])).astype(np.float32)
     logits = copied(image, training=False).numpy()
-    outputs = keras.ops.softmax(logits) if _softmax(model) is not None else logits
+    _, function = _last_activation(model)
+    outputs = logits if function is None else function(keras.ops.convert_to_tensor(logits))
     expected = keras.ops.convert_to_numpy(graph.in_float32(model)(image, training=False)).astype(np.float64)
     difference = np.abs(expected - keras.ops.convert_to_numpy(outputs)).max() / max(np.abs(expected).max(), 1)
     if not difference <= _TOLERANCE:
@@ -210,7 +153,9 @@ class Trainable(keras.Model):
         models = (model, tf_keras.Model(model.input, {**taps, "logits": model.output}))
         self.wrapped = lambda: models[0]
         self._tapped = lambda: models[1]
-        trained = _reached(model)
+        # tfmot moves the variables of a layer into its wrapper, which forgets that the layer is frozen.
+        frozen = {id(v) for layer in model.layers if not layer.trainable for v in layer.variables}
+        trained = _reached(model) - frozen
         for variable in (*model.variables, *tfmot.generator_states(model)):
             weight = self.add_weight(
                 shape=tuple(variable.shape),
@@ -262,14 +207,21 @@ def _reached(model) -> set[int]:
 
 
 def trainable(wrapped, model: keras.Model) -> Trainable:
-    """A wrapped tf_keras copy of a Keras 3 model, with a tap for each layer of the model that it still has."""
+    """A wrapped tf_keras copy of a Keras 3 model, with a tap for each layer of the model that it still has.
+
+    Layers that are not trainable in the model are not trainable here.
+    """
     names = {name for name, _ in named_layers(model)}
+    frozen = {name for name, layer in named_layers(model) if not layer.trainable}
+    for layer in wrapped.layers:
+        if getattr(layer, "layer", layer).name in frozen:
+            layer.trainable = False
     taps = {}
     for layer in wrapped.layers:
         # tfmot's wrappers prefix a layer's name.
         name = layer.name if layer.name in names else getattr(layer, "layer", layer).name
         # In the order of the graph: the activation of a layer replaces the layer's own output.
-        name = name.removesuffix(_ACTIVATION)
+        name = name.removesuffix(FOLLOWING)
         if name in names and len(layer.inbound_nodes) == 1:
             taps[name] = layer.output
     return Trainable(wrapped, taps)
@@ -278,7 +230,8 @@ def trainable(wrapped, model: keras.Model) -> Trainable:
 def set_weights(model: keras.Model, weights: dict[str, list]) -> None:
     """Sets a Keras 3 model's weights, given by the name of the layer as `Step.strip` returns them."""
     for name, layer in named_layers(model):
-        if layer.weights:
+        # What the copy computes with numbers, such as a Normalization, has weights in Keras 3 alone.
+        if layer.weights and weights[name]:
             layer.set_weights(weights[name])
 
 

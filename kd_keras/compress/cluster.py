@@ -4,15 +4,15 @@ import numpy as np
 from absl import logging
 
 from kd_keras._compat import tfmot as tfmot_names
-from kd_keras.compress.base import Step, check_layers, layer_names, replace_layers, weights_by_layer
+from kd_keras.compress.base import Step, check_layers, layer_names, replace_layers, takes, weights_by_layer
 from kd_keras.errors import InputError, is_count
 
 
 class Cluster(Step):
     """Clusters the kernels of convolutions and dense layers, and trains the centroids.
 
-    After ``prune()`` the zeros stay zeros. Depthwise kernels, biases, and kernels with fewer weights than clusters are
-    left unchanged.
+    After ``prune()`` the zeros stay zeros. Depthwise kernels, biases, kernels with fewer weights than clusters, and
+    layers that are not trainable are left unchanged.
 
     A centroid moves by the mean of its weights' gradients. The paper takes their sum, which is hundreds of times as
     large: SGD would diverge at a learning rate that suits the other steps.
@@ -37,14 +37,13 @@ class Cluster(Step):
 
     def wrap(self, model, kept, steps):
         import tensorflow_model_optimization as tfmot
-        import tf_keras
 
         del steps
         check_layers(self.skip, [layer.name for layer in model.layers], "cluster's skip")
         clustering = tfmot.clustering.keras
 
         def wrap(layer):
-            if type(layer) not in (tf_keras.layers.Conv2D, tf_keras.layers.Dense) or layer.name in self.skip:
+            if not takes(layer, self.skip):
                 return None
             kernel = layer.get_weights()[0]
             # A layer that pruning skipped has no zeros to keep.
@@ -82,3 +81,13 @@ class Cluster(Step):
         import tensorflow_model_optimization as tfmot
 
         return weights_by_layer(tfmot.clustering.keras.strip_clustering(wrapped))
+
+    def shortfall(self, wrapped, weights):
+        kernels = {layer.layer.name: weights[layer.layer.name][0] for layer in wrapped.layers if _is_clustered(layer)}
+        counts = {name: len(np.unique(kernel)) for name, kernel in kernels.items()}
+        over = ", ".join(f"{name} {count}" for name, count in counts.items() if count > self.clusters)
+        return f"cluster(clusters={self.clusters}) is not reached: distinct values are {over}" if over else None
+
+
+def _is_clustered(layer) -> bool:
+    return hasattr(layer, "number_of_clusters")

@@ -2,15 +2,15 @@
 
 import numpy as np
 
-from kd_keras.compress.base import Step, check_layers, layer_names, replace_layers, weights_by_layer
+from kd_keras.compress.base import Step, check_layers, layer_names, replace_layers, takes, weights_by_layer
 from kd_keras.errors import InputError, is_count, is_number
 
 
 class Prune(Step):
     """Prunes the kernels of convolutions and dense layers, each to the same sparsity, by a polynomial schedule.
 
-    Depthwise kernels and biases stay dense. Zeros make a file smaller once it is compressed (gzip, an app's package);
-    they make inference faster only with kernels for sparse weights.
+    Depthwise kernels, biases and layers that are not trainable stay dense. Zeros make a file smaller once it is
+    compressed (gzip, an app's package); they make inference faster only with kernels for sparse weights.
 
     Args:
         sparsity: final share of zeros in each kernel.
@@ -42,7 +42,6 @@ class Prune(Step):
 
     def wrap(self, model, kept, steps):
         import tensorflow_model_optimization as tfmot
-        import tf_keras
 
         del kept
         check_layers(self.skip, [layer.name for layer in model.layers], "prune's skip")
@@ -50,7 +49,7 @@ class Prune(Step):
         first, last, frequency = self._schedule(steps)
 
         def wrap(layer):
-            if type(layer) not in (tf_keras.layers.Conv2D, tf_keras.layers.Dense) or layer.name in self.skip:
+            if not takes(layer, self.skip):
                 return None
             schedule = sparsity.PolynomialDecay(
                 0.0, self.sparsity, begin_step=first, end_step=last, power=3, frequency=frequency
@@ -82,6 +81,19 @@ class Prune(Step):
             # The last training step moved weights that the mask sets to zero.
             layer.pruning_obj.weight_mask_op()
         return weights_by_layer(tfmot.sparsity.keras.strip_pruning(wrapped))
+
+    def shortfall(self, wrapped, weights):
+        shares = {layer.layer.name: weights[layer.layer.name][0] for layer in _pruned_layers(wrapped)}
+        shares = {name: (np.mean(kernel == 0), 1 / kernel.size) for name, kernel in shares.items()}
+        short = {name: share for name, (share, one) in shares.items() if share < self.sparsity - one}
+        if not short:
+            return None
+        steps = max(int(layer.pruning_step) for layer in _pruned_layers(wrapped))
+        listed = ", ".join(f"{name} {share:.0%}" for name, share in short.items())
+        return (
+            f"prune(sparsity={self.sparsity:g}) is not reached: zeros are {listed}. {steps} steps were trained; tell "
+            "prepare() how many steps there will be"
+        )
 
 
 def _pruned_layers(wrapped):

@@ -5,6 +5,9 @@ import functools
 from kd_keras._compat import tfmot as tfmot_names
 from kd_keras.compress.base import Step, check_layers, layer_names, replace_layers
 
+# 2: scaling and shifting of the input are rounded each.
+VERSION = 2
+
 
 class QAT(Step):
     """Trains with fake quantisation: kernels in 8 bits per channel, activations in 8 bits by moving averages.

@@ -1,6 +1,7 @@
 """A student in the wrappers of a compression step, while it is trained."""
 
 import dataclasses
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,11 +20,13 @@ class Prepared:
         student: the Keras 3 model, unchanged until `finish`.
         step: how it is compressed.
         model: the Keras 3 model to train in its place. It offers the student's taps and returns logits.
+        shortfalls: after `finish`, what the training has not reached, a sentence each.
     """
 
     student: keras.Model
     step: Step
     model: keras.Model
+    shortfalls: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def wrapped(self) -> Any:
@@ -31,9 +34,17 @@ class Prepared:
         return self.model.wrapped()
 
     def finish(self) -> keras.Model:
-        """Copies the compressed weights to the student and returns it."""
+        """Copies the compressed weights to the student and returns it.
+
+        Warns where the training has not reached what the step was asked for.
+        """
         with self.model.distribute_strategy.scope():
-            bridge.set_weights(self.student, self.step.strip(self.wrapped))
+            wrapped = self.wrapped
+            weights = self.step.strip(wrapped)
+            bridge.set_weights(self.student, weights)
+        if shortfall := self.step.shortfall(wrapped, weights):
+            self.shortfalls.append(shortfall)
+            warnings.warn(shortfall, stacklevel=1)
         return self.student
 
 

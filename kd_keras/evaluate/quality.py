@@ -26,12 +26,17 @@ def predict(model, dataset):
     import tensorflow as tf
 
     forward = tf.function(lambda images: tf.cast(model(images, training=False), tf.float32))
+    decide = getattr(model, "decide", None)
     if isinstance(dataset, tf.data.Dataset):
+        if decide is not None:
+            decide(next(iter(dataset))[0])
         # The signature leaves the batch size open, so that a smaller last batch is not traced again. It is traced here
         # because TensorFlow warns of retracing when many small splits are predicted.
         forward = forward.get_concrete_function(dataset.element_spec[0])
     logits, labels = [], []
     for images, targets in dataset:
+        if decide is not None:
+            decide(images)
         outputs, targets = forward(images).numpy(), np.asarray(targets)
         if targets.shape not in (outputs.shape[:1], outputs.shape) or targets.dtype.kind not in "iu":
             raise InputError(
@@ -46,15 +51,22 @@ def predict(model, dataset):
 
 
 def logits(model):
-    """A function ``(images, training) -> logits`` of a Keras classifier, whose final softmax is removed.
+    """A function ``(images, training) -> logits`` of a Keras classifier; of probabilities those behind them.
+
+    Its attribute ``decide`` looks at images for what the model's output is; `predict` calls it with the first batch.
 
     Raises:
-        InputError: the softmax can't be removed; see `Taps`.
+        InputError: the output can't be that of a classifier; see `Taps`.
     """
     from kd_keras.distillation.taps import Taps
 
     taps = Taps(model)
-    return lambda images, training: taps(images, ("logits",), training=training)["logits"]
+
+    def read(images, training):
+        return taps(images, ("logits",), training=training)["logits"]
+
+    read.decide = taps.decide
+    return read
 
 
 def metrics(logits, labels):

@@ -80,7 +80,9 @@ def layers(name: str, output: str | None = None) -> list[str]:
         # The model, then the layer; Keras numbers both as it traces them for the file.
         pieces = part.split("/")
         if len(pieces) >= 2:
-            names.append(re.sub(r"_\d+$", "", pieces[1]))
+            layer = re.sub(r"_\d+$", "", pieces[1])
+            # The layer of the logits, without its activation, has another name in the file.
+            names.append(output if output and layer == f"{output}_linear" else layer)
         elif part.startswith("StatefulPartitionedCall") and output:
             names.append(output)
     return list(dict.fromkeys(names))

@@ -1,4 +1,4 @@
-"""Export to TFLite, and running the files with LiteRT.
+"""Export to TFLite.
 
 Every file takes one float32 image of pixels 0..255, (1, H, W, C), and returns float32 logits, (1, K), also where it
 computes in integers. Only ``int8_io`` takes and returns int8, by the scale and zero point of its tensors.
@@ -7,45 +7,55 @@ computes in integers. Only ``int8_io`` takes and returns int8, by the scale and 
 import contextlib
 import dataclasses
 import os
-import pathlib
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from kd_keras._compat import keras as graph
+from kd_keras.distillation.distiller import Distiller
+from kd_keras.distillation.taps import Taps
 from kd_keras.errors import InputError
+from kd_keras.export import calibration
 from kd_keras.export import layer_report as layers
+from kd_keras.export.interpreter import Interpreter, load  # noqa: F401
 from kd_keras.export.variants import CALIBRATED, QUANTISED, VARIANTS
 
 
-def convert(model, variant, representative=None, keep_float=()):
+def convert(model, variant, representative=None, keep_float=(), output=None):
     """Converts a Keras model to a TFLite flatbuffer.
 
-    The file has the signature ``serving_default``, from ``image`` to ``logits``. A model built under a mixed policy is
-    exported in float32. While the converter works, the process's stdout and stderr are discarded.
+    The file has the signature ``serving_default``, from ``image`` to ``logits``. Of a model that ends in probabilities
+    it gives the logits behind them; see `kd_keras.distillation.heads`. A model built under a mixed policy is exported
+    in float32. While the converter works, the process's stdout and stderr are discarded. Calibration images that are
+    constant, few or on another scale are warned of.
 
     Args:
-        model: keras.Model, input (H, W, C) float32 pixels 0..255, output logits (K,).
+        model: keras.Model, input (H, W, C) float32 pixels 0..255, output logits or probabilities (K,); or a
+            `Distiller`, of which the student is exported.
         variant: ``float32``; ``float16``, weights stored in half precision; ``dynamic``, weights in 8 bits; ``int8``,
             weights and activations in 8 bits; ``int8_io``, pixels and logits too; ``int16x8``, weights in 8 bits and
             activations in 16. The converter silently leaves an operation without an integer kernel (Sin, Floor) in
             float32, between a dequantise and a quantise.
         representative: (n, H, W, C) pixels 0..255, images that calibrate the ranges of integer activations; a hundred
-            are enough.
+            are enough. Whatever the variant, what the model's output is is found out from them.
         keep_float: names of layers that stay in float32 in an ``int8`` file, such as those with the largest errors in
             `layer_report`.
+        output: what the model's output is, one of `kd_keras.distillation.heads.KINDS`, where that is known.
 
     Returns:
         bytes.
 
     Raises:
         InputError: an unknown variant, no images of the right shape where they are needed, a model without one fixed
-            input, a name in ``keep_float`` that no operator belongs to, or an operation that TFLite does not have.
+            input, a name in ``keep_float`` that no operator belongs to, an operation that TFLite does not have, or one
+            that an ``int8_io`` file would compute in float.
     """
+    model = model.student if isinstance(model, Distiller) else model
     if variant not in VARIANTS:
         raise InputError(f"unknown TFLite variant {variant!r}; known: {', '.join(VARIANTS)}")
     shape = model.input_shape
@@ -58,14 +68,16 @@ def convert(model, variant, representative=None, keep_float=()):
                 f"TFLite {variant} needs representative images of shape (n, *{shape[1:]}) to calibrate: got {actual}"
             )
         representative = np.asarray(representative, np.float32)
+        for sentence in calibration.doubts(representative):
+            warnings.warn(f"TFLite {variant} of {model.name}: {sentence}", stacklevel=1)
     if keep_float and variant != "int8":
         raise InputError(f"keep_float is for int8, not {variant}")
-    output = _output(model)
+    model = _with_logits(model, representative, output)
 
     def finish(converter):
         if not keep_float:
             return converter.convert()
-        debugger, missing = layers.debugger(converter, representative[:1], keep_float, output)
+        debugger, missing = layers.debugger(converter, representative[:1], keep_float, _output(model))
         if missing:
             raise InputError(f"no operator is called {', '.join(missing)}: take names of the layer report")
         return debugger.get_nondebug_quantized_model()
@@ -73,17 +85,19 @@ def convert(model, variant, representative=None, keep_float=()):
     return _converted(_Source(model.name, shape, _keras_writer(model), representative), variant, finish)
 
 
-def layer_report(model, representative) -> list[dict]:
+def layer_report(model, representative, output=None) -> list[dict]:
     """The error of each operator of the model's int8 file; see `layer_report.report`.
 
     Args:
         model: keras.Model, as for `convert`.
         representative: (n, H, W, C) pixels 0..255, for calibration and for measuring the errors.
+        output: as for `convert`.
 
     Raises:
         InputError: an operation that TFLite does not have.
     """
     images = np.asarray(representative, np.float32)
+    model = _with_logits(model, images, output)
 
     def finish(converter):
         debugger, _ = layers.debugger(converter, images)
@@ -105,7 +119,8 @@ def convert_quantised(model, variant="int8"):
         bytes; see `convert`.
 
     Raises:
-        InputError: another variant, or an operation that TFLite does not have.
+        InputError: another variant, an operation that TFLite does not have, or one that an ``int8_io`` file would
+            compute in float.
     """
     import tensorflow as tf
 
@@ -120,23 +135,33 @@ def convert_quantised(model, variant="int8"):
     return _converted(source, variant, lambda converter: converter.convert())
 
 
+def _with_logits(model, images, output):
+    """The model in float32, ending in logits; decided on images of the real data where there are some."""
+    taps = Taps(graph.in_float32(model), "model", output)
+    taps.decide(images)
+    return taps.logits_model()
+
+
 def _output(model) -> str | None:
     """Name of the layer that computes the logits."""
-    return graph.made_by(model.outputs[0])[0].name if graph.is_graph(model) else None
+    if not graph.is_graph(model):
+        return None
+    last, _ = graph.made_by(model.outputs[0])
+    # A layer without its activation is wrapped; see `heads`.
+    return getattr(last, "layer", last).name
 
 
 def _keras_writer(model):
     import keras
 
     def write(folder, signature):
-        exported = graph.in_float32(model)
         # Only Keras' own archive tracks Keras' variables. After from_concrete_functions, or tf.saved_model.save of a
         # plain module, the converted model returns NaN without any warning.
         archive = keras.export.ExportArchive()
-        archive.track(exported)
+        archive.track(model)
         archive.add_endpoint(
             "serving_default",
-            lambda image: {"logits": exported(image, training=False)},
+            lambda image: {"logits": model(image, training=False)},
             input_signature=[signature],
         )
         archive.write_out(folder, verbose=False)
@@ -190,7 +215,7 @@ def _converted(source: _Source, variant, finish):
                 ]
             if variant == "int8_io":
                 converter.inference_input_type = converter.inference_output_type = tf.int8
-            return finish(converter)
+            return _checked(finish(converter), source, variant)
         except InputError:
             raise
         # An operation that TFLite does not have is reported by the converter's own subclass of Exception, and by
@@ -199,6 +224,18 @@ def _converted(source: _Source, variant, finish):
             raise InputError(
                 f"TFLite {variant} of model {source.name} failed: {_reason(error)}; {source.advice}"
             ) from error
+
+
+def _checked(content, source, variant):
+    """The file; refused where it computes in float and is for devices that have none."""
+    names = float_tensors(content) if variant == "int8_io" else []
+    if names:
+        shown = ", ".join(name.partition(";")[0][-60:] for name in names[:3])
+        raise InputError(
+            f"TFLite int8_io of model {source.name} would compute in float at {len(names)} places ({shown}), which a "
+            "device without floating point can't: give int8, or build the model of layers that have integer kernels"
+        )
+    return content
 
 
 def _reason(error):
@@ -227,131 +264,10 @@ def _quiet():
             os.close(copy)
 
 
-class Interpreter:
-    """A TFLite classifier, run by LiteRT.
+def float_tensors(content: bytes) -> list[str]:
+    """Names of a TFLite file's tensors of floating point."""
+    from ai_edge_litert import schema_py_generated as schema
 
-    Args:
-        content: the flatbuffer, bytes.
-        threads: number of threads to use.
-
-    Attributes:
-        runtime: name and version of the runtime, for reports.
-        threads: as given.
-        input_shape: (H, W, C).
-
-    Raises:
-        InputError: LiteRT is not installed.
-    """
-
-    def __init__(self, content, threads=1):
-        import importlib.metadata
-
-        try:
-            from ai_edge_litert.interpreter import Interpreter as LiteRT
-        except ImportError as error:
-            raise InputError("running a TFLite file needs LiteRT: pip install ai-edge-litert") from error
-
-        # The interpreter uses the XNNPACK delegate by default.
-        self.runtime = f"LiteRT {importlib.metadata.version('ai-edge-litert')}, XNNPACK, CPU"
-        self.threads = threads
-        # The interpreter's tensors point into this memory.
-        self._content = bytes(content)
-        self._runner = LiteRT(model_content=self._content, num_threads=threads)
-        self._runner.allocate_tensors()
-        (self._input,) = self._runner.get_input_details()
-        (self._output,) = self._runner.get_output_details()
-        self.input_shape = tuple(int(size) for size in self._input["shape"][1:])
-
-    def details(self):
-        """[input, output], each a dict of ``name``, ``shape``, ``dtype``; for integers ``scale`` and ``zero_point``."""
-        (signature,) = self._runner.get_signature_list().values()
-        tensors = []
-        for kind, tensor in (("inputs", self._input), ("outputs", self._output)):
-            scale, zero = tensor["quantization"]
-            details = {
-                "name": signature[kind][0],
-                "shape": [int(size) for size in tensor["shape"]],
-                "dtype": np.dtype(tensor["dtype"]).name,
-            }
-            tensors.append({**details, "scale": float(scale), "zero_point": int(zero)} if scale else details)
-        return tensors
-
-    def predict(self, images):
-        """Computes logits, one image at a time.
-
-        Args:
-            images: (N, H, W, C), pixels 0..255, uint8 or float.
-
-        Returns:
-            float32 (N, K).
-
-        Raises:
-            InputError: the file takes images of another shape.
-        """
-        images = np.asarray(images)
-        if images.ndim != 4 or images.shape[1:] != self.input_shape:
-            raise InputError(f"this TFLite file takes images of shape (N, *{self.input_shape}): got {images.shape}")
-        outputs = np.empty((len(images), self._output["shape"][-1]), np.float32)
-        for i in range(len(images)):
-            outputs[i] = self._invoke(_quantise(images[i : i + 1], self._input))
-        return outputs
-
-    def latency(self, image, measure):
-        """Measures the latency of one image, including the copies into and out of the tensors.
-
-        Args:
-            image: (H, W, C), pixels 0..255.
-            measure: `kd_keras.evaluate.cost.latency`, or a partial of it with other numbers of runs.
-
-        Returns:
-            What ``measure`` returns.
-        """
-        tensor = _quantise(np.asarray(image)[None], self._input)
-        return measure(lambda: self._invoke(tensor), runtime=self.runtime, threads=self.threads)
-
-    def _invoke(self, tensor):
-        self._runner.set_tensor(self._input["index"], tensor)
-        self._runner.invoke()
-        return _dequantise(self._runner.get_tensor(self._output["index"]), self._output)[0]
-
-
-def load(source, threads=1):
-    """Opens a TFLite classifier.
-
-    Args:
-        source: a path, or the flatbuffer as bytes.
-        threads: number of threads to use.
-
-    Returns:
-        Interpreter.
-
-    Raises:
-        InputError: the file does not exist or is no TFLite file, or LiteRT is not installed.
-    """
-    name = "the bytes given" if isinstance(source, bytes) else str(source)
-    try:
-        content = source if isinstance(source, bytes) else pathlib.Path(source).read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read TFLite file {name}: {error.strerror}") from error
-    # LiteRT's own checks crash on some files that are not flatbuffers.
-    if content[4:8] != b"TFL3":
-        raise InputError(f"no TFLite file: {name} does not carry the mark TFL3; export the model again")
-    try:
-        return Interpreter(content, threads)
-    except (ValueError, RuntimeError) as error:
-        raise InputError(f"LiteRT cannot use {name}: {str(error).splitlines()[0]}") from error
-
-
-def _quantise(values, details):
-    """Values as the tensor stores them: q = round(x / scale) + zero point (TFLite's quantisation specification)."""
-    scale, zero = details["quantization"]
-    if np.issubdtype(details["dtype"], np.integer) and scale:
-        limits = np.iinfo(details["dtype"])
-        values = np.clip(np.round(values / scale) + zero, limits.min, limits.max)
-    return np.ascontiguousarray(values, details["dtype"])
-
-
-def _dequantise(values, details):
-    scale, zero = details["quantization"]
-    values = values.astype(np.float32)
-    return (values - zero) * np.float32(scale) if scale else values
+    kinds = {getattr(schema.TensorType, name) for name in ("FLOAT16", "FLOAT32", "FLOAT64", "BFLOAT16")}
+    graphs = schema.ModelT.InitFromPackedBuf(content, 0).subgraphs
+    return [(tensor.name or b"?").decode() for graph in graphs for tensor in graph.tensors if tensor.type in kinds]

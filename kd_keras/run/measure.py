@@ -22,6 +22,8 @@ from kd_keras.schemes.plan import Export, Measure
 
 # Training images that calibrate the ranges of integer activations.
 _REPRESENTATIVE = 256
+# Validation images on which a file is compared with its model.
+_FILE_IMAGES = 256
 # Enough validation images to tell an agreement of 99.5 % from one of 99 %.
 _AGREEMENT_IMAGES = 4096
 # What may be wrong with a teacher that knows nothing.
@@ -155,8 +157,8 @@ class Measurer:
     def _layers(self, stage, folder) -> dict:
         """The error of each layer of a model's int8 file, as a table."""
         with self.session.timed("export"), self.session.console.status("measuring each layer in int8"):
-            model = Taps(self.load(stage.of), stage.of.name).logits_model()
-            errors = tflite.layer_report(model, self.representative(stage.data[0], int(stage.data[1])))
+            images = self.representative(stage.data[0], int(stage.data[1]))
+            errors = tflite.layer_report(self.load(stage.of), images)
         tables.write_csv(errors, folder / "layers.csv")
         worst = sorted(errors, key=lambda row: -row["rmse_in_steps"])[:3]
         text = ", ".join(f"{row['layers'] or row['operator']} {row['rmse_in_steps']:.2f}" for row in worst)
@@ -172,6 +174,25 @@ class Measurer:
         count = min(_REPRESENTATIVE, len(source))
         chosen = np.sort(np.random.default_rng(seed).choice(len(source), count, replace=False))
         return source.read(tf.constant(chosen))[0].numpy()
+
+    def output_of(self, model: keras.Model, name: str) -> str:
+        """What a model's output is, one of `heads.KINDS`, found out from validation images."""
+        return Taps(model, name).decide(next(iter(self.session.batches(self.session.splits.val)))[0]).kind
+
+    def file_agreement(self, file: pathlib.Path, model: keras.Model) -> dict:
+        """How often a TFLite file gives the class that its model gives, on validation images.
+
+        Returns:
+            ``agreement``, in [0, 1], and the number of ``images``.
+        """
+        splits = self.session.splits
+        source = splits.val
+        if len(source) > _FILE_IMAGES:
+            source = datasets.take(source, max(_FILE_IMAGES, splits.num_classes), self.session.config.training.seed)
+        interpreter = tflite.load(file)
+        ours = np.concatenate([interpreter.predict(x.numpy()) for x, _ in self.session.batches(source)])
+        models, _ = quality.predict(quality.logits(model), self.session.batches(source))
+        return {"agreement": quality.agreement(ours, models), "images": len(ours)}
 
     def _class_order(self, stage, folder) -> dict:
         """Refuses a ready-made teacher whose outputs mean other classes than the data's.

@@ -11,7 +11,7 @@ from absl import logging
 
 from kd_keras import spec
 from kd_keras._compat import distribute
-from kd_keras.distillation.taps import Taps
+from kd_keras.compress import Prepared
 from kd_keras.errors import InputError, naming
 from kd_keras.evaluate import multilabel
 from kd_keras.export import metadata, tflite
@@ -19,6 +19,7 @@ from kd_keras.models.saved import load as load_model
 from kd_keras.run import training
 from kd_keras.run.facts import prepared
 from kd_keras.run.measure import Measurer
+from kd_keras.run.report import results
 from kd_keras.run.store import Store
 from kd_keras.run.trainer import Trainer, content_of, siblings_of
 from kd_keras.run.workdir import SETTINGS, changes, read_json
@@ -193,35 +194,41 @@ class Runner:
 
     def _build(self, stage, folder) -> dict:
         """Makes a model of others, or takes one as it comes."""
-        model = self._stripped(*stage.of) if stage.what.name == "strip" else self.load(stage)
+        record = {}
+        if stage.what.name == "strip":
+            compressed = self._trained_in_wrappers(*stage.of)
+            model, record["shortfalls"] = compressed.finish(), compressed.shortfalls
+        else:
+            model = self.load(stage)
         path = pathlib.Path(str(stage.what.kwargs.get("path", ""))).expanduser()
         if stage.what.name == "saved" and path.suffix == ".keras" and "model" not in stage.what.kwargs:
             shutil.copyfile(path, folder / "model.keras")
         else:
             model.save(folder / "model.keras")
-        return {"content": content_of(model)}
+        return {**record, "content": content_of(model)}
 
-    def _stripped(self, trained: Train, before: Build | Train) -> keras.Model:
-        """A compressed student out of its wrappers."""
+    def _trained_in_wrappers(self, trained: Train, before: Build | Train) -> Prepared:
+        """A compressed student in its wrappers, as its training has left it."""
         wrapped = prepared(trained.model, self.load(before))
         training.read_variables(wrapped.model, self.store.folder(trained) / "variables.npz")
-        return wrapped.finish()
+        return wrapped
 
     # ---- files ----
 
     def _export(self, stage, folder) -> dict:
         """Writes a TFLite file; a model that can't be converted is reported, and the run goes on."""
         session, model = self.session, stage.model
+        keras_model = self.load(model)
         with session.timed("export"), session.console.status(f"exporting {stage.name}.tflite"):
             try:
                 if isinstance(model, Train) and model.is_wrapped:
-                    content = tflite.convert_quantised(self.load(model).wrapped(), stage.variant)
+                    content = tflite.convert_quantised(keras_model.wrapped(), stage.variant)
                 else:
                     images = None
                     if stage.calibration is not None:
                         images = self.measurer.representative(*stage.calibration)
-                    keras_model = Taps(self.load(model), model.name).logits_model()
-                    content = tflite.convert(keras_model, stage.variant, images, stage.keep_float)
+                    output = self.measurer.output_of(keras_model, model.name)
+                    content = tflite.convert(keras_model, stage.variant, images, stage.keep_float, output)
             except InputError as error:
                 logging.warning("%s", error)
                 return {"refused": str(error), "content": "refused"}
@@ -234,7 +241,10 @@ class Runner:
             (folder / "model.tflite").write_bytes(content)
         operators = ", ".join(metadata.read(folder / "model.tflite")["operators"])
         session.console.print(f"edge     {stage.name}.tflite: {operators}")
-        return {"figures": {"bytes": len(content), "zip_bytes": len(zlib.compress(content, level=9))}}
+        agreement = self.measurer.file_agreement(folder / "model.tflite", keras_model)
+        if doubt := results.doubt_about(stage, agreement):
+            logging.warning("%s", doubt)
+        return {**agreement, "figures": {"bytes": len(content), "zip_bytes": len(zlib.compress(content, level=9))}}
 
     def _tell(self, stage, record) -> None:
         """One line for each model that was made."""

@@ -67,7 +67,7 @@ class Trainer:
         # All ranges begin alike, and so hide which of them the converter can't bring together.
         noise = np.random.default_rng(0).uniform(0, 255, (2, *wrapped.input_shape[1:]))
         wrapped(noise.astype(np.float32), training=True)
-        tflite.convert_quantised(wrapped)
+        tflite.convert_quantised(wrapped, "int8_io" if "int8_io" in self.config.compress.export else "int8")
 
     # ---- what a training is made of ----
 

@@ -78,7 +78,9 @@ def bad(kind):
     image = keras.Input(SHAPE)
     x = {
         "own": lambda: Own(name="own")(image),
-        "operation": lambda: image * 2.0,
+        "multiply": lambda: keras.ops.multiply(image, keras.ops.max(image)),
+        "mean": lambda: keras.ops.mean(image, axis=-1, keepdims=True),
+        "divide": lambda: 1.0 / (image + 1.0),
         "leaky": lambda: keras.layers.LeakyReLU(negative_slope=0.9)(keras.layers.Rescaling(-1 / 255)(image)),
     }[kind]()
     return keras.Model(image, keras.layers.Dense(5, name="logits")(keras.layers.Flatten()(x)))
@@ -93,7 +95,9 @@ class Subclassed(keras.Model):
     ("model", "told"),
     [
         (lambda: bad("own"), "'own': tf_keras.*has no Own"),
-        (lambda: bad("operation"), r"operation 'multiply.*keras.layers.Multiply"),
+        (lambda: bad("multiply"), r"operation 'max.*\(Max\): build the student of layers, or leave"),
+        (lambda: bad("mean"), r"operation 'mean.*\(Mean\): build the student of layers, or leave"),
+        (lambda: bad("divide"), r"operation '.*divide.*: build the student of layers, or leave"),
         (lambda: bad("leaky"), "other logits"),
         (Subclassed, "subclassed"),
     ],

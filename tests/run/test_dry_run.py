@@ -60,7 +60,7 @@ def test_a_compression_step_has_one_line(tmp_path):
 def test_students_of_the_same_architecture_are_converted_once_by_a_check(tmp_path, monkeypatch):
     converted = []
     convert = tflite.convert_quantised
-    monkeypatch.setattr(tflite, "convert_quantised", lambda model: converted.append(convert(model)))
+    monkeypatch.setattr(tflite, "convert_quantised", lambda *args: converted.append(convert(*args)))
     checked(tmp_path, f"--teacher={A}", "--compress=qat()", "--compress_controls=untaught,baseline")
     assert len(converted) == 1
 

@@ -6,6 +6,19 @@ from kd_keras.evaluate import multilabel, quality
 from kd_keras.run.report import figures, tables
 from kd_keras.schemes.plan import Build, Export, Plan, Row, Train
 
+# A file that agrees with its model less often is not what was trained.
+_LEAST_FILE_AGREEMENT = 0.9
+
+
+def doubt_about(stage: Export, record: dict) -> str | None:
+    """A warning of a file that gives another class than its model for many images; None where there is none to give."""
+    if record.get("agreement", 1.0) >= _LEAST_FILE_AGREEMENT:
+        return None
+    return (
+        f"{stage.name}.tflite gives its model's class for only {record['agreement']:.1%} of {record['images']} "
+        "validation images: --layer_report says which layers lose most, docs/edge.md what to do"
+    )
+
 
 class Results:
     """What the stages of a finished plan left.
@@ -110,6 +123,10 @@ class Results:
         runtimes = [self.store.record(row.measures[2]).get("runtime") for row in self.plan.rows]
         notes = [*self._gain(), *dict.fromkeys(filter(None, runtimes))]
         notes += [self.store.record(row.stage)["refused"] for row in self.plan.rows if self.is_refused(row)]
+        records = [(row.stage, self.store.record(row.stage)) for row in self.plan.rows if isinstance(row.stage, Export)]
+        notes += filter(None, (doubt_about(stage, record) for stage, record in records))
+        for stage in self.plan.compressed:
+            notes += [f"{stage.name}: {text}" for text in self.store.record(stage).get("shortfalls", ())]
         notes += self._teacher_notes({row["stage"]: row for row in rows})
         if any(row["marked"] for row in rows):
             drop = self.session.config.export.max_accuracy_drop
