@@ -198,3 +198,12 @@ def test_is_channels_first(first):
     assert not compat.is_channels_first(image)
     assert not compat.is_channels_first(keras.layers.Permute((2, 3, 1))(conv))
     assert not compat.is_channels_first(keras.layers.Flatten()(conv))
+
+
+def test_rebuilt_takes_python_functions_of_a_layer_in_memory():
+    layer = keras.layers.Lambda(lambda x: x * 2, name="double")
+    again = compat.rebuilt(layer, layer.get_config())
+    assert again is not layer and again.name == "double"
+    assert float(again(np.float32(3))) == 6
+    with pytest.raises(ValueError, match="arbitrary code"):
+        keras.layers.Lambda.from_config(layer.get_config())
