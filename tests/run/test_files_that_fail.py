@@ -50,6 +50,7 @@ def test_a_file_that_is_another_classifier_is_named_loudly(tmp_path, caplog, cap
     assert "student_int8.tflite gives its model's class" in " ".join((folder / "results.txt").read_text().split())
 
 
+@pytest.mark.slow
 def test_a_student_with_probabilities_has_files_with_logits_and_the_measures_of_its_model(tmp_path):
     model, flag = student(tmp_path, activation="softmax")
     folder = main(tmp_path / "w", flag, "--export=float32,int8", "--layer_report")

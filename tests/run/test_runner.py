@@ -160,6 +160,7 @@ def test_a_part_of_the_users_own_that_is_none(own_parts, capsys, flag, says):
     assert flag in line and says in line
 
 
+@pytest.mark.slow
 def test_a_model_whose_code_is_allowed_teaches_and_is_trained(tmp_path, capsys):
     image = keras.Input((8, 8, 1))
     x = keras.layers.Lambda(lambda pixels: pixels / 255)(image)
