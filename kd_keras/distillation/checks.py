@@ -154,12 +154,23 @@ def heads(terms: Sequence[Loss], tap_names: Sequence[tuple], found: Mapping[str,
             raise InputError(f"{term.name} compares two outputs of different kinds: the {text}")
 
 
-def pair(teacher: Taps, student: Taps) -> None:
-    """Raises InputError where teacher and student don't have the same classes."""
-    if teacher.num_classes != student.num_classes:
+def pair(teacher: Taps, student: Taps, readers: Sequence[str]) -> None:
+    """Raises InputError where losses read the logits of a teacher that has not the student's classes.
+
+    Args:
+        teacher: the teacher's taps.
+        student: the student's.
+        readers: the losses that read the teacher's logits.
+    """
+    if readers and teacher.is_headless:
+        raise InputError(
+            f"the teacher gives features of shape {teacher.shapes(['output'])['output']} and no classes, and "
+            f"{', '.join(readers)} reads its logits: give losses on features alone, such as hint(pairs='…:output')"
+        )
+    if readers and teacher.num_classes != student.num_classes:
         raise InputError(
             f"the teacher has {teacher.num_classes} classes (or features, if it has no classifier's head) and the "
-            f"student {student.num_classes}: they have to be the same"
+            f"student {student.num_classes}, and {', '.join(readers)} compares them: they have to be the same"
         )
 
 

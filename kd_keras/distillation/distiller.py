@@ -41,7 +41,8 @@ class Distiller(Fitting):
 
     Args:
         student: a built classifier. Where it gives probabilities, their logits are trained and predicted.
-        teacher: a built classifier of the same classes, or None where no loss reads one.
+        teacher: a built classifier of the same classes, or None where no loss reads one. Where losses read its features
+            alone, any model of images will do: other classes, or no classifier's head at all.
         losses: the loss terms (`kd_keras.losses`), each with its own weight.
         teacher_output, student_output: what the models' outputs are, one of `heads.KINDS`; by default it is found out
             on the first batch. Probabilities become logits; one unit is two classes, with the logits (0, z). That
@@ -167,14 +168,16 @@ class Distiller(Fitting):
             InputError: its classes, input or taps don't fit the student, the losses or the adapters trained so far.
         """
         taps = self._taps_of_teacher(teacher)
-        checks.pair(taps, self._student_taps.value)
+        checks.pair(taps, self._student_taps.value, self._readers_of_logits(taps))
         inputs = self._teacher_inputs.value
         if isinstance(inputs, TeacherInputs):
             inputs = inputs.of(teacher, taps.input_shape, self._student_taps.value.input_shape)
         self._for_teacher.value = inputs
         names = self._match(taps)
         if self.teacher_dtype is not None:
-            taps = self._taps_of_teacher(fast_copy(teacher, self.teacher_dtype, keep=names[1]))
+            taps = self._taps_of_teacher(
+                fast_copy(teacher, self.teacher_dtype, keep=tuple(map(taps.without_part, names[1])))
+            )
             self._copied_hash.value = weights_hash(teacher)
         self._build_terms(taps)
         self._tap_names.value, self._teacher.value, self._teacher_taps.value = names, teacher, taps
@@ -190,11 +193,18 @@ class Distiller(Fitting):
             return
         if (now := weights_hash(self.teacher)) != self._copied_hash.value:
             logging.info("the teacher's weights have changed since its fast copy was made: the copy is made again")
-            update(self._teacher_taps.value.model, self.teacher, keep=self.teacher_taps)
+            keep = tuple(map(self._teacher_taps.value.without_part, self.teacher_taps))
+            update(self._teacher_taps.value.model, self.teacher, keep=keep)
             self._copied_hash.value = now
 
     def _taps_of_teacher(self, model) -> Taps:
-        return Taps(model, "teacher", self.teacher_output, floor=False, is_multilabel=bool(self._multilabel.value))
+        return Taps(model, "teacher", self.teacher_output, False, bool(self._multilabel.value), features=True)
+
+    def _readers_of_logits(self, teacher) -> list[str]:
+        """Names of the losses that read the teacher's logits."""
+        offered = [*teacher.names, *["logits"] * teacher.is_headless]
+        names = [term.taps(self._student_taps.value.names, offered)[1] for term in self.terms]
+        return [name for name, taps in zip(self.term_names, names, strict=True) if "logits" in taps]
 
     def _names_by_term(self, teacher):
         """For each loss the names of the student's taps and of the teacher's that it reads."""

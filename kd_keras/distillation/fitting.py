@@ -195,7 +195,8 @@ class Fitting(Step):
         elif mode == "train" and teacher is not None and self.teacher_taps:
             images = self.images_of_teacher(batch)
             checks.images(images.shape, teacher)
-            found["teacher"] = teacher.decide(images)
+            if "logits" in self.teacher_taps:
+                found["teacher"] = teacher.decide(images)
         if mode == "train":
             checks.heads(self.terms, self._names_by_term(teacher), found)
         self._looked.value.add(mode)

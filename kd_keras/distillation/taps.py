@@ -10,7 +10,7 @@ from keras import ops
 
 from kd_keras._compat import keras as graph
 from kd_keras._compat import ops as backend_ops
-from kd_keras.distillation import heads
+from kd_keras.distillation import heads, tap_views
 from kd_keras.distillation.tap_graph import Place, Reader, places, position
 from kd_keras.errors import InputError
 from kd_keras.losses.features import require_tap
@@ -26,6 +26,8 @@ class Taps:
     model that it contains are ``backbone/stage3``, the calls of a layer that is called several times ``conv#1``,
     ``conv#2``; see `tap_graph.places`. Maps are (B, H, W, C), also those of layers with ``data_format`` channels_first.
 
+    Parts of taps have names too: ``stage3[pooled]``, ``blocks[class]``, ``blocks[patches]``; see `tap_views.views`.
+
     A subclassed model offers what its own method ``taps(x, training)`` returns, a dict of tensors that contains
     ``logits`` (B, K), with maps as (B, H, W, C); without that method it has only its logits. Where the output is
     probabilities, ``logits`` are the logits behind them; see `heads`.
@@ -36,13 +38,14 @@ class Taps:
         output: what the output is, one of `heads.KINDS`; by default it is found out from the first images.
         floor: see `heads.Head.to_logits`.
         is_multilabel: see `heads.find`.
+        features: whether a model without a classifier's head will do, whose output (B, …, D) is the tap ``output``.
 
     Attributes:
         model: the model, as given.
         role: as given.
         names: the available taps.
         input_shape: (H, W, C).
-        num_classes: K, the number of classes or labels; 2 for a head of one unit.
+        num_classes: K, the number of classes or labels; 2 for a head of one unit; None without a head.
         units: the width of the output.
         head: what the output is; None before it is known.
 
@@ -57,6 +60,7 @@ class Taps:
         output: str | None = None,
         floor: bool = True,
         is_multilabel: bool = False,
+        features: bool = False,
     ):
         if not isinstance(model, keras.Model):
             raise InputError(f"the {role} is {model!r:.60}: give a keras.Model")
@@ -74,14 +78,29 @@ class Taps:
             self._read_graph()
         else:
             self._read_subclassed()
-        self.names = list(self._shapes)
+        output_shape = self._shapes["logits"]
+        self.is_headless = features and (len(output_shape) != 2 or output_shape[1] is None)
+        if features:
+            self._shapes["output"] = output_shape
+            if self._is_graph:
+                self._places["output"] = self._places["logits"]
+        if self.is_headless:
+            del self._shapes["logits"]
+        self._views = tap_views.views(self._shapes)
+        self.names = [*self._views, *self._shapes]
+        self._shapes |= {name: view.shape for name, view in self._views.items()}
+        self.units = self.num_classes = None
+        if not self.is_headless:
+            self._read_head()
+
+    def _read_head(self):
         logits = self._shapes["logits"]
         if len(logits) != 2 or logits[1] is None:
-            raise InputError(f"the {role}'s output has shape {logits}: a classifier's is (batch, classes)")
+            raise InputError(f"the {self.role}'s output has shape {logits}: a classifier's is (batch, classes)")
         self.units = logits[1]
-        if self.units == 1 and (output or "").startswith("multilabel"):
+        if self.units == 1 and (self.output or "").startswith("multilabel"):
             raise InputError(
-                f"the {role} has one unit, which is two classes: {role}_output is 'logits' or 'probabilities'"
+                f"the {self.role} has one unit, which is two classes: {self.role}_output is 'logits' or 'probabilities'"
             )
         # The one unit of a binary head is the second of two classes.
         self.num_classes = max(logits[1], 2)
@@ -103,7 +122,10 @@ class Taps:
 
     def position(self, name: str) -> str | None:
         """Where in the model's graph a tap is (see `tap_graph.position`); None for logits and subclassed models."""
-        return None if name == "logits" or not self._is_graph else position(self.model, self._places[name])
+        if name == "logits" or not self._is_graph:
+            return None
+        part = name.removeprefix(self.without_part(name))
+        return position(self.model, self._places[self.without_part(name)]) + part
 
     def decide(self, images: Any = None) -> heads.Head:
         """Finds out what the output is.
@@ -168,17 +190,26 @@ class Taps:
     def __call__(self, x, names: Sequence[str], training: bool) -> dict[str, Any]:
         """Taps of images (B, H, W, C) by name, ``logits`` in float32. Runs the model once."""
         names = tuple(names)
-        head = self.decide(x if backend_ops.has_values(x) else None)
+        head = self.decide(x if backend_ops.has_values(x) else None) if "logits" in names else None
+        read = tuple(dict.fromkeys(self.without_part(name) for name in names))
         if self._is_graph:
-            if names not in self._functions:
-                self._functions[names] = self._function({name: self._places[name] for name in names})
-            outputs = self._functions[names](x, training=training)
-            outputs |= {name: ops.transpose(outputs[name], _TO_LAST) for name in names if name in self._channels_first}
+            if read not in self._functions:
+                self._functions[read] = self._function({name: self._places[name] for name in read})
+            outputs = self._functions[read](x, training=training)
+            outputs |= {name: ops.transpose(outputs[name], _TO_LAST) for name in read if name in self._channels_first}
         else:
             outputs = self._call_subclassed(x, training)
+            outputs = {"output": outputs["logits"], **outputs}
+        outputs |= {
+            name: self._views[name].read(outputs[self._views[name].of]) for name in names if name in self._views
+        }
         return {
             name: head.to_logits(outputs[name], self._floor) if name == "logits" else outputs[name] for name in names
         }
+
+    def without_part(self, name: str) -> str:
+        """The tap that a name such as ``stage3[pooled]`` is a part of; the name itself where it is a whole tap."""
+        return self._views[name].of if name in self._views else name
 
     def _read_graph(self):
         model = self.model

@@ -73,7 +73,7 @@ class TeacherCache:
     ):
         if dtype not in DTYPES:
             raise InputError(f"dtype={dtype!r}: a teacher cache stores {' or '.join(DTYPES)}")
-        self._teacher = Taps(teacher, "teacher")
+        self._teacher = Taps(teacher, "teacher", features=True)
         self._teacher.require(taps)
         if top_k is not None and not is_count(top_k):
             raise InputError(f"top_k={top_k!r}: give a whole number of at least 1, or None to store all logits")
@@ -198,7 +198,8 @@ class TeacherCache:
         self._check_size("the disk's free space", sum(self._tap_bytes(t) for _, t in missing), _free_bytes(self.folder))
         teacher = self._teacher
         if self._teacher_dtype is not None:
-            teacher = Taps(fast_copy(teacher.model, self._teacher_dtype, keep=self.taps), "teacher")
+            keep = tuple(map(teacher.without_part, self.taps))
+            teacher = Taps(fast_copy(teacher.model, self._teacher_dtype, keep=keep), "teacher", features=True)
         forward = tf.function(
             lambda images: teacher(images, self.taps, training=False),
             input_signature=[tf.TensorSpec((None, *self.views.image_shape), tf.float32)],

@@ -148,8 +148,8 @@ class FeatureLoss(Loss):
         for s, t in self.pairs:
             source, target = tuple(student_shape[s]), tuple(teacher_shape[t])
             self._check(s, source, t, target)
-            # Taps inside nested models have a slash, which no layer's name may have.
-            self.adapters.append(self.adapter(source, target, f"{s}_{t}".replace("/", "_")))
+            # A layer's name may not have the slashes and brackets of a tap's.
+            self.adapters.append(self.adapter(source, target, re.sub(r"[^\w.]+", "_", f"{s}_{t}")))
         self.built = True
 
     def _check(self, s, source, t, target):
