@@ -177,7 +177,9 @@ class Measurer:
 
     def output_of(self, model: keras.Model, name: str) -> str:
         """What a model's output is, one of `heads.KINDS`, found out from validation images."""
-        return Taps(model, name).decide(next(iter(self.session.batches(self.session.splits.val)))[0]).kind
+        splits = self.session.splits
+        images, _ = next(iter(self.session.batches(splits.val, model.input_shape[1:])))
+        return Taps(model, name, is_multilabel=splits.multi_label).decide(images).kind
 
     def file_agreement(self, file: pathlib.Path, model: keras.Model) -> dict:
         """How often a TFLite file gives the class that its model gives, on validation images.
@@ -189,10 +191,13 @@ class Measurer:
         source = splits.val
         if len(source) > _FILE_IMAGES:
             source = datasets.take(source, max(_FILE_IMAGES, splits.num_classes), self.session.config.training.seed)
-        interpreter = tflite.load(file)
-        ours = np.concatenate([interpreter.predict(x.numpy()) for x, _ in self.session.batches(source)])
-        models, _ = quality.predict(quality.logits(model), self.session.batches(source))
-        return {"agreement": quality.agreement(ours, models), "images": len(ours)}
+        ours, models = self.logits_of_file(file, source), self._predictor(model)(source)[0]
+        return {"agreement": self._agree(ours, models), "images": len(ours)}
+
+    def _agree(self, logits, reference) -> float:
+        """Share of decisions, of classes or of each label, that two models have in common."""
+        agreement = multilabel.agreement if self.session.splits.multi_label else quality.agreement
+        return agreement(logits, reference)
 
     def _class_order(self, stage, folder) -> dict:
         """Refuses a ready-made teacher whose outputs mean other classes than the data's.
@@ -298,5 +303,4 @@ class Measurer:
         if len(source) > _AGREEMENT_IMAGES:
             source = datasets.take(source, _AGREEMENT_IMAGES, self.session.config.training.seed)
         full, fast = (self._predictor(fast_copy(teacher, name))(source)[0] for name in ("float32", dtype))
-        agreement = multilabel.agreement if self.session.splits.multi_label else quality.agreement
-        return (agreement(fast, full) if np.isfinite(fast).all() else 0.0), len(full)
+        return (self._agree(fast, full) if np.isfinite(fast).all() else 0.0), len(full)
