@@ -103,9 +103,11 @@ def test_augmentation_inside_does_nothing_at_inference_and_something_in_training
 
 
 @pytest.mark.parametrize(
-    "step", [compress.QAT(), compress.Prune(sparsity=0.5, frequency=1), compress.Cluster(clusters=4)], ids=str
+    "step",
+    [compress.QAT(), compress.Prune(sparsity=0.5, frequency=1), compress.Cluster(clusters=4)],
+    ids=lambda step: type(step).__name__,
 )
-@pytest.mark.parametrize("frozen", [("body",), ("conv", "norm")])
+@pytest.mark.parametrize("frozen", [("body",), ("conv", "norm")], ids=" ".join)
 def test_frozen_layers_stay_as_they_are(step, frozen):
     model = student()
     for name in frozen:
