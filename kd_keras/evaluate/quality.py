@@ -133,6 +133,28 @@ def agreement(logits_a, logits_b):
     return float(np.mean(logits_a.argmax(axis=-1) == logits_b.argmax(axis=-1)))
 
 
+def knn_accuracy(train, train_labels, test, labels, k=20, temperature=0.07):
+    """Accuracy of the k nearest neighbours by cosine similarity s, each with the weight exp(s / temperature).
+
+    Args:
+        train, test: features (N, D) and (M, D).
+        train_labels, labels: (N,) and (M,) integers.
+        k: neighbours, at most N.
+        temperature: of the weights.
+
+    Reference: Wu et al., arXiv:1805.01978, section 3.4; its settings are those of arXiv:2104.14294.
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+
+    classifier = KNeighborsClassifier(
+        min(k, len(train)),
+        weights=lambda distances: np.exp((1 - distances) / temperature),
+        algorithm="brute",
+        metric="cosine",
+    )
+    return float(classifier.fit(train, train_labels).score(test, labels))
+
+
 def recall_by_chance(matrix) -> tuple[float, float]:
     """The mean recall of the classes, and what guessing reaches but once in a thousand times.
 

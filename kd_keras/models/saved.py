@@ -26,6 +26,7 @@ def Saved(
     path: str | os.PathLike[str],
     model: Spec | keras.Model | None = None,
     allow_code: bool = False,
+    features: bool = False,
 ) -> keras.Model:
     """The model of a file, its weights as saved.
 
@@ -40,6 +41,7 @@ def Saved(
             then also be a ``.weights.h5`` or ``.h5``, only the weights are read.
         allow_code: whether the file may run code: a ``.keras`` file with Python functions, a model in ``.h5``, a folder
             with a SavedModel. A run says so by ``--allow_code_in``.
+        features: whether the model may have no classifier's head: a teacher of which only features are read.
 
     Returns:
         A model, (B, H, W, C) -> (B, K), not compiled.
@@ -61,7 +63,7 @@ def Saved(
         raise
     except Exception as error:  # a damaged or foreign file can fail in any way: zip, JSON, HDF5, unknown classes
         raise InputError(_unreadable(file, error)) from error
-    _check_shapes(loaded, file, num_classes, input_shape)
+    _check_shapes(loaded, file, num_classes, input_shape, features)
     return loaded
 
 
@@ -175,18 +177,19 @@ def _of_saved_model(folder: pathlib.Path, input_shape) -> keras.Model:
     return keras.Model(image, outputs[0] if len(outputs) == 1 else outputs, name="of_saved_model")
 
 
-def _check_shapes(model: Any, file: pathlib.Path, num_classes: int, input_shape) -> None:
+def _check_shapes(model: Any, file: pathlib.Path, num_classes: int, input_shape, features: bool) -> None:
     # A subclassed model may lack these; with several inputs or outputs they are not flat tuples of numbers.
     takes, gives = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
-    if not (_is_flat(takes, 4) and _is_flat(gives, 2)):
+    if not (_is_flat(takes, 4) and (features or _is_flat(gives, 2))):
         raise InputError(
             f"{str(file)!r} takes {takes} and gives {gives}, not one image batch (B, H, W, C) and one batch of "
-            "logits (B, K): save a functional or Sequential classifier"
+            "logits (B, K): save a functional or Sequential classifier; a teacher of features alone is "
+            "saved(path='…', features=True)"
         )
-    if gives[1] != num_classes:
+    if gives[1] != num_classes and not features:
         raise InputError(
             f"{str(file)!r} tells {gives[1]} classes apart where the data has {num_classes}: "
-            "give a model trained on these classes"
+            "give a model trained on these classes, or, if only its features are read, saved(path='…', features=True)"
         )
     if any(has not in (None, wanted) for has, wanted in zip(takes[1:], input_shape, strict=True)):
         raise InputError(

@@ -71,7 +71,7 @@ class Facts:
         self._data: dict[tuple, Data] = {}
         # Models by their architecture: each is built once.
         self._models: dict[str, keras.Model] = {}
-        self._taps: dict[str, list[str]] = {}
+        self._taps: dict[tuple, Taps] = {}
         self.machine = session.machine
 
     # ---- data ----
@@ -230,11 +230,23 @@ class Facts:
         flags = {str(config.student.model): "student", **dict.fromkeys(map(str, config.teacher.models), "teacher")}
         return f"--{flags.get(architecture, 'scheme')}={architecture}"
 
-    def taps(self, model: Model) -> list[str]:
-        """Names of the taps that a model offers."""
-        name = architecture(model)
+    def taps(self, model: Model, features: bool = False) -> list[str]:
+        """Names of the taps that a model offers.
+
+        Args:
+            model: the stage.
+            features: whether it may have no classifier's head; see `Taps`.
+        """
+        return self._read(model, features).names
+
+    def is_classifier(self, model: Model) -> bool:
+        """Whether a model tells the data's classes apart."""
+        return self._read(model, features=True).num_classes == self._splits.num_classes
+
+    def _read(self, model, features) -> Taps:
+        name = architecture(model), features
         if name not in self._taps:
-            self._taps[name] = Taps(self.model(model), "model").names
+            self._taps[name] = Taps(self.model(model), "model", features=features)
         return self._taps[name]
 
     def exit_stages(self, whole: Model, student: Model) -> list[str]:
@@ -249,7 +261,7 @@ class Facts:
 
     def check_tap(self, teacher: Model, tap: str) -> None:
         """Raises InputError where a teacher has no such tap."""
-        Taps(self.model(teacher), "teacher").require([tap])
+        Taps(self.model(teacher), "teacher", features=True).require([tap])
 
     def kept_float(self, model: Model, names) -> tuple[str, ...]:
         """Those names that are a model's layers."""
@@ -305,7 +317,7 @@ class Facts:
             if not term.teachers:
                 continue
             loss = self.loss(term.loss)
-            reads = loss.taps(self.taps(student), self.taps(teacher))[1]
+            reads = loss.taps(self.taps(student), self.taps(teacher, features=True))[1]
             parts = [part.removeprefix("teacher").removeprefix(".") for part, _ in term.teachers]
             taps += [f"{part}.{tap}" if part and tap == "logits" else tap for part in parts for tap in reads]
         return tuple(dict.fromkeys(taps))
@@ -380,6 +392,8 @@ def make(build: Build, models: list[keras.Model], splits, trial: bool = False) -
         return prepared(build, models[0], trial).model
     if name == "strip":
         return models[1]
+    if name == "freeze":
+        return exits.with_frozen_body(models[0])
     if name == "scale":
         return scaled(models[0], given["scaling"])
     shape = build.image_shape or splits.image_shape

@@ -229,6 +229,26 @@ class Measurer:
             )
         return {"accuracy": float(right)}
 
+    def _knn(self, stage, folder) -> dict:
+        """The accuracy on the test split of the k nearest labelled images, by a model's pooled features."""
+        del folder
+        model = self.load(stage.of)
+        taps = Taps(model, stage.name)
+        taps.require(["pooled"])
+
+        def features(source):
+            batches = self.session.batches(source, model.input_shape[1:])
+            values = [np.asarray(taps(x, ("pooled",), training=False)["pooled"], np.float64) for x, _ in batches]
+            return np.concatenate(values), source.labels
+
+        (test, labels), (train, train_labels) = (features(self.facts.source(data)) for data in stage.data)
+        accuracy = quality.knn_accuracy(train, train_labels, test, labels)
+        self.session.console.print(
+            f"knn      {stage.name.removesuffix('-knn')} student: {accuracy:.2%} of the test images, by the nearest of "
+            f"{len(train)} labelled ones"
+        )
+        return {"figures": {"knn_accuracy": accuracy}}
+
     def _label_order(self, stage) -> dict:
         """The same for independent labels: each output is a predictor of every label, by the area under the curve."""
         from scipy.optimize import linear_sum_assignment

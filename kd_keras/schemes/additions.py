@@ -38,7 +38,7 @@ def complete(plan: Plan, config, facts) -> Plan:
     adding.compress()
     adding.cached_taps()
     return dataclasses.replace(
-        plan, compressed=tuple(adding.compressed), rows=tuple(adding.rows), extras=tuple(adding.extras)
+        plan, compressed=tuple(adding.compressed), rows=tuple(adding.rows), extras=(*plan.extras, *adding.extras)
     )
 
 

@@ -195,7 +195,7 @@ def taught_fields(config, facts, model, terms, teacher) -> dict:
     Args:
         teacher: left out where no term reads it.
     """
-    teacher = teacher if _read_teacher(terms) else None
+    teacher = teacher if reads_teacher(terms) else None
     cache, seed = config.cache, config.training.seed
     views = (cache.views, cache.seed) if cache.views else None
     data, settings = facts.student_data(), config.data
@@ -205,7 +205,9 @@ def taught_fields(config, facts, model, terms, teacher) -> dict:
     fields = {"model": model, "terms": terms, "seed": seed, "samples": samples, "teacher": teacher}
     if teacher is None:
         return fields
-    fields["verified"] = _verified(config, facts, teacher)
+    # A teacher of features alone need not know the classes.
+    if facts.is_classifier(teacher):
+        fields["verified"] = _verified(config, facts, teacher)
     fields["computes_in"] = computes_in = _dtype(config, facts, teacher)
     if cache.top_k is not None and facts.data().multi_label:
         raise InputError(
@@ -243,7 +245,8 @@ def terms(
     """
     made = []
     for loss in facts.losses(losses, flag):
-        reads = facts.reads(loss, taps or facts.taps(model), None if teacher is None else facts.taps(teacher))
+        offered = None if teacher is None else facts.taps(teacher, features=True)
+        reads = facts.reads(loss, taps or facts.taps(model), offered)
         if reads and teacher is None:
             advice = "name one with --teacher" if flag == "--loss" else "leave such losses out, as in ce()"
             raise InputError(f"{flag} has {loss.name}, which reads a teacher, and there is none: {advice}")
@@ -263,7 +266,8 @@ def must_teach(scheme: str, terms) -> None:
         raise InputError(f"--scheme={scheme}() but no loss of --loss reads a teacher: add one, such as kd()")
 
 
-def _read_teacher(terms) -> bool:
+def reads_teacher(terms) -> bool:
+    """Whether a term reads the stage's teacher."""
     return any(part.startswith("teacher") for term in terms for part, _ in term.teachers)
 
 
@@ -283,4 +287,6 @@ def _dtype(config, facts, teacher) -> Measure | str | None:
     facts.check_dtype(teacher, dtype)
     if dtype != "auto":
         return dtype
+    if not facts.is_classifier(teacher):
+        return None
     return Measure(name=f"{teacher.name}-dtype", of=teacher, what="dtype", data=(facts.data().val,))

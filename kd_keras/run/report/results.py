@@ -127,6 +127,11 @@ class Results:
         notes += filter(None, (doubt_about(stage, record) for stage, record in records))
         for stage in self.plan.compressed:
             notes += [f"{stage.name}: {text}" for text in self.store.record(stage).get("shortfalls", ())]
+        for measure in (stage for stage in self.plan.extras if "knn_accuracy" in self._figures(stage)):
+            accuracy = self._figures(measure)["knn_accuracy"]
+            notes.append(
+                f"{measure.name.removesuffix('-knn')} student by its nearest neighbours: {accuracy:.2%} (test)"
+            )
         notes += self._teacher_notes({row["stage"]: row for row in rows})
         if any(row["marked"] for row in rows):
             drop = self.session.config.export.max_accuracy_drop
@@ -136,16 +141,21 @@ class Results:
             notes.append("several labels: mAP and AUC are means over labels; F1 is at thresholds from validation data")
         return notes
 
+    def _figures(self, stage) -> dict:
+        return self.store.record(stage).get("figures", {})
+
     def _gain(self) -> list[str]:
         """How much better the student is than the baseline, in a sentence."""
         baseline = next((row.stage for row in self.plan.rows if row.stage.name == "baseline"), None)
         student = self.plan.students[0]
         if baseline is None or student.key == baseline.key:
             return []
-        change, low, high = quality.accuracy_change(self.logits(student), self.logits(baseline), self.labels)
+        difference = multilabel.map_change if self.session.splits.multi_label else quality.accuracy_change
+        change, low, high = difference(self.logits(student), self.logits(baseline), self.labels)
+        score = "mAP" if self.session.splits.multi_label else "accuracy"
         return [
-            f"distillation: {100 * change:+.2f} ± {50 * (high - low):.2f} points of test accuracy over the baseline "
-            f"(95 % interval over the {len(self.labels)} test images of this one run)"
+            f"distillation: {100 * change:+.2f} points of test {score} over the baseline (95 % interval over the "
+            f"{len(self.labels)} test images of this one run: {100 * low:+.2f} to {100 * high:+.2f})"
         ]
 
     def _stops(self) -> list[tuple[str, dict]]:
