@@ -94,6 +94,7 @@ def _spec(array):
 # ---- clocks ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"steps_per_execution": 3}, {"steps_per_execution": 2}, {"run_eagerly": True}])
 @pytest.mark.parametrize("length", ["known", "unknown"])
 def test_a_schedule_by_step_is_that_of_a_loop_by_hand(length, options):
@@ -189,6 +190,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_sample_weights_count_by_every_road(form):
     data, options = FORMS[form](WEIGHT)
@@ -206,6 +208,7 @@ def test_sample_weights_count_in_train_on_batch():
 BY_CLASS = {0: 0.5, 1: 2.0, 2: 3.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["arrays", "dict_of_arrays", "dataset", "dict_dataset", "pydataset", "dict_pydataset"])
 def test_class_weights_count_by_every_road(form):
     data, options = {
@@ -375,12 +378,11 @@ def test_a_key_that_stands_for_a_field_is_refused_by_name(key, field):
         distiller().fit({"image": X, "label": Y, key: Y}, verbose=0)
 
 
-@pytest.mark.parametrize(
-    "key", ["id", "file_name", "image_id", "label_name", "image_path", "source", "split", "patient"]
-)
-def test_other_keys_are_let_be(key):
+def test_other_keys_are_let_be():
+    others = ("id", "file_name", "image_id", "label_name", "image_path", "source", "split", "patient")
     d = distiller()
-    d.fit({"image": X, "label": Y, key: np.arange(N)}, batch_size=8, shuffle=False, verbose=0)
+    batch = {"image": X, "label": Y, **{key: np.arange(N) for key in others}}
+    d.fit(batch, batch_size=8, shuffle=False, verbose=0)
     assert_same(d.student.get_weights(), by_hand(range(1), 8))
 
 
