@@ -26,6 +26,17 @@ CASES = {
         ["--teacher=none", "--scheme=born_again(generations=3, ensemble=True)"],
         {"baseline": None, "generation1": "baseline", "generation2": "generation1", "student": "generation2"},
     ),
+    "pretrain": (
+        [f"--teacher={A}", "--scheme=pretrain(loss=hint(pairs='pooled:pooled'), probe=True)"],
+        {
+            "teacher": None,
+            "baseline": None,
+            "untrained_probe": None,
+            "pretrained": "teacher",
+            "pretrained_probe": None,
+            "student": "teacher",
+        },
+    ),
     "mutual": (["--teacher=none", f"--scheme=mutual(peers={A} + {B})"], {"baseline": None, "peers": None}),
     "self_distillation": (
         ["--teacher=none", "--scheme=self_distillation(export_exits=True)", "--student=cnn(filters=(2, 3), dense=())"],
