@@ -6,6 +6,7 @@ import json
 import pathlib
 import sys
 
+import keras
 import numpy as np
 import PIL.Image
 import pytest
@@ -33,7 +34,7 @@ FLAGFILES = sorted((ROOT / "experiments").glob("*.flags"))
 ALONE = {"digits", "multilabel_digits", "cifar_resnet", "fashion_mnist", "edge_cifar10", "edge_fashion_mnist"}
 LARGE = {"s1_ensemble_seresnet50_seresnet101_resnet50_resnet18", "s0_pneumoniamnist_densenet121_mobilenetv2_scratch"}
 STUDIES = ("s0", "s1", "s2", "s3", "s4", "ensemble", "assistant", "born_again", "mutual", "self_distillation")
-STUDIES += ("zoo", "unlabelled")
+STUDIES += ("zoo", "unlabelled", "pretrain")
 #: What each data set gives, so that its models can be built where it can't be downloaded.
 SHAPES = {
     "digits": (10, (8, 8, 1)),
@@ -70,6 +71,13 @@ def few_labels(path, count):
     return [f"--{name}={count}" for name in names if f"--{name}=" in path.read_text()]
 
 
+def backbone(folder):
+    """A small network without a head, in place of a trained one; returns its spec."""
+    image = keras.Input((32, 32, 3))
+    keras.Model(image, keras.layers.Conv2D(4, 5, strides=4)(image)).save(folder / "backbone.keras")
+    return f"saved(path='{folder / 'backbone.keras'}', features=True)"
+
+
 @functools.cache
 def blank(name):
     """A data set of black images, two of each class in every split."""
@@ -94,6 +102,8 @@ def planned(tmp_path_factory):
                     presets.write("clip", preset)
                 # In place of the published network, which has to be downloaded.
                 flags.append(f"--teacher=hub(preset='{preset}')")
+            if "backbone.keras" in path.read_text():
+                flags.append(f"--teacher={backbone(preset.parent)}")
             resolved = settings(path, *flags)
             data = resolved.data.source.name
             session = Session(resolved, splits=blank(data))
@@ -229,8 +239,10 @@ def run_shrunk(study, rows, tmp_path, *flags):
             "--val_fraction=0.25",
         ]
     small += ["--image_size=32", "--batch_size=14", "--epochs=1"]
-    if study == "unlabelled":
+    if study in ("unlabelled", "pretrain"):
         small.append("--labelled_examples=20")
+    if study == "pretrain":
+        small.append(f"--teacher={backbone(tmp_path)}")
     # A teacher of two steps has features of any size, which a student must not run after at full speed.
     small += ["--learning_rate=0.0001", "--teacher_learning_rate=0.0001"]
     runs = tmp_path / "runs"
