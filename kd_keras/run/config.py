@@ -1,7 +1,7 @@
 """The settings of a run: each one is declared here once, in the section of the part that reads it.
 
 To add a setting, add a field. `settings` makes its flag, its check, its lines in ``--help`` and its place in records. A
-rule that takes two settings is a function at the end. No TensorFlow is imported here: ``--help`` has to answer at once.
+rule that takes two settings is a function in `rules`. No TensorFlow is imported here: ``--help`` has to answer at once.
 
 ``affects`` names the stages whose keys a setting changes, and with them those of all stages that are made from these:
 the trained models (``teacher``, ``baseline``, ``student``), the compressed students (``compress``), the teacher cache
@@ -12,12 +12,11 @@ are made and what is measured.
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 from typing import Literal
 
 from kd_keras import spec
-from kd_keras.errors import InputError
+from kd_keras.run.rules import RULES
 from kd_keras.run.settings import Follows, Section, Settings, follows, help_text, make, read_flags, setting
 from kd_keras.schedules import Schedule
 from kd_keras.spec import Spec
@@ -404,90 +403,6 @@ class Run(Section):
     progress: Literal["auto", "none"] = setting("auto", "Live progress; auto shows it on a terminal.")
 
 
-# ---- rules: what takes more than one setting ----
-
-
-#: Settings of the data that have a flag of their own.
-DATA_OPTIONS = ("val_fraction", "skip_bad_images", "image_size")
-
-
-def add_data_options(config):
-    """Writes the options of the data that have a flag of their own into the data set's spec."""
-    options = {flag: config[flag] for flag in DATA_OPTIONS}
-    given = {flag: value for flag, value in options.items() if value is not None and value is not False}
-    source = config.data.source
-    return {"data": dataclasses.replace(source, kwargs={**source.kwargs, **given})}
-
-
-def drop_pretrained(config):
-    """Drops the key ``pretrained`` from every model's spec, and from those inside a spec."""
-
-    def without(model):
-        return dataclasses.replace(model, kwargs={k: v for k, v in model.kwargs.items() if k != "pretrained"})
-
-    return {} if config.student.pretrained else _change_models(config, without)
-
-
-def allow_code(config):
-    """Writes into the specs of saved models whether their files may run code, which ``--allow_code_in`` alone says."""
-    allowed, read = set(map(os.path.realpath, config.run.allow_code_in)), set()
-    if config.student.file is not None:
-        read.add(os.path.realpath(config.student.file))
-    read |= {path for path in allowed for folder in config.teacher.folders if path.startswith(os.path.realpath(folder))}
-
-    def permit(model):
-        if model.name != "saved":
-            return model
-        kwargs = {key: value for key, value in model.kwargs.items() if key != "allow_code"}
-        path = os.path.realpath(os.path.expanduser(str(kwargs.get("path", *model.args[:1]))))
-        read.add(path)
-        return dataclasses.replace(model, kwargs={**kwargs, "allow_code": True} if path in allowed else kwargs)
-
-    changed = _change_models(config, permit)
-    if unread := allowed - read:
-        raise InputError(
-            f"--allow_code_in={', '.join(sorted(unread))} is no file that a model of this run is read from"
-        )
-    return changed
-
-
-def _change_models(config, change):
-    """The settings that name models, every spec in them changed, also those inside others."""
-
-    def changed(value):
-        if isinstance(value, tuple):
-            return tuple(map(changed, value))
-        if not isinstance(value, Spec):
-            return value
-        kwargs = {key: changed(inner) for key, inner in value.kwargs.items()}
-        return change(dataclasses.replace(value, kwargs=kwargs, args=changed(value.args)))
-
-    return {flag: changed(config[flag]) for flag in ("teacher", "student", "scheme")}
-
-
-def check_teacher_folders(config):
-    """Each teacher has a folder, or none has."""
-    models, folders = len(config.teacher.models), len(config.teacher.folders)
-    if folders not in (0, models):
-        raise InputError(f"--teacher_from names {folders} folders for {models} teachers: give one for each, in order")
-
-
-def check_models_exist(config):
-    """A model that is to be exported or compressed is part of the run."""
-    for flag in ("export_beside", "compress_controls"):
-        if "teacher" in config[flag] and not config.teacher.models:
-            raise InputError(f"--{flag}=teacher but --teacher=none: leave one of them out")
-        if "baseline" in config[flag] and not config.student.baseline:
-            raise InputError(f"--{flag}=baseline but --nobaseline: leave one of them out")
-
-
-def check_int8(config):
-    """What concerns the int8 file needs one."""
-    for flag in ("keep_float", "layer_report"):
-        if config[flag] and "int8" not in config.export.variants:
-            raise InputError(f"--{flag} concerns the int8 file: add int8 to --export")
-
-
 @section
 class Config(Settings):
     """All settings of a run. A part of kd_keras is handed its section, never the whole."""
@@ -503,7 +418,7 @@ class Config(Settings):
     tracking: Tracking = dataclasses.field(default_factory=Tracking)
     run: Run = dataclasses.field(default_factory=Run)
 
-    rules = (add_data_options, drop_pretrained, allow_code, check_teacher_folders, check_models_exist, check_int8)
+    rules = RULES
 
 
 def read(argv: list[str]) -> Config:

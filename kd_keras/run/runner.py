@@ -17,7 +17,7 @@ from kd_keras.evaluate import multilabel
 from kd_keras.export import metadata, tflite
 from kd_keras.models.saved import load as load_model
 from kd_keras.run import training
-from kd_keras.run.facts import prepared
+from kd_keras.run.building import prepared
 from kd_keras.run.measure import Measurer
 from kd_keras.run.report import results
 from kd_keras.run.store import Store

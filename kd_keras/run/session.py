@@ -21,10 +21,11 @@ from kd_keras._compat import distribute
 from kd_keras.compress import Step
 from kd_keras.errors import InputError, naming
 from kd_keras.evaluate import cost
+from kd_keras.run import building, hardware
 from kd_keras.run import facts as planning
-from kd_keras.run import hardware
-from kd_keras.run.config import DATA_OPTIONS, Config
+from kd_keras.run.config import Config
 from kd_keras.run.report import tables
+from kd_keras.run.rules import DATA_OPTIONS
 from kd_keras.run.settings import Follows, declared
 from kd_keras.run.training import optimizer
 from kd_keras.run.workdir import read_state
@@ -115,7 +116,7 @@ class Session:
         keras.config.set_dtype_policy(build.precision)
         try:
             with self.strategy.scope():
-                return planning.make(build, inner, self.splits, trial)
+                return building.make(build, inner, self.splits, trial)
         finally:
             keras.config.set_dtype_policy(policy)
 

@@ -5,7 +5,7 @@ import json
 
 from kd_keras import files
 from kd_keras.data.downloads import cache_folder
-from kd_keras.run.facts import architecture
+from kd_keras.run.building import architecture
 from kd_keras.schemes.plan import Train
 
 

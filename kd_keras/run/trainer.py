@@ -19,8 +19,8 @@ from kd_keras.errors import InputError
 from kd_keras.export import tflite
 from kd_keras.losses.features import stages_in
 from kd_keras.run import hardware, timings, training
+from kd_keras.run.building import architecture, prepared
 from kd_keras.run.callbacks import Laps, Track
-from kd_keras.run.facts import architecture, prepared
 from kd_keras.schemes.plan import Cache, Measure, Train
 
 

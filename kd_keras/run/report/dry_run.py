@@ -10,7 +10,7 @@ from rich.text import Text
 
 from kd_keras.distillation.taps import Taps
 from kd_keras.evaluate import cost
-from kd_keras.run.facts import architecture
+from kd_keras.run.building import architecture
 from kd_keras.run.report.tables import count_text, size_text
 from kd_keras.run.timings import likeness, read_timings
 from kd_keras.schemes.plan import Build, Cache, Export, Measure, Stage, Train
