@@ -146,9 +146,9 @@ def test_never_evaluates(text, tmp_path):
         (
             "data",
             {"arrays", "augment", "carving", "cifar_files", "decoding", "downloads", "fingerprints", "image_files"}
-            | {"pipeline", "sources"},
+            | {"label_tables", "missing_labels", "order", "pipeline", "sources"},
         ),
-        ("compress", {"base", "bridge", "wrapped"}),
+        ("compress", {"base", "bridge", "copied_layers", "wrapped"}),
     ],
 )
 def test_names_are_the_files_of_a_package_but_for_what_they_share(room, shared):

@@ -340,7 +340,7 @@ class WideLabels(ArraySource):
         ({"val": np.zeros(3)}, "val is ndarray: a split is a kd_keras.data.Source"),
         ({"test": ArraySource(np.zeros((0, 4, 5, 3), np.uint8), [])}, "test holds no sample"),
         ({"image_shape": (4, 4, 3)}, r"train has images \(4, 5, 3\), and the splits say \(4, 4, 3\)"),
-        ({"class_names": ("a", "b")}, "has labels from 0 to 2, and there are 2 names"),
+        ({"class_names": ("a", "b")}, "has labels from 0 to 2: they are -1 to 1"),
         ({"train": source(9, 0, WideLabels)}, "train's labels are int64"),
         ({"train": source(9, 0, FloatImages)}, "train.read returns images float32"),
         ({"train": source(9, 0, OtherLabels)}, "other labels than train.labels"),

@@ -10,6 +10,7 @@ from kd_keras import (
     InputError,
     Taps,
     TeacherCache,
+    TeacherInputs,
     compress,
     data,
     hinton,
@@ -128,7 +129,8 @@ def compressed(student: Any) -> Any:
 def train(splits: data.Splits) -> None:
     teacher, student = every_model(splits)[:2]
     try:
-        distiller = Distiller(student=student, teacher=teacher, losses=every_loss())
+        inputs = TeacherInputs(size=8, channels=1, scaling="-1..1")
+        distiller = Distiller(student=student, teacher=teacher, losses=every_loss(), teacher_inputs=inputs)
     except InputError as error:
         raise SystemExit(str(error)) from error
     distiller.compile("adam")

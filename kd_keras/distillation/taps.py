@@ -87,7 +87,7 @@ class Taps:
         if self.is_headless:
             del self._shapes["logits"]
         self._views = tap_views.views(self._shapes)
-        self.names = [*self._views, *self._shapes]
+        self.names = [*self._shapes, *self._views]
         self._shapes |= {name: view.shape for name, view in self._views.items()}
         self.units = self.num_classes = None
         if not self.is_headless:

@@ -64,7 +64,8 @@ def require_tap(whose: str, name: str, offered: list[str]) -> None:
         count = sum(other.rpartition("#")[0] == name for other in offered)
         raise InputError(f"the {whose} calls {name!r} {count} times: name one of the calls, {name}#1 to {name}#{count}")
     if name not in offered:
-        shown = [n for n in offered if n in ("logits", "pooled") or n.startswith("stage")] or offered[-8:]
+        whole = [n for n in offered if "[" not in n]
+        shown = [n for n in whole if n in ("logits", "pooled") or n.startswith("stage")] or whole[-8:]
         raise InputError(f"the {whose} has no tap {name!r}: it offers {', '.join(shown)} and every other layer's name")
 
 

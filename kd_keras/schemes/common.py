@@ -275,7 +275,8 @@ def _verified(config, facts, teacher) -> tuple[Measure, ...]:
     """What may be wrong with a teacher: its classes in another order, or another class in the dtype asked for."""
     data, dtype = facts.data().val, config.teacher.dtype
     checks = []
-    if isinstance(teacher, Build) and teacher.is_one_from_elsewhere:
+    # Another run of the same data has trained the teachers of --teacher_from.
+    if isinstance(teacher, Build) and teacher.is_one_from_elsewhere and not config.teacher.folders:
         checks.append(Measure(name=f"{teacher.name}-class-order", of=teacher, what="class_order", data=(data,)))
     if dtype not in (None, "auto", "float32"):
         checks.append(Measure(name=f"{teacher.name}-agreement", of=teacher, what="agreement", data=(data, dtype)))

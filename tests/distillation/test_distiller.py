@@ -266,7 +266,8 @@ def test_the_teacher_runs_once_a_step_in_inference_mode_and_not_where_it_is_not_
     d2 = distiller([losses.KD()], teacher=counting)
     counting.calls.assign(0)
     d2.fit(tf.data.Dataset.from_tensor_slices(cached).batch(14), verbose=0)
-    assert float(counting.calls) == 0
+    # The first batch alone is compared with what the teacher gives.
+    assert float(counting.calls) == 1
     live = distiller([losses.KD()], teacher=counting)
     live.fit(X, Y, batch_size=14, shuffle=False, verbose=0)
     assert_equal(values(live.student.weights), values(d2.student.weights))
@@ -469,7 +470,6 @@ def test_a_teacher_in_another_precision():
         ({"losses": []}, "at least one loss"),
         ({"losses": ["kd"]}, "is no loss"),
         ({"teacher": lambda: net((4,), classes=5)}, r"the teacher has 5 classes .*and the student 4"),
-        ({"teacher": lambda: net((4,), size=16)}, r"\(16, 16, 3\)"),
         ({"losses": [losses.Hint(pairs="stage1:stage7")]}, "stage7"),
         ({"losses": [losses.Hint(pairs="stage7:stage1")]}, "stage7"),
         ({"student": lambda: keras.Sequential([layers.Dense(4)])}, "not built"),
@@ -633,7 +633,8 @@ def test_features_that_the_batch_brings_stand_for_the_teachers():
     a, b = distiller(teacher=teacher(count=True)), distiller()
     ours = a.fit(brought(teacher()), epochs=2, verbose=0).history
     theirs = b.fit(X, Y, batch_size=4, shuffle=False, epochs=2, verbose=0).history
-    assert Counter.of(a.teacher) == (0, 0)
+    # The first batch alone is compared with what the teacher gives.
+    assert Counter.of(a.teacher) == (0, 1)
     assert ours == {name: pytest.approx(series, rel=1e-5) for name, series in theirs.items()}
     assert_equal(values(a.trainable_variables), values(b.trainable_variables), rtol=1e-4, atol=1e-5)
 
@@ -973,7 +974,7 @@ def test_all_that_training_needs_but_the_teacher_is_saved(tmp_path):
     assert int(loaded.step) == int(loaded.optimizer.iterations) == 6
     for wrong, message in (
         (teacher(classes=3), "the teacher has 3 classes .*and the student 4"),
-        (teacher(size=16), r"\(16, 16, 3\), the student of \(8, 8, 3\)"),
+        (teacher(size=16), "hint's adapters were made for"),
         (net((8, 5)), "hint's adapters were made for"),
         (net((8,)), "the teacher has no tap 'stage2'"),
     ):

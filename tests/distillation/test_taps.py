@@ -60,7 +60,8 @@ def softmax(z):
 def test_every_layer_of_a_functional_model_is_a_tap():
     model = net()
     taps = Taps(model)
-    assert taps.names == ["conv", "norm", "stage1", "pooled", "head", "logits"]
+    whole = ["conv", "norm", "stage1", "pooled", "head", "logits"]
+    assert taps.names == [*whole, "conv[pooled]", "norm[pooled]", "stage1[pooled]"]
     assert taps.shapes(["stage1", "pooled"]) == {"stage1": (None, 3, 3, 4), "pooled": (None, 4)}
     assert (taps.input_shape, taps.num_classes, taps.model) == ((8, 8, 3), 3, model)
     values = taps(X, ("pooled", "stage1", "logits"), training=False)

@@ -259,14 +259,16 @@ def test_somebody_elses_folder_is_left_alone(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_teacher_of_other_classes_or_inputs_is_refused(tmp_path, capsys):
+def test_a_teacher_of_other_classes_or_channels_is_refused(tmp_path, capsys):
     from kd_keras.models import cnn
 
-    for name, args in {"classes": (7, (8, 8, 1)), "input": (10, (16, 16, 1))}.items():
+    for name, args, word in (("classes", (7, (8, 8, 1)), "7"), ("channels", (10, (8, 8, 3)), "(8, 8, 3)")):
         path = tmp_path / f"{name}.keras"
         cnn.CNN(*args, filters=(4,)).save(path)
-        assert main(f"--flagfile={DIGITS}", f"--teacher=saved(path='{path}')", f"--workdir={tmp_path / 'w'}") == 2
-        assert str(args[0] if name == "classes" else 16) in capsys.readouterr().err
+        flags = ["--teacher_channels=1"] if name == "channels" else []
+        given = [f"--flagfile={DIGITS}", f"--teacher=saved(path='{path}')", f"--workdir={tmp_path / 'w'}", *flags]
+        assert main(*given) == 2
+        assert word in capsys.readouterr().err
 
 
 def test_a_loss_that_is_no_longer_finite_stops_the_run(tmp_path, capsys):

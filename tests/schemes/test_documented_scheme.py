@@ -51,5 +51,5 @@ def test_what_it_can_not_do_is_refused(scheme, tmp_path):
         checked(tmp_path, *FLAGS, "--loss=ce()")
     with pytest.raises(InputError, match="lacks the key 'large'"):
         checked(tmp_path, FLAGS[0], "--scheme=my_schemes:plan()")
-    with pytest.raises(InputError, match="my_schemes has no 'scheme'"):
+    with pytest.raises(InputError, match="my_schemes has no class or function 'scheme'"):
         checked(tmp_path, FLAGS[0], "--scheme=my_schemes:scheme()")
