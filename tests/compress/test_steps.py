@@ -198,6 +198,7 @@ def fake(wrapped, images):
     return wrapped(images, training=False).numpy()
 
 
+@pytest.mark.slow
 def test_the_file_does_what_training_has_seen(learnt):
     _, wrapped = through("qat()", model=from_learnt(learnt))
     images, labels = data()
@@ -230,6 +231,7 @@ def assert_the_file_does_what_was_wrapped(model, text="qat()"):
     return content
 
 
+@pytest.mark.slow
 def test_a_batch_norm_whose_convolution_is_read_twice_is_not_folded():
     # As in a DenseNet: its first block's layers all read the stem.
     image = an_image()
@@ -239,6 +241,7 @@ def test_a_batch_norm_whose_convolution_is_read_twice_is_not_folded():
     assert_the_file_does_what_was_wrapped(classifier(image, x))
 
 
+@pytest.mark.slow
 def test_an_average_pool_that_feeds_a_concatenation_has_one_scale():
     # As between a DenseNet's blocks.
     image = an_image()

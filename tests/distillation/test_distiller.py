@@ -179,6 +179,7 @@ def test_the_uneven_last_batch_is_averaged_over_its_own_samples():
     assert_equal(values(d.student.weights), values(by_hand.weights))
 
 
+@pytest.mark.slow
 def test_weights_of_samples_and_classes():
     weight = np.linspace(0, 2, 14).astype("float32")
     a, b, plain = (distiller([losses.CE(), losses.KD()]) for _ in range(3))
@@ -354,6 +355,7 @@ def test_validation_leaves_training_mode_on():
     assert np.abs(d.student.get_layer("norm1").moving_mean - before).max() > 0
 
 
+@pytest.mark.slow
 def test_batches_may_be_dicts():
     batch = {"image": X, "label": Y, "index": np.arange(14)}
     a, b = distiller(), distiller()
@@ -417,6 +419,7 @@ def test_ways_to_compile_agree(compiled):
     assert_equal(values(a.trainable_variables), values(b.trainable_variables), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision(policy):
     keras.config.set_dtype_policy(policy)
@@ -836,6 +839,7 @@ def of_kind(kind, filters, seed):
     return keras.Model(image, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sequential", Subclassed, WithTaps])
 def test_every_kind_of_model_learns_the_same_and_can_be_saved(kind, tmp_path):
     features = kind is not Subclassed

@@ -115,6 +115,7 @@ def test_exits_learn_from_the_deepest_which_learns_from_the_labels():
     assert not any(path.startswith(("stage2", "stage3", "logits", "exit2")) for path in moved)
 
 
+@pytest.mark.slow
 def test_the_student_ships_without_its_exits(tmp_path):
     flags = ["--teacher=none", "--student=cnn(filters=(2, 3), dense=())", "--scheme=self_distillation()"]
     runner = trained(tmp_path, *flags, "--loss=ce(weight=0.7) + kd(weight=0.3, temperature=3.0) + hint(weight=0.03)")

@@ -42,6 +42,7 @@ def moved(variables, train):
     return {v.path for v in variables if (keras.ops.convert_to_numpy(v) != before[v.path]).any()}
 
 
+@pytest.mark.slow
 def test_ft_trains_its_paraphraser_ahead_and_never_again():
     d = distiller(losses.CE(), losses.FT())
     teacher = [np.array(w) for w in d.teacher.weights]
@@ -146,6 +147,7 @@ def test_weights_are_refused_beside_what_compares_samples():
     distiller(losses.CE(), losses.KD()).fit(images, np.array(classes), sample_weight=np.ones(COUNT), verbose=0)
 
 
+@pytest.mark.slow
 def test_crd_needs_batches_that_number_the_samples():
     d = distiller(losses.CE(), losses.CRD(samples=COUNT, negatives=8, size=4))
     assert d.needs_index

@@ -92,6 +92,7 @@ def test_a_mixed_policy_model_with_probabilities():
     np.testing.assert_allclose(got, expected, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_layers_keep_their_names_in_front_of_a_softmax():
     model, _ = model_with("softmax")
     rows = tflite.layer_report(model, IMAGES)

@@ -39,6 +39,7 @@ def test_each_operator_is_reported_by_its_layers(model):
         assert row["rmse_in_steps"] < 1
 
 
+@pytest.mark.slow
 def test_a_layer_that_is_kept_computes_in_float(model):
     data = images(20)
     expected = model.predict(images(50, seed=1), verbose=0)
@@ -52,6 +53,7 @@ def test_a_layer_that_is_kept_computes_in_float(model):
     assert error(partly_float) < error(whole)
 
 
+@pytest.mark.slow
 def test_unknown_layers_and_other_variants_are_refused(model):
     with pytest.raises(InputError, match="no operator is called nix"):
         tflite.convert(model, "int8", images(5), keep_float=("nix", "logits"))

@@ -36,6 +36,7 @@ def agreement(workdir):
     return {record["stage"]: record["agreement"] for record in records}
 
 
+@pytest.mark.slow
 def test_a_file_that_is_another_classifier_is_named_loudly(tmp_path, caplog, capsys):
     _, flag = student(tmp_path, bias=1e4)
     folder = main(tmp_path / "w", flag, "--export=float32,int8")

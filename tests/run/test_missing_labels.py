@@ -84,12 +84,14 @@ def test_what_cannot_be_is_refused(flags, reason, tmp_path, capsys):
     assert reason in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_plain_training_sees_the_labelled_images_alone(tmp_path):
     flags = ["--teacher=none", "--loss=ce()", "--labelled_examples=100", "--epochs=1"]
     assert main(tmp_path, *flags, "--loss=ce(label_smoothing=0.1)") == 0
     assert rows(tmp_path)["student"]["unlabelled_images"] == 0
 
 
+@pytest.mark.slow
 def test_a_teacher_of_few_labels_and_a_ratio(tmp_path):
     flags = ["--teacher_labelled_examples=150", "--unlabelled_ratio=3", "--epochs=1", "--cache_views=2"]
     assert main(tmp_path, *flags) == 0

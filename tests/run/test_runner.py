@@ -248,6 +248,7 @@ def test_a_moved_run_is_finished(copy):
     assert made_again(main(copy, *GIVEN), before) == []
 
 
+@pytest.mark.slow
 def test_another_file_is_one_file(copy):
     before = made(copy)
     main(copy, f"--teacher={A}", "--export=float32,int8,float16")
@@ -260,6 +261,7 @@ def test_another_file_is_one_file(copy):
     assert main(copy, *GIVEN, "--max_accuracy_drop=0.5") and "student_float16" not in table(copy)
 
 
+@pytest.mark.slow
 def test_the_layer_report_is_a_file_of_the_workdir(copy):
     before = made(copy)
     main(copy, *GIVEN, "--layer_report")
@@ -303,6 +305,7 @@ def test_a_damaged_file_is_made_again_from_what_is_whole(file, damage, again, co
         assert all(np.array_equal(a, b) for a, b in zip(ours.get_weights(), theirs.get_weights(), strict=True))
 
 
+@pytest.mark.slow
 def test_the_same_stage_under_two_names_is_made_once(tmp_path):
     flags = [f"--teacher={A}", f"--student={A}", "--nobaseline", "--loss=ce() + kd()"]
     main(tmp_path / "a", *flags, "--baseline")
@@ -563,6 +566,7 @@ def test_a_file_that_cannot_be_made_is_reported_and_the_others_are_made(tmp_path
     assert made_again(main(folder, *flags), before) == []
 
 
+@pytest.mark.slow
 def test_a_defective_teacher_is_recorded(tmp_path, caplog):
     flags = [f"--teacher={A}", "--nobaseline", "--teacher_epochs=3", "--teacher_stop_check_steps=1"]
     runner = trained(tmp_path / "a", *flags, "--teacher_stop_at_val_accuracy=0.01")

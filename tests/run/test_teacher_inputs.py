@@ -43,7 +43,10 @@ def teacher(tmp_path_factory):
     return path, model.evaluate(*as_seen(PIXELS.test), verbose=0)[1]
 
 
-@pytest.mark.parametrize("cached", [[], ["--cache_views=1"]], ids=["run in each step", "cached"])
+CACHED = pytest.param(["--cache_views=1"], marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("cached", [[], CACHED], ids=["run in each step", "cached"])
 def test_it_is_as_accurate_as_alone(teacher, cached, tmp_path):
     path, alone = teacher
     assert main(tmp_path, f"--teacher=saved(path='{path}')", "--teacher_scaling=-1..1", *cached) == 0
@@ -65,6 +68,7 @@ def test_a_wrong_scaling_stops_the_run(teacher, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_teacher_is_trained_at_a_size_of_its_own(tmp_path):
     flags = ["--teacher=cnn(filters=(8,), dense=())", "--teacher_image_size=16", "--teacher_channels=3"]
     assert main(tmp_path, *flags, "--augment=pad_crop(pixels=1) + mixup(alpha=0.2)") == 0

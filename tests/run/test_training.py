@@ -129,6 +129,7 @@ def test_checks_change_nothing_where_the_accuracy_is_not_reached(splits, tmp_pat
     assert checked.series == plain.series and checked.stop is None
 
 
+@pytest.mark.slow
 def test_a_stopped_training_that_was_interrupted_ends_in_the_same_step(splits, halfway, tmp_path):
     step, stop = halfway[0], training.Stop(halfway[1], 2)
     whole = quick()

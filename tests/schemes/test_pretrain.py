@@ -52,11 +52,13 @@ def test_the_student_is_pretrained_by_all_images_and_trained_by_the_labelled(bac
     assert not any(map(np.array_equal, before[head][:1], probe[head][:1]))
 
 
+@pytest.mark.slow
 def test_the_last_epoch_of_pretraining_is_kept(backbone, tmp_path):
     runner = trained(tmp_path, *flags(backbone, f"{LOSS}, epochs=3"))
     assert runner.store.record(stage_of(runner, "pretrained"))["best_epoch"] == 2
 
 
+@pytest.mark.slow
 def test_a_run_says_what_was_learned(backbone, tmp_path, capsys):
     given = ["--data=digits()", "--student=cnn(filters=(8,), dense=())", "--tracking=none", "--export=none"]
     given += flags(backbone, f"{LOSS}, probe=True, knn=True")

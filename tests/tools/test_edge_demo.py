@@ -60,6 +60,7 @@ def demo(*arguments):
     return subprocess.run(line, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["float32", "int8", "int8_io"])
 def test_it_classifies_a_folder(folder, variant):
     done = demo(folder / f"{variant}.tflite", folder / "photos", "--top=2")
