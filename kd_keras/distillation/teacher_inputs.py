@@ -1,5 +1,6 @@
 """What a teacher gets to see of a batch's images: its own size, channels and scaling."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -124,6 +125,13 @@ class TeacherInputs:
                 f"teacher_inputs: the scaling {scaling!r} is of three channels, and the teacher takes {wanted}"
             )
         axis = 1 if channels_first else -1
+        sides = tuple(student_shape[axis] for axis in order[:2])
+        if (self.size is None and size not in (None, sides)) or (self.channels is None and wanted != given):
+            warnings.warn(
+                f"{differ}: the batch's images are resized for the teacher, and grey and colour made of each other; "
+                "teacher_inputs=TeacherInputs(size=…, channels=…) says that this is meant",
+                stacklevel=1,
+            )
 
         def convert(images):
             if size is not None and tuple(images.shape[2:] if channels_first else images.shape[1:3]) != size:

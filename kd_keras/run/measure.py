@@ -110,12 +110,12 @@ class Measurer:
     def _predictor(self, model):
         """A function from a split to the model's logits (N, K) and the labels; images are of the model's shape."""
         logits = quality.logits(model)
-        return lambda source: quality.predict(logits, self.session.batches(source, model.input_shape[1:]))
+        return lambda source: quality.predict(logits, self.session.batches(source, model))
 
     def logits_of_file(self, file, source) -> np.ndarray:
         """The logits (N, K) of a TFLite file, or of its content, for a split."""
         interpreter = tflite.load(file)
-        batches = self.session.batches(source, interpreter.input_shape)
+        batches = self.session.batches(source, interpreter)
         return np.concatenate([interpreter.predict(x.numpy()) for x, _ in batches])
 
     def _size(self, stage, folder) -> dict:
@@ -142,7 +142,7 @@ class Measurer:
             }
         path, cores = self._file(stage), cost.cores()
         loaded = [tflite.load(path, threads=n) for n in (1, cores)]
-        test = self.session.as_input(self.session.splits.test, loaded[0].input_shape)
+        test = self.session.as_input(self.session.splits.test, loaded[0])
         image = test.read(tf.constant([0]))[0][0].numpy()
         single, every = (file.latency(image, cost.latency) for file in loaded)
         figures = {
@@ -178,7 +178,7 @@ class Measurer:
     def output_of(self, model: keras.Model, name: str) -> str:
         """What a model's output is, one of `heads.KINDS`, found out from validation images."""
         splits = self.session.splits
-        images, _ = next(iter(self.session.batches(splits.val, model.input_shape[1:])))
+        images, _ = next(iter(self.session.batches(splits.val, model)))
         return Taps(model, name, is_multilabel=splits.multi_label).decide(images).kind
 
     def file_agreement(self, file: pathlib.Path, model: keras.Model) -> dict:
@@ -237,7 +237,7 @@ class Measurer:
         taps.require(["pooled"])
 
         def features(source):
-            batches = self.session.batches(source, model.input_shape[1:])
+            batches = self.session.batches(source, model)
             values = [np.asarray(taps(x, ("pooled",), training=False)["pooled"], np.float64) for x, _ in batches]
             return np.concatenate(values), source.labels
 

@@ -120,18 +120,13 @@ class Session:
         finally:
             keras.config.set_dtype_policy(policy)
 
-    def batches(self, source, image_shape=None):
-        """A split once, in order, as (image, label) batches.
+    def batches(self, source, reader=None):
+        """A split once, in order, as (image, label) batches, with images of the shape that their reader takes."""
+        return datasets.batches(self.as_input(source, reader), self.config.training.batch_size)
 
-        Args:
-            source: the split.
-            image_shape: (H, W, C) of the model that reads them, a side None where it takes any; None for the split's.
-        """
-        return datasets.batches(self.as_input(source, image_shape), self.config.training.batch_size)
-
-    def as_input(self, source, image_shape):
-        """A split with images of the shape that a model takes."""
-        sides = zip(image_shape or source.image_shape, source.image_shape, strict=True)
+    def as_input(self, source, reader):
+        """A split with images of the shape that its reader takes: a model, a TFLite file, or None for the split's."""
+        sides = zip(image_shape(reader) or source.image_shape, source.image_shape, strict=True)
         return source.at(tuple(own if side is None else side for side, own in sides))
 
     def lent_teacher(self, given: spec.Spec, folders: tuple[pathlib.Path, ...], number: int) -> pathlib.Path:
@@ -186,6 +181,12 @@ class Session:
         seconds = {**self.seconds, "other": total - sum(self.seconds.values())}
         shares = ", ".join(f"{what} {value / total:.1%}" for what, value in seconds.items())
         self.console.print(f"time     {total:.1f} s: {shares}", highlight=False)
+
+
+def image_shape(reader) -> tuple | None:
+    """(H, W, C) of the images that a model or a TFLite file takes, a side None where it takes any; None if not known."""
+    shape = getattr(reader, "input_shape", None)
+    return tuple(shape)[-3:] if isinstance(shape, tuple) and len(shape) in (3, 4) else None
 
 
 def processor() -> str:

@@ -15,12 +15,14 @@ from kd_keras.distillation.metrics import MeanAveragePrecision
 from kd_keras.distillation.parts import OfTeachers, Within
 from kd_keras.distillation.taps import Taps
 from kd_keras.distillation.teacher_cache import TeacherCache
+from kd_keras.distillation.teacher_inputs import TeacherInputs
 from kd_keras.errors import InputError
 from kd_keras.export import tflite
 from kd_keras.losses.features import stages_in
 from kd_keras.run import hardware, timings, training
 from kd_keras.run.building import architecture, prepared
 from kd_keras.run.callbacks import Laps, Track
+from kd_keras.run.session import image_shape
 from kd_keras.schemes.plan import Cache, Measure, Train
 
 
@@ -78,7 +80,9 @@ class Trainer:
         steps, recipe, splits = self.steps_per_epoch(stage), stage.recipe, self.session.splits
         with strategy.scope():
             losses = self._losses(stage, model)
-            distiller = Distiller(student=model, teacher=teacher, losses=losses, teacher_dtype=dtype)
+            distiller = Distiller(
+                student=model, teacher=teacher, losses=losses, teacher_dtype=dtype, teacher_inputs=_inputs_of(teacher)
+            )
             optimizer = training.optimizer(
                 recipe.optimizer, recipe.learning_rate, epochs=recipe.epochs, steps_per_epoch=steps
             )
@@ -175,7 +179,7 @@ class Trainer:
 
     def _views(self, images, views, augment, teacher=None):
         (count, seed), source = views, self.facts.source(images)
-        shape = None if teacher is None else self.session.as_input(source, teacher.input_shape[1:]).image_shape
+        shape = None if teacher is None else self.session.as_input(source, teacher).image_shape
         return datasets.Views(source, count, datasets.augmentations(augment), seed, shape)
 
     def stream(self, stage, distiller, cache, initial_epoch=0):
@@ -183,11 +187,9 @@ class Trainer:
         source = self.facts.source(samples.train)
         # A student without a teacher sees the views that a taught one sees.
         views = None if samples.views is None else self._views(samples.train, samples.views, samples.augment)
-        shape = self.session.as_input(source, distiller.student.input_shape[1:]).image_shape
+        shape = self.session.as_input(source, distiller.student).image_shape
         reads_teacher = cache is None and distiller.teacher is not None
-        teacher_shape = (
-            self.session.as_input(source, distiller.teacher.input_shape[1:]).image_shape if reads_teacher else shape
-        )
+        teacher_shape = self.session.as_input(source, distiller.teacher).image_shape if reads_teacher else shape
         return datasets.batches(
             source,
             samples.batch_size,
@@ -235,7 +237,7 @@ class Trainer:
             return self._pretrain(stage, distiller, cache, folder)
         child.params(_parameters(stage, model, dtype, cache))
         recipe, name = stage.recipe, stage.name.removesuffix("-training")
-        val = self.session.as_input(self.facts.source(stage.samples.val), distiller.student.input_shape[1:])
+        val = self.session.as_input(self.facts.source(stage.samples.val), distiller.student)
         history = training.fit(
             distiller,
             lambda epoch: self.stream(stage, distiller, cache, epoch),
@@ -320,6 +322,14 @@ class Trainer:
         sums = cache.checksums(stage.tap)
         content = hashlib.sha256(repr(sorted(sums.items())).encode()).hexdigest()
         return {"folder": cache.folder.name, "cached": sums, "images": images, "content": content}
+
+
+def _inputs_of(teacher) -> TeacherInputs | None:
+    """The teacher's own size and channels, which a run gives it."""
+    if teacher is None or (shape := image_shape(teacher)) is None:
+        return None
+    height, width, channels = shape
+    return TeacherInputs(None if None in (height, width) else (height, width), channels)
 
 
 def siblings_of(stage: Cache, stages) -> tuple[Cache, ...]:

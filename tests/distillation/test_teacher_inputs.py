@@ -1,6 +1,7 @@
 """A teacher with another size, other channels and another scaling than the student."""
 
 import sys
+import warnings
 
 import keras
 import numpy as np
@@ -154,6 +155,16 @@ def test_a_batch_may_bring_the_teachers_own_images():
     history = fitted.fit(data, epochs=1, verbose=0)
     logits = teacher.predict(large / 127.5 - 1, verbose=0)
     np.testing.assert_allclose(history.history["kd"][0], kd(student.predict(IMAGES, verbose=0), logits), rtol=1e-4)
+
+
+def test_a_change_that_nobody_asked_for_is_told():
+    teacher = model((14, 14, 3), "teacher")
+    with pytest.warns(UserWarning, match=r"the teacher takes images of \(14, 14, 3\), the student of \(28, 28, 1\)"):
+        TeacherInputs().of(teacher, (14, 14, 3), (28, 28, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TeacherInputs(size=14, channels=3).of(teacher, (14, 14, 3), (28, 28, 1))
+        TeacherInputs().of(teacher, (28, 28, 1), (28, 28, 1))
 
 
 def test_a_function_makes_the_teachers_images():
