@@ -184,7 +184,7 @@ class Session:
 
 
 def image_shape(reader) -> tuple | None:
-    """(H, W, C) of the images that a model or a TFLite file takes, a side None where it takes any; None if not known."""
+    """(H, W, C) of what a model or a TFLite file takes, a side None where it takes any; None if not known."""
     shape = getattr(reader, "input_shape", None)
     return tuple(shape)[-3:] if isinstance(shape, tuple) and len(shape) in (3, 4) else None
 
