@@ -108,7 +108,9 @@ class TeacherInputs:
         order = (1, 2, 0) if channels_first else (0, 1, 2)
         height, width, channels = (input_shape[axis] for axis in order)
         given = student_shape[order[-1]]
-        size = self.size or (None if None in (height, width) else (height, width))
+        own = tuple(student_shape[axis] for axis in order[:2])
+        # A student of any size takes its batches as they are, and so does the teacher, unless a size is given.
+        size = self.size or (None if None in (height, width, *own) else (height, width))
         if size is not None and any(own not in (None, side) for own, side in zip((height, width), size, strict=True)):
             raise InputError(f"teacher_inputs has the size {size}, and the teacher takes images of {input_shape}")
         wanted = self.channels or channels or given
@@ -125,8 +127,7 @@ class TeacherInputs:
                 f"teacher_inputs: the scaling {scaling!r} is of three channels, and the teacher takes {wanted}"
             )
         axis = 1 if channels_first else -1
-        sides = tuple(student_shape[axis] for axis in order[:2])
-        if (self.size is None and size not in (None, sides)) or (self.channels is None and wanted != given):
+        if (self.size is None and size not in (None, own)) or (self.channels is None and wanted != given):
             warnings.warn(
                 f"{differ}: the batch's images are resized for the teacher, and grey and colour made of each other; "
                 "teacher_inputs=TeacherInputs(size=…, channels=…) says that this is meant",
@@ -134,6 +135,9 @@ class TeacherInputs:
             )
 
         def convert(images):
+            # Grey images without an axis of channels.
+            if len(images.shape) == len(student_shape) and given == 1:
+                images = ops.expand_dims(images, axis)
             if size is not None and tuple(images.shape[2:] if channels_first else images.shape[1:3]) != size:
                 images = ops.image.resize(
                     ops.cast(images, "float32"),

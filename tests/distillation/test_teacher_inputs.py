@@ -167,6 +167,28 @@ def test_a_change_that_nobody_asked_for_is_told():
         TeacherInputs().of(teacher, (28, 28, 1), (28, 28, 1))
 
 
+def test_a_student_of_any_size_says_nothing_about_the_teachers():
+    with pytest.raises(InputError, match=r"\(28, 28, 1\), and the teacher takes \(14, 14, 1\)"):
+        distiller(model((14, 14, 1), "teacher"), student=open_student()).fit(IMAGES, LABELS, verbose=0)
+    fitted = distiller(model((14, 14, 1), "teacher"), student=open_student(), teacher_inputs=TeacherInputs(size=14))
+    assert np.isfinite(fitted.fit(IMAGES, LABELS, verbose=0).history["loss"]).all()
+
+
+def open_student():
+    inputs = keras.Input((None, None, 1))
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(inputs))
+    return keras.Model(inputs, keras.layers.Dense(K)(x))
+
+
+def test_images_without_an_axis_of_channels():
+    teacher, student = model((14, 14, 1), "teacher"), model((28, 28, 1), "student")
+    with_axis, without = (
+        distiller(teacher, student=student, teacher_inputs=TeacherInputs(size=14)).fit(x, LABELS, verbose=0).history
+        for x in (IMAGES, IMAGES[..., 0])
+    )
+    assert with_axis == without
+
+
 def test_a_function_makes_the_teachers_images():
     teacher = model((28, 28, 1), "teacher")
     fitted = distiller(teacher, teacher_inputs=lambda images: 255.0 - images)
