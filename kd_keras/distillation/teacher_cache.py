@@ -203,6 +203,7 @@ class TeacherCache:
         forward = tf.function(
             lambda images: teacher(images, self.taps, training=False),
             input_signature=[tf.TensorSpec((None, *self.views.image_shape), tf.float32)],
+            autograph=False,
         )
         if not (self.folder / _IDENTITY).exists():
             files.write(self.folder / _IDENTITY, json.dumps(self._identity, indent=2) + "\n")

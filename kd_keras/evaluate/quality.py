@@ -25,7 +25,8 @@ def predict(model, dataset):
     """
     import tensorflow as tf
 
-    forward = tf.function(lambda images: tf.cast(model(images, training=False), tf.float32))
+    # Without AutoGraph, as in Keras' own predict: it warns of imports that happen while a model is traced.
+    forward = tf.function(lambda images: tf.cast(model(images, training=False), tf.float32), autograph=False)
     decide = getattr(model, "decide", None)
     if isinstance(dataset, tf.data.Dataset):
         if decide is not None:

@@ -301,6 +301,10 @@ def _percent(value):
     return f"{100 * value:.2f}"
 
 
+def _whole(value):
+    return f"{value:.0f}"
+
+
 def count_text(value):
     for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         # 999 950 would print as 1000.0 k.
@@ -336,9 +340,9 @@ def _milliseconds(median, spread):
 # heading, how a value is written, column(s)
 _TEXTS = (("role", _role, "role", "marked"), ("architecture", str, "architecture"))
 _QUALITY = (
-    ("images\nlabelled", count_text, "labelled_images"),
-    ("un-\nlabelled", count_text, "unlabelled_images"),
-    ("updates", count_text, "updates"),
+    ("images\nlabelled", _whole, "labelled_images"),
+    ("un-\nlabelled", _whole, "unlabelled_images"),
+    ("updates", _whole, "updates"),
     ("train\nacc %", _percent, "train_accuracy"),
     ("val\nacc %", _percent, "val_accuracy"),
     ("test\nacc %", _percent, "test_accuracy"),
