@@ -241,6 +241,8 @@ def run_shrunk(study, rows, tmp_path, *flags):
     small += ["--image_size=32", "--batch_size=14", "--epochs=1"]
     if study in ("unlabelled", "pretrain"):
         small.append("--labelled_examples=20")
+    if study == "unlabelled":
+        small.append("--teacher_labelled_examples=20")
     if study == "pretrain":
         small.append(f"--teacher={backbone(tmp_path)}")
     # A teacher of two steps has features of any size, which a student must not run after at full speed.
