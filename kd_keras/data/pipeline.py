@@ -152,19 +152,16 @@ class _Seen:
     """What one model sees of a source: augmented images of one shape."""
 
     def __init__(self, source, augment, image_shape=None, num_classes=None):
-        image_shape = tuple(image_shape or source.image_shape)
-        self._source, self._augment, self._enlarged = source.at(image_shape), augment, None
-        self._num_classes = num_classes
-        if image_shape[:2] == tuple(source.image_shape[:2]):
-            return
-        self._augment = [op.on(tuple(source.image_shape[:2])) for op in augment]
-        if None in self._augment:
-            name = _name(augment[self._augment.index(None)])
+        image_shape, grid = tuple(image_shape or source.image_shape), tuple(source.image_shape[:2])
+        on_grid = augment if image_shape[:2] == grid else [op.on(grid) for op in augment]
+        can_be_drawn = None not in on_grid
+        if not can_be_drawn:
             logging.warning(
                 "%s can't show the same at another size: images are augmented at %s, and resized to %s",
-                *(name, source.image_shape, image_shape),
+                *(_name(augment[on_grid.index(None)]), source.image_shape, image_shape),
             )
-            self._source, self._augment, self._enlarged = source, augment, image_shape
+        self._source, self._augment = (source.at(image_shape), on_grid) if can_be_drawn else (source, augment)
+        self._enlarged, self._num_classes = None if can_be_drawn else image_shape, num_classes
 
     def read(self, index, noise, mix_seed):
         """Images (B, H, W, C), float32 in 0…255, and their labels."""

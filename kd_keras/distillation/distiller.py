@@ -312,9 +312,7 @@ class Distiller(Fitting):
 
     def _inputs_config(self):
         inputs = self._teacher_inputs.value
-        is_registered = (
-            ">" in str(keras.saving.get_registered_name(inputs)) if isinstance(inputs, FunctionType) else False
-        )
+        is_registered = isinstance(inputs, FunctionType) and ">" in keras.saving.get_registered_name(inputs)
         if is_registered or isinstance(inputs, (TeacherInputs, keras.Layer)):
             return keras.saving.serialize_keras_object(inputs)
         logging.warning("teacher_inputs is not saved: make it a function registered with Keras, or give it again")

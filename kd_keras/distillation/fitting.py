@@ -183,28 +183,36 @@ class Fitting(Step):
         for metric in self._compiled_metrics.value:
             if isinstance(metric, OfHead):
                 metric.head = found["student"]
-        if mode == "train" and batch.teacher is None:
-            self.require_teacher()
-        if mode == "train" and batch.teacher is not None:
-            checks.one_each(batch.teacher, batch.image)
-        if mode == "train" and batch.teacher is not None and "logits" in batch.teacher:
-            logits = checks.teacher_logits(ops.convert_to_tensor(batch.teacher["logits"]), student.num_classes)
-            found["teacher"] = heads.of_values(logits, "teacher", self.teacher_output, self.is_multilabel)
-            self._given_head.value = found["teacher"]
-            self._compare_with_teacher(batch, found["teacher"].to_logits(logits))
-        elif mode == "train" and teacher is not None and self.teacher_taps:
-            images = self.images_of_teacher(batch)
-            checks.images(images.shape, teacher)
-            if "logits" in self.teacher_taps:
-                found["teacher"] = teacher.decide(images)
         if mode == "train":
+            head = self._look_at_teacher(batch)
+            found |= {} if head is None else {"teacher": head}
             checks.heads(self.terms, self._names_by_term(teacher), found)
         self._looked.value.add(mode)
+
+    def _look_at_teacher(self, batch) -> heads.Head | None:
+        """What the teacher's output is, or what stands for it in a batch; None where no loss reads it."""
+        teacher, given = self._teacher_taps.value, batch.teacher
+        if given is None:
+            self.require_teacher()
+        else:
+            checks.one_each(given, batch.image)
+        if given is not None and "logits" in given:
+            num_classes = self._student_taps.value.num_classes
+            logits = checks.teacher_logits(ops.convert_to_tensor(given["logits"]), num_classes)
+            head = heads.of_values(logits, "teacher", self.teacher_output, self.is_multilabel)
+            self._given_head.value = head
+            self._compare_with_teacher(batch, head.to_logits(logits))
+            return head
+        if teacher is None or not self.teacher_taps:
+            return None
+        images = self.images_of_teacher(batch)
+        checks.images(images.shape, teacher)
+        return teacher.decide(images) if "logits" in self.teacher_taps else None
 
     def _compare_with_teacher(self, batch, given):
         """Warns where the teacher that is attached says something else than its outputs in the batch."""
         teacher = self._teacher_taps.value
-        if teacher is None:
+        if teacher is None or teacher.is_headless:
             return
         images = self.images_of_teacher(batch)[: heads.ROWS]
         if tuple(images.shape)[1:] != tuple(teacher.input_shape):

@@ -9,18 +9,15 @@ from keras import ops
 
 from kd_keras._compat import keras as graph
 from kd_keras.errors import InputError, is_count
+from kd_keras.models.applications import Preprocessing
 
-#: Pixels x in 0…255 as y = factor · x + offset, by channel where there are three; 'caffe' also reverses the channels.
-_DEVIATIONS, _MEANS = (0.229, 0.224, 0.225), (0.485, 0.456, 0.406)
+#: Pixels x in 0…255 as y = factor · x + offset, by channel where there are three; 'caffe' then reverses the channels.
 SCALINGS = {
     "0..255": (1.0, 0.0),
     "0..1": (1 / 255, 0.0),
-    "-1..1": (1 / 127.5, -1.0),
-    "imagenet": (
-        [1 / 255 / deviation for deviation in _DEVIATIONS],
-        [-mean / deviation for mean, deviation in zip(_MEANS, _DEVIATIONS, strict=True)],
-    ),
-    "caffe": ([1.0, 1.0, 1.0], [-103.939, -116.779, -123.68]),
+    "-1..1": Preprocessing.TF,
+    "imagenet": Preprocessing.TORCH,
+    "caffe": Preprocessing.CAFFE,
 }
 # What the networks of keras.applications take, by the beginnings of their names. Those without a line scale inside.
 _OF_APPLICATIONS = {
@@ -167,9 +164,9 @@ def scaled(model: keras.Model, scaling: str) -> keras.Model:
     scaling = _of_application(model) if scaling == "auto" else scaling
     factor, offset = SCALINGS[scaling]
     inputs = x = keras.Input(shape)
+    x = keras.layers.Rescaling(factor, offset, name="to_teacher", dtype="float32")(x)
     if scaling == "caffe":
         x = ops.flip(x, axis=-1)
-    x = keras.layers.Rescaling(factor, offset, name="to_teacher", dtype="float32")(x)
     # Not model(x), which would nest its layers in one, and so rename its taps.
     return keras.Model(inputs, model.call(x) if graph.is_stock_graph(model) else model(x), name=model.name)
 
@@ -185,15 +182,14 @@ def _scaled(images, given, scaling, axis):
     """Pixels as the teacher takes them."""
     factor, offset = SCALINGS[given]
     images = (ops.cast(images, "float32") - offset) / factor
-    if scaling == "caffe":
-        images = ops.flip(images, axis=axis)
     factor, offset = (
         value
         if isinstance(value, float)
         else ops.reshape(ops.convert_to_tensor(value, "float32"), (3, 1, 1) if axis == 1 else (3,))
         for value in SCALINGS[scaling]
     )
-    return images * factor + offset
+    images = images * factor + offset
+    return ops.flip(images, axis=axis) if scaling == "caffe" else images
 
 
 def _of_application(teacher) -> str:

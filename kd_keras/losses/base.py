@@ -187,6 +187,33 @@ def _name_of(loss_class: type) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", loss_class.__name__).lower()
 
 
+class HardLabelLoss(Loss):
+    """A loss of the student's logits and the labels alone.
+
+    Args:
+        label_smoothing: ε in [0, 1), which moves the labels towards no label in particular.
+        **kwargs: see `Loss`.
+
+    Raises:
+        InputError: ε is out of range.
+    """
+
+    reads_labels = True
+
+    def __init__(self, *, label_smoothing: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        label_smoothing = plain(label_smoothing)
+        if not isinstance(label_smoothing, (int, float)) or not 0 <= label_smoothing < 1:
+            raise InputError(f"{self.name}(label_smoothing={label_smoothing}): it lies in [0, 1)")
+        self.label_smoothing = label_smoothing
+
+    def taps(self, student: list[str], teacher: list[str] | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return ("logits",), ()
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "label_smoothing": self.label_smoothing}
+
+
 class LogitLoss(Loss):
     """A loss on logits.
 

@@ -4,14 +4,14 @@ from typing import Any
 
 import keras
 
-from kd_keras.errors import InputError, plain
-from kd_keras.losses.base import Loss
+from kd_keras.errors import InputError
+from kd_keras.losses.base import HardLabelLoss
 from kd_keras.losses.labels import binary_cross_entropy
 from kd_keras.schedules import ScheduleLike
 
 
 @keras.saving.register_keras_serializable(package="kd_keras", name="BCE")
-class BCE(Loss):
+class BCE(HardLabelLoss):
     """−mean over labels of y_k log σ(z_k) + (1 − y_k) log(1 − σ(z_k)): each label is a classification of its own.
 
         losses = [kd_keras.losses.BCE(weight=0.5), kd_keras.losses.BinaryKD(weight=0.5)]
@@ -33,23 +33,12 @@ class BCE(Loss):
     """
 
     heads = frozenset({"multilabel"})
-    reads_labels = True
 
     def __init__(self, *, weight: ScheduleLike = 1.0, label_smoothing: float = 0.0, **kwargs: Any) -> None:
-        super().__init__(weight=weight, **kwargs)
-        label_smoothing = plain(label_smoothing)
-        if not isinstance(label_smoothing, (int, float)) or not 0 <= label_smoothing < 1:
-            raise InputError(f"{self.name}(label_smoothing={label_smoothing}): it lies in [0, 1)")
-        self.label_smoothing = label_smoothing
-
-    def taps(self, student, teacher):
-        return ("logits",), ()
+        super().__init__(weight=weight, label_smoothing=label_smoothing, **kwargs)
 
     def call(self, student, teacher, labels):
         logits = student["logits"]
         if tuple(labels.shape)[1:] != tuple(logits.shape)[1:]:
             raise InputError(f"{self.name} takes labels (B, {logits.shape[-1]}) of 0 and 1, not {tuple(labels.shape)}")
         return binary_cross_entropy(labels, logits, self.label_smoothing)
-
-    def get_config(self):
-        return {**super().get_config(), "label_smoothing": self.label_smoothing}

@@ -257,7 +257,7 @@ class Facts:
 
     def check_tap(self, teacher: Model, tap: str) -> None:
         """Raises InputError where a teacher has no such tap."""
-        Taps(self.model(teacher), "teacher", features=True).require([tap])
+        self._read(teacher, features=True).require([tap])
 
     def kept_float(self, model: Model, names) -> tuple[str, ...]:
         """Those names that are a model's layers."""

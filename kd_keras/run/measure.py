@@ -44,6 +44,9 @@ class Measurer:
 
     def __init__(self, session, store, load):
         self.session, self.facts, self.store, self.load = session, session.facts, store, load
+        # Of each model that files are made of, by its key: what its output is, and its logits to compare them with.
+        self._outputs: dict[str, str] = {}
+        self._logits: dict[str, np.ndarray] = {}
 
     def measure(self, stage: Measure, folder: pathlib.Path) -> dict:
         """Runs a measurement.
@@ -175,14 +178,17 @@ class Measurer:
         chosen = np.sort(np.random.default_rng(seed).choice(len(source), count, replace=False))
         return source.read(tf.constant(chosen))[0].numpy()
 
-    def output_of(self, model: keras.Model, name: str) -> str:
-        """What a model's output is, one of `heads.KINDS`, found out from validation images."""
-        splits = self.session.splits
-        images, _ = next(iter(self.session.batches(splits.val, model)))
-        return Taps(model, name, is_multilabel=splits.multi_label).decide(images).kind
+    def output_of(self, model: keras.Model, stage) -> str:
+        """What the output of a stage's model is, one of `heads.KINDS`, found out from validation images."""
+        if stage.key not in self._outputs:
+            splits = self.session.splits
+            images, _ = next(iter(self.session.batches(splits.val, model)))
+            taps = Taps(model, stage.name, is_multilabel=splits.multi_label)
+            self._outputs[stage.key] = taps.decide(images).kind
+        return self._outputs[stage.key]
 
-    def file_agreement(self, file: pathlib.Path, model: keras.Model) -> dict:
-        """How often a TFLite file gives the class that its model gives, on validation images.
+    def file_agreement(self, file: pathlib.Path, model: keras.Model, stage) -> dict:
+        """How often a TFLite file gives the class that the model of a stage gives, on validation images.
 
         Returns:
             ``agreement``, in [0, 1], and the number of ``images``.
@@ -191,8 +197,10 @@ class Measurer:
         source = splits.val
         if len(source) > _FILE_IMAGES:
             source = datasets.take(source, max(_FILE_IMAGES, splits.num_classes), self.session.config.training.seed)
-        ours, models = self.logits_of_file(file, source), self._predictor(model)(source)[0]
-        return {"agreement": self._agree(ours, models), "images": len(ours)}
+        if stage.key not in self._logits:
+            self._logits[stage.key] = self._predictor(model)(source)[0]
+        ours = self.logits_of_file(file, source)
+        return {"agreement": self._agree(ours, self._logits[stage.key]), "images": len(ours)}
 
     def _agree(self, logits, reference) -> float:
         """Share of decisions, of classes or of each label, that two models have in common."""

@@ -227,7 +227,7 @@ class Runner:
                     images = None
                     if stage.calibration is not None:
                         images = self.measurer.representative(*stage.calibration)
-                    output = self.measurer.output_of(keras_model, model.name)
+                    output = self.measurer.output_of(keras_model, model)
                     content = tflite.convert(keras_model, stage.variant, images, stage.keep_float, output)
             except InputError as error:
                 logging.warning("%s", error)
@@ -241,7 +241,7 @@ class Runner:
             (folder / "model.tflite").write_bytes(content)
         operators = ", ".join(metadata.read(folder / "model.tflite")["operators"])
         session.console.print(f"edge     {stage.name}.tflite: {operators}")
-        agreement = self.measurer.file_agreement(folder / "model.tflite", keras_model)
+        agreement = self.measurer.file_agreement(folder / "model.tflite", keras_model, model)
         if doubt := results.doubt_about(stage, agreement):
             logging.warning("%s", doubt)
         return {**agreement, "figures": {"bytes": len(content), "zip_bytes": len(zlib.compress(content, level=9))}}

@@ -126,8 +126,7 @@ class Session:
 
     def as_input(self, source, reader):
         """A split with images of the shape that its reader takes: a model, a TFLite file, or None for the split's."""
-        sides = zip(image_shape(reader) or source.image_shape, source.image_shape, strict=True)
-        return source.at(tuple(own if side is None else side for side, own in sides))
+        return source.at(shape_for(reader, source))
 
     def lent_teacher(self, given: spec.Spec, folders: tuple[pathlib.Path, ...], number: int) -> pathlib.Path:
         """The file of the teacher that another run lends; see ``--teacher_from``.
@@ -187,6 +186,12 @@ def image_shape(reader) -> tuple | None:
     """(H, W, C) of what a model or a TFLite file takes, a side None where it takes any; None if not known."""
     shape = getattr(reader, "input_shape", None)
     return tuple(shape)[-3:] if isinstance(shape, tuple) and len(shape) in (3, 4) else None
+
+
+def shape_for(reader, source) -> tuple[int, int, int]:
+    """(H, W, C) of a source's images as its reader takes them."""
+    sides = zip(image_shape(reader) or source.image_shape, source.image_shape, strict=True)
+    return tuple(own if side is None else side for side, own in sides)
 
 
 def processor() -> str:

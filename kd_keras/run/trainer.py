@@ -22,7 +22,7 @@ from kd_keras.losses.features import stages_in
 from kd_keras.run import hardware, timings, training
 from kd_keras.run.building import architecture, prepared
 from kd_keras.run.callbacks import Laps, Track
-from kd_keras.run.session import image_shape
+from kd_keras.run.session import image_shape, shape_for
 from kd_keras.schemes.plan import Cache, Measure, Train
 
 
@@ -179,7 +179,7 @@ class Trainer:
 
     def _views(self, images, views, augment, teacher=None):
         (count, seed), source = views, self.facts.source(images)
-        shape = None if teacher is None else self.session.as_input(source, teacher).image_shape
+        shape = None if teacher is None else shape_for(teacher, source)
         return datasets.Views(source, count, datasets.augmentations(augment), seed, shape)
 
     def stream(self, stage, distiller, cache, initial_epoch=0):
@@ -187,9 +187,9 @@ class Trainer:
         source = self.facts.source(samples.train)
         # A student without a teacher sees the views that a taught one sees.
         views = None if samples.views is None else self._views(samples.train, samples.views, samples.augment)
-        shape = self.session.as_input(source, distiller.student).image_shape
+        shape = shape_for(distiller.student, source)
         reads_teacher = cache is None and distiller.teacher is not None
-        teacher_shape = self.session.as_input(source, distiller.teacher).image_shape if reads_teacher else shape
+        teacher_shape = shape_for(distiller.teacher, source) if reads_teacher else shape
         return datasets.batches(
             source,
             samples.batch_size,

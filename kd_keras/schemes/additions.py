@@ -61,7 +61,7 @@ class _Adding:
         """The further taps of ``--cache_taps``, of the teacher that the student reads, for other runs."""
         config = self.config
         # A student that is taken as it is reads a teacher when it is compressed.
-        trained = (*self.plan.models, *(model.of[0] for model in self.compressed), *_all(self.plan.models))
+        trained = (*_all(self.plan.models), *(model.of[0] for model in self.compressed))
         answers = [stage.answers for stage in trained if isinstance(stage, Train) and stage.answers]
         if config.cache.views and not answers:
             raise InputError(f"--cache_views={config.cache.views} but no loss of --loss reads a teacher: leave it out")

@@ -109,10 +109,10 @@ def _teacher(config, facts, name, spec, variant) -> Model:
 
 def _scaled(facts, spec, seed, settings, **labels) -> Build:
     """A new teacher, in the scaling that it takes."""
-    shape = facts.teacher_shape(spec)
-    if settings.scaling is None:
-        return _new(facts, spec, seed, settings.precision, shape, **labels)
-    model = _new(facts, spec, seed, settings.precision, shape)
+    is_scaled = settings.scaling is not None
+    model = _new(facts, spec, seed, settings.precision, facts.teacher_shape(spec), **({} if is_scaled else labels))
+    if not is_scaled:
+        return model
     return Build(
         **labels,
         architecture=str(spec),

@@ -24,8 +24,7 @@ def plan(config, facts, *, loss, epochs: int | None = None, probe: bool = False,
         knn: also measures both by the k nearest neighbours among the labelled images (k 20, cosine similarities at the
             temperature 0.07, as arXiv:2104.14294).
 
-    Reference: feature distillation for pretraining as in arXiv:2401.11243 and LightlyTrain; its first step is FitNets',
-    arXiv:1412.6550.
+    Reference: the two stages of FitNets, arXiv:1412.6550; here the first one needs no labels.
     """
     given = loss if isinstance(loss, tuple) else (loss,)
     if not given or not all(isinstance(spec, Spec) for spec in given):
