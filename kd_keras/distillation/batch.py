@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -34,12 +34,13 @@ class Batch:
     """The fields of a training batch.
 
     Attributes:
-        image: (B, H, W, C).
+        image: (B, H, W, C); for a model of several inputs a dict or a list of what it takes.
         label: classes (B,), or class weights (B, K); None when predicting.
         sample_weight: (B,) or None.
         index: position of each sample in its split (B,), or None.
         teacher: the teacher's taps for exactly these images, by name. Where they are given, the teacher is not run.
         teacher_image: the same images for the teacher, in its size and channels; by default they are made of ``image``.
+        inputs: what models of several inputs take besides ``image``, by the inputs' names.
     """
 
     image: Any
@@ -48,14 +49,16 @@ class Batch:
     index: Any = None
     teacher: Any = None
     teacher_image: Any = None
+    inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def unpack_batch(data) -> Batch:
+def unpack_batch(data, inputs: Collection[str] = ()) -> Batch:
     """Reads a batch in any form that Keras or the input pipeline produces.
 
     Args:
         data: ``image``, ``(image, label)``, ``(image, label, sample_weight)``, or a dict with the fields of `Batch`.
             The dict may also take the place of the image in a tuple, which is how `split_dicts` passes it to Keras.
+        inputs: further fields that are read: names of the models' inputs.
 
     Raises:
         InputError: a field has nearly the name of one that is read.
@@ -63,22 +66,23 @@ def unpack_batch(data) -> Batch:
     image, label, weight = (*data, None, None)[:3] if isinstance(data, (tuple, list)) else (data, None, None)
     if not _is_batch_dict(image):
         return Batch(image, label, weight)
-    check_fields(image)
+    check_fields(image, inputs)
     fields = {key: image[key] for key in _FIELDS if key in image}
+    fields["inputs"] = {name: image[name] for name in inputs if name in image}
     if "teacher" in fields and not isinstance(fields["teacher"], Mapping):
         fields["teacher"] = {"logits": fields["teacher"]}
     separate = {"label": label, "sample_weight": weight}
     return Batch(**{**fields, **{key: value for key, value in separate.items() if value is not None}})
 
 
-def check_fields(batch: Mapping) -> None:
+def check_fields(batch: Mapping, inputs: Collection[str] = ()) -> None:
     """Raises InputError for a field whose name stands for one that is read; other fields do no harm."""
     for key in batch:
         lower = str(key).lower()
-        if key in _FIELDS or re.split(r"[^a-z]", lower)[-1] in _ABOUT:
+        if key in _FIELDS or key in inputs or re.split(r"[^a-z]", lower)[-1] in _ABOUT:
             continue
-        meant = [_NAMES[lower]] if lower in _NAMES else difflib.get_close_matches(lower, _FIELDS, 1, 0.75)
-        meant += [field for field in _FIELDS if len(lower) > 2 and lower in field]
+        meant = [_NAMES[lower]] if lower in _NAMES else difflib.get_close_matches(lower, _FIELDS, 1, 0.76)
+        meant += [field for field in _FIELDS if len(lower) > 2 and f"_{lower}" in f"_{field}"]
         meant += [field for word, field in _WORDS.items() if word in lower]
         if meant:
             raise InputError(f"a batch has a field {key!r}, which nothing reads: is {meant[0]!r} meant?")
@@ -97,11 +101,11 @@ def split_dicts(data):
     return data.map(_split) if _is_batch_dict(spec) and "label" in spec else data
 
 
-def split_arrays(x, y, sample_weight):
-    """A dict of arrays as (dict, label, sample_weight); anything else as it is."""
+def split_arrays(x, y, sample_weight, inputs: Collection[str] = ()):
+    """A dict of arrays as (dict, label, sample_weight); anything else as it is. ``inputs``: see `unpack_batch`."""
     if not _is_batch_dict(x):
         return x, y, sample_weight
-    check_fields(x)
+    check_fields(x, inputs)
     counts = {len(part) for part in keras.tree.flatten([x, y, sample_weight]) if getattr(part, "shape", ())}
     if len(counts) > 1:
         sizes = {key: len(keras.tree.flatten(part)[0]) for key, part in x.items()}

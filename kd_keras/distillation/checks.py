@@ -189,16 +189,35 @@ def augments(student: keras.Model) -> None:
         )
 
 
-def images(shape: tuple, taps: Taps) -> None:
-    """Raises InputError where images (B, H, W, C), or (B, H, W) of one channel, are not what a model takes."""
-    given = tuple(shape)[1:]
-    if not _fits(given if len(given) == len(taps.input_shape) else (*given, 1), taps.input_shape):
-        raise InputError(f"the images of the batch are {given}, and the {taps.role} takes {taps.input_shape}")
+def images(given: Any, taps: Taps) -> None:
+    """Raises InputError where images (B, H, W, C), or (B, H, W) of one channel, are not what a model takes.
+
+    Args:
+        given: the images, or a dict or list of what a model of several inputs takes.
+        taps: the model's.
+    """
+    shapes = shapes_of(given)
+    if not _fits(shapes, taps.input_shape):
+        raise InputError(f"the images of the batch are {shapes}, and the {taps.role} takes {taps.input_shape}")
 
 
-def _fits(shape, other) -> bool:
-    return len(shape) == len(other) and all(
-        None in sizes or sizes[0] == sizes[1] for sizes in zip(shape, other, strict=True)
+def shapes_of(given: Any) -> Any:
+    """The shapes of images without their first axis; in a dict or list where there are several tensors."""
+    if isinstance(given, Mapping):
+        return {name: shapes_of(part) for name, part in given.items()}
+    return [shapes_of(part) for part in given] if isinstance(given, (list, tuple)) else tuple(given.shape)[1:]
+
+
+def _fits(shape, wanted) -> bool:
+    if isinstance(wanted, Mapping):
+        return isinstance(shape, Mapping) and all(_fits(shape[name], wanted[name]) for name in wanted)
+    if isinstance(wanted, list):
+        return isinstance(shape, list) and len(shape) == len(wanted) and all(map(_fits, shape, wanted))
+    if not isinstance(shape, tuple):
+        return False
+    shape = shape if len(shape) == len(wanted) else (*shape, 1)
+    return len(shape) == len(wanted) and all(
+        None in sizes or sizes[0] == sizes[1] for sizes in zip(shape, wanted, strict=True)
     )
 
 
@@ -228,12 +247,12 @@ def teacher_logits(logits: Any, num_classes: int) -> Any:
     return ops.reshape(logits, (ops.shape(logits)[0], num_classes))
 
 
-def one_each(taps: Mapping, images: Any) -> None:
-    """Raises InputError where a batch has not one of the teacher's outputs for each image."""
+def one_each(taps: Mapping, images: int) -> None:
+    """Raises InputError where a batch has not one of the teacher's outputs for each of its images."""
     for name, values in taps.items():
-        if len(values.shape) == 0 or values.shape[0] != images.shape[0]:
+        if len(values.shape) == 0 or values.shape[0] != images:
             count = values.shape[0] if len(values.shape) else "one"
-            raise InputError(f"a batch has {images.shape[0]} images and {count} of the teacher's {name}: give one each")
+            raise InputError(f"a batch has {images} images and {count} of the teacher's {name}: give one each")
 
 
 def sample_weight(weight: Any) -> None:

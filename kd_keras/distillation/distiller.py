@@ -1,5 +1,6 @@
 """`Distiller`: a `keras.Model` that trains a student with a teacher's help."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any
@@ -9,7 +10,7 @@ from absl import logging
 from keras import ops
 
 from kd_keras.distillation import checks
-from kd_keras.distillation.batch import unpack_batch
+from kd_keras.distillation.batch import Batch, unpack_batch
 from kd_keras.distillation.fast_teacher import fast_copy, update
 from kd_keras.distillation.fitting import Fitting
 from kd_keras.distillation.metrics import Accuracy
@@ -99,7 +100,9 @@ class Distiller(Fitting):
         of_losses = checks.are_multilabel(terms)
         # Whether labels are independent, as far as it is known.
         self._multilabel = _Untracked(given if of_losses is None else of_losses)
-        self._student_taps = _Untracked(Taps(student, "student", student_output, is_multilabel=bool(of_losses)))
+        self._student_taps = _Untracked(
+            Taps(student, "student", student_output, is_multilabel=bool(of_losses), several=True)
+        )
         self._looked, self._given_head = _Untracked(set()), _Untracked()
         self._compiled_metrics, self._manners = _Untracked([]), _Untracked()
         self._teacher, self._teacher_taps, self._copied_hash = _Untracked(), _Untracked(), _Untracked()
@@ -110,7 +113,7 @@ class Distiller(Fitting):
             self.attach_teacher(teacher)
         elif not self.needs_teacher:
             self._build_terms(None)
-        self.build((None, *self._student_taps.value.input_shape))
+        self.build(self._student_taps.value.batch_shape)
 
     def build(self, input_shape=None):
         # By its call Keras knows the shapes of the images, which its exports ask for.
@@ -171,7 +174,7 @@ class Distiller(Fitting):
         checks.pair(taps, self._student_taps.value, self._readers_of_logits(taps))
         inputs = self._teacher_inputs.value
         if isinstance(inputs, TeacherInputs):
-            inputs = inputs.of(teacher, taps.input_shape, self._student_taps.value.input_shape)
+            inputs = inputs.of(teacher, taps.input_shape, self._student_taps.value.shape_for(taps))
         self._for_teacher.value = inputs
         names = self._match(taps)
         if self.teacher_dtype is not None:
@@ -185,7 +188,21 @@ class Distiller(Fitting):
 
     def images_of_teacher(self, batch) -> Any:
         """What the teacher is given of a `Batch`."""
-        return self._for_teacher.value(batch.image if batch.teacher_image is None else batch.teacher_image)
+        if batch.teacher_image is not None:
+            batch = dataclasses.replace(batch, image=batch.teacher_image)
+        reader = self._teacher_taps if isinstance(self._teacher_inputs.value, TeacherInputs) else self._student_taps
+        return self._for_teacher.value(reader.value.inputs_of(batch))
+
+    def unpack(self, data: Any) -> Batch:
+        """A batch, in any form; see `unpack_batch`."""
+        return unpack_batch(data, self.input_names)
+
+    @property
+    def input_names(self) -> set[str]:
+        """The names of the inputs of models that take several, by name."""
+        return {
+            name for taps in (self._student_taps.value, self._teacher_taps.value) if taps for name in taps.input_names
+        }
 
     def _renew_fast_teacher(self):
         """Gives the fast copy the weights that the teacher has now."""
@@ -198,7 +215,7 @@ class Distiller(Fitting):
             self._copied_hash.value = now
 
     def _taps_of_teacher(self, model) -> Taps:
-        return Taps(model, "teacher", self.teacher_output, False, bool(self._multilabel.value), features=True)
+        return Taps(model, "teacher", self.teacher_output, False, bool(self._multilabel.value), True, several=True)
 
     def _readers_of_logits(self, teacher) -> list[str]:
         """Names of the losses that read the teacher's logits."""
@@ -259,8 +276,9 @@ class Distiller(Fitting):
 
     def call(self, inputs, training=None):
         """The student's float32 logits (B, K) for images, or for a batch dict."""
-        image = unpack_batch(inputs).image
-        return self._student_taps.value(image, ("logits",), training=bool(training))["logits"]
+        taps = self._student_taps.value
+        batch = Batch(inputs) if isinstance(inputs, (list, tuple)) else self.unpack(inputs)
+        return taps(taps.inputs_of(batch), ("logits",), training=bool(training))["logits"]
 
     def pretrain(self, x, *, epochs=1, **kwargs):
         """Trains what some losses need pretrained: FT's paraphraser; the student by AB or FSP alone.

@@ -17,7 +17,6 @@ from kd_keras.distillation.batch import (
     shows_its_fields,
     split_arrays,
     teacher_taps_in,
-    unpack_batch,
 )
 from kd_keras.distillation.metrics import OfHead
 from kd_keras.distillation.pretraining import check_pretrained
@@ -47,7 +46,7 @@ class Fitting(Step):
             InputError: a loss reads something that the batches don't contain, or needs pretraining first, or there is
                 no teacher for it; or the labels are not those of a classifier.
         """
-        x, y, sample_weight = split_arrays(x, y, sample_weight)
+        x, y, sample_weight = split_arrays(x, y, sample_weight, self.input_names)
         self._check_data(x, sample_weight, kwargs.get("class_weight"))
         self._renew_fast_teacher()
         self._looked.value, self._manners.value = set(), None
@@ -75,7 +74,7 @@ class Fitting(Step):
         Raises:
             InputError: there are no labels, or not those of a classifier.
         """
-        x, y, sample_weight = split_arrays(x, y, sample_weight)
+        x, y, sample_weight = split_arrays(x, y, sample_weight, self.input_names)
         self._check_labels(x, y, training=False)
         return super().evaluate(x, y, sample_weight=sample_weight, **kwargs)
 
@@ -130,9 +129,9 @@ class Fitting(Step):
 
     def _check_labels(self, x, y, training):
         """Refuses labels that are missing altogether, and arrays of labels that are none of a classifier."""
-        is_array = hasattr(x, "shape") or isinstance(x, Mapping)
+        is_array = hasattr(x, "shape") or isinstance(x, (Mapping, list, tuple))
         spec = getattr(x, "element_spec", None)
-        label = unpack_batch(spec).label if spec is not None else y
+        label = self.unpack(spec).label if spec is not None else y
         names = [t.name for t, manner in zip(self.terms, self.manners, strict=True) if manner.reads_labels]
         if label is None and (is_array or spec is not None) and (names or not training):
             who = ", ".join(names) if training else "evaluation"
@@ -172,14 +171,16 @@ class Fitting(Step):
         """
         if mode in self._looked.value:
             return
-        batch, student, teacher = unpack_batch(data), self._student_taps.value, self._teacher_taps.value
+        batch, student, teacher = self.unpack(data), self._student_taps.value, self._teacher_taps.value
+        parts = keras.tree.flatten(batch.image)
         # Of several replicas, one may have got nothing of the batch.
-        if not hasattr(batch.image, "shape") or not batch.image.shape[0]:
+        if not all(hasattr(part, "shape") for part in parts) or not parts[0].shape[0]:
             return
-        checks.images(batch.image.shape, student)
+        images = student.inputs_of(batch)
+        checks.images(images, student)
         if batch.label is not None and backend_ops.has_values(batch.label):
             self._look_at_labels(ops.convert_to_numpy(batch.label))
-        found = {"student": student.decide(batch.image)}
+        found = {"student": student.decide(images)}
         for metric in self._compiled_metrics.value:
             if isinstance(metric, OfHead):
                 metric.head = found["student"]
@@ -195,7 +196,7 @@ class Fitting(Step):
         if given is None:
             self.require_teacher()
         else:
-            checks.one_each(given, batch.image)
+            checks.one_each(given, len(keras.tree.flatten(batch.image)[0]))
         if given is not None and "logits" in given:
             num_classes = self._student_taps.value.num_classes
             logits = checks.teacher_logits(ops.convert_to_tensor(given["logits"]), num_classes)
@@ -206,7 +207,7 @@ class Fitting(Step):
         if teacher is None or not self.teacher_taps:
             return None
         images = self.images_of_teacher(batch)
-        checks.images(images.shape, teacher)
+        checks.images(images, teacher)
         return teacher.decide(images) if "logits" in self.teacher_taps else None
 
     def _compare_with_teacher(self, batch, given):
@@ -214,10 +215,11 @@ class Fitting(Step):
         teacher = self._teacher_taps.value
         if teacher is None or teacher.is_headless:
             return
-        images = self.images_of_teacher(batch)[: heads.ROWS]
-        if tuple(images.shape)[1:] != tuple(teacher.input_shape):
+        images = self.images_of_teacher(batch)
+        if checks.shapes_of(images) != teacher.input_shape:
             return
-        read = teacher(images, ("logits",), training=False)["logits"], given[: len(images)]
+        images = keras.tree.map_structure(lambda part: part[: heads.ROWS], images)
+        read = teacher(images, ("logits",), training=False)["logits"], given[: heads.ROWS]
         # By the teacher's likeliest class of each image, which every way of storing logits keeps.
         p, q = map(ops.sigmoid if self.is_multilabel else ops.softmax, read)
         gap = float(ops.mean(ops.sum(ops.abs(p - q) * ops.one_hot(ops.argmax(p, axis=-1), p.shape[-1]), axis=-1)))

@@ -124,7 +124,7 @@ def find(
     Raises:
         InputError: the output is no number, or decisions, or not what ``given`` says.
     """
-    images = images[:ROWS]
+    images = keras.tree.map_structure(lambda part: part[:ROWS], images)
     output = read(images, [])[0]
     epsilon, least = _precision(model, output)
     output = _numbers(output)
@@ -232,8 +232,13 @@ def _may_be_logits(model, read, images, output) -> bool:
         return bool((output != 0.5).any())
     if model is None:
         return False
-    images = ops.convert_to_tensor(images)
-    wild = _numbers(read(ops.concatenate([images * 50, images * -50, 50 - images * 50]), [])[0])
+
+    def contrasts(part):
+        part = ops.convert_to_tensor(part)
+        is_float = keras.backend.is_float_dtype(part.dtype)
+        return ops.concatenate([part * 50, part * -50, 50 - part * 50] if is_float else [part] * 3)
+
+    wild = _numbers(read(keras.tree.map_structure(contrasts, images), [])[0])
     return bool(((wild < 0) | (wild > 1)).any())
 
 

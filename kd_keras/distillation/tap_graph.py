@@ -85,7 +85,7 @@ class Reader(keras.layers.Layer):
     models that it contains.
 
     Args:
-        model: functional or Sequential, with one input.
+        model: functional or Sequential.
         places: what to read.
     """
 
@@ -96,17 +96,18 @@ class Reader(keras.layers.Layer):
 
     def call(self, images: Any, training: bool | None = None) -> dict[str, Any]:
         outputs: dict[tuple, Any] = {}
-        self._run(self.model.inputs[0], [], images, (), training, outputs)
+        self._run(self.model.inputs, [], keras.tree.flatten(images), (), training, outputs)
         return {name: outputs[place.context, id(place.tensor)] for name, place in self._places.items()}
 
-    def _run(self, source, targets, value, context, training, outputs):
+    def _run(self, sources, targets, given, context, training, outputs):
         """Computes the tensors ``targets``, and those of this context that are to be read, into ``outputs``."""
         depth = len(context)
         inside = [place for place in self._places.values() if place.context[:depth] == context]
         targets = [*targets, *(place.tensor for place in inside if place.context == context)]
         # Also the models inside whose output nothing else reads.
         targets += [place.calls[depth].output_tensors[0] for place in inside if place.context != context]
-        outputs[context, id(source)] = _as_input(value, source)
+        for source, value in zip(sources, given, strict=True):
+            outputs[context, id(source)] = _as_input(value, source)
 
         def known(part):
             return outputs[context, id(part)] if isinstance(part, keras.KerasTensor) else part
@@ -116,8 +117,8 @@ class Reader(keras.layers.Layer):
                 continue
             if _can_be_entered(operation):
                 within = (*context, _call_key(node))
-                given = known(node.input_tensors[0])
-                self._run(operation.inputs[0], operation.outputs, given, within, training, outputs)
+                inner = [known(node.input_tensors[0])]
+                self._run(operation.inputs, operation.outputs, inner, within, training, outputs)
                 values = [outputs[within, id(tensor)] for tensor in operation.outputs]
             else:
                 args, kwargs = keras.tree.map_structure(known, (list(node.arguments.args), dict(node.arguments.kwargs)))

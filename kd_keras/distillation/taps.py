@@ -11,6 +11,7 @@ from keras import ops
 from kd_keras._compat import keras as graph
 from kd_keras._compat import ops as backend_ops
 from kd_keras.distillation import heads, tap_views
+from kd_keras.distillation.batch import Batch
 from kd_keras.distillation.tap_graph import Place, Reader, places, position
 from kd_keras.errors import InputError
 from kd_keras.losses.features import require_tap
@@ -33,24 +34,26 @@ class Taps:
     probabilities, ``logits`` are the logits behind them; see `heads`.
 
     Args:
-        model: a built `keras.Model` with one input and one output of shape (B, K).
+        model: a built `keras.Model` with one output of shape (B, K).
         role: what messages call the model.
         output: what the output is, one of `heads.KINDS`; by default it is found out from the first images.
         floor: see `heads.Head.to_logits`.
         is_multilabel: see `heads.find`.
         features: whether a model without a classifier's head will do, whose output (B, …, D) is the tap ``output``.
+        several: whether a model of several inputs will do, a dict or a list of tensors.
 
     Attributes:
         model: the model, as given.
         role: as given.
         names: the available taps.
-        input_shape: (H, W, C).
+        input_shape: (H, W, C); of a model of several inputs a dict or list of shapes.
+        input_names: the names of the inputs, where a dict of several is taken; else none.
         num_classes: K, the number of classes or labels; 2 for a head of one unit; None without a head.
         units: the width of the output.
         head: what the output is; None before it is known.
 
     Raises:
-        InputError: the model is not built, or has several inputs or outputs.
+        InputError: the model is not built, or has several outputs, or several inputs.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Taps:
         floor: bool = True,
         is_multilabel: bool = False,
         features: bool = False,
+        several: bool = False,
     ):
         if not isinstance(model, keras.Model):
             raise InputError(f"the {role} is {model!r:.60}: give a keras.Model")
@@ -74,6 +78,7 @@ class Taps:
         self._is_graph = graph.is_stock_graph(model)
         if not model.built:
             raise InputError(f"the {role} is not built: call it once on a batch, or give it an Input")
+        self._read_inputs(several)
         if self._is_graph:
             self._read_graph()
         else:
@@ -140,7 +145,7 @@ class Taps:
             return self.head
         try:
             with backend_ops.outside_of_graphs():
-                looked_at = heads.noise(self.input_shape) if images is None else images
+                looked_at = self._each_input(lambda shape, _: heads.noise(shape)) if images is None else images
                 head = heads.find(self.model, self._read, looked_at, self.role, self.output, self.is_multilabel)
         # Noise is no evidence against a model, and one that was built for its shapes alone can't be called.
         except Exception:
@@ -156,16 +161,17 @@ class Taps:
 
     def _read(self, images, tensors):
         """The output on images, and the values of symbolic tensors; the model's state is put back."""
-        images = ops.convert_to_tensor(images)
+        images = keras.tree.map_structure(ops.convert_to_tensor, images)
         before = [(variable, ops.convert_to_numpy(variable)) for variable in self.model.non_trainable_variables]
         try:
             if not self._is_graph:
                 return self._call_subclassed(images, training=False)["logits"], []
             outputs = {str(number): tensor for number, tensor in enumerate([self.model.outputs[0], *tensors])}
-            values = keras.Model(self.model.inputs[0], outputs)(images, training=False)
+            values = keras.Model(self._inputs, outputs)(images, training=False)
             return values["0"], [values[str(number)] for number in range(1, len(outputs))]
         except Exception as error:
-            error.add_note(f"This is the {self.role}'s own call, on images of shape {tuple(images.shape)}.")
+            shapes = ", ".join(str(tuple(part.shape)) for part in keras.tree.flatten(images))
+            error.add_note(f"This is the {self.role}'s own call, on images of shape {shapes}.")
             raise
         finally:
             for variable, value in before:
@@ -178,9 +184,9 @@ class Taps:
         if head.way == "as it is" and self.units > 1:
             return self.model
         if self._is_graph:
-            inputs, output = self.model.inputs[0], self._places["logits"].tensor
+            inputs, output = self._inputs, self._places["logits"].tensor
         else:
-            inputs = keras.Input(self.input_shape)
+            inputs = self._each_input(lambda shape, name: keras.Input(shape, name=name))
             output = self.model(inputs)
         if head.way == "log" or self.units == 1:
             kind = head.kind if head.way == "log" else "logits"
@@ -190,7 +196,8 @@ class Taps:
     def __call__(self, x, names: Sequence[str], training: bool) -> dict[str, Any]:
         """Taps of images (B, H, W, C) by name, ``logits`` in float32. Runs the model once."""
         names = tuple(names)
-        head = self.decide(x if backend_ops.has_values(x) else None) if "logits" in names else None
+        has_values = all(map(backend_ops.has_values, keras.tree.flatten(x)))
+        head = self.decide(x if has_values else None) if "logits" in names else None
         read = tuple(dict.fromkeys(self.without_part(name) for name in names))
         if self._is_graph:
             if read not in self._functions:
@@ -213,10 +220,8 @@ class Taps:
 
     def _read_graph(self):
         model = self.model
-        if len(model.inputs) != 1 or len(model.outputs) != 1:
-            counts = f"{len(model.inputs)} inputs and {len(model.outputs)} outputs"
-            raise InputError(f"the {self.role} has {counts}: a classifier has one of each")
-        self.input_shape = tuple(model.inputs[0].shape[1:])
+        if len(model.outputs) != 1:
+            raise InputError(f"the {self.role} has {len(model.outputs)} outputs: a classifier has one")
         self._places = {**places(model), "logits": Place(model.outputs[0])}
         self._shapes = {name: tuple(place.tensor.shape) for name, place in self._places.items()}
         self._channels_first = {n for n, place in self._places.items() if graph.is_channels_first(place.tensor)}
@@ -227,15 +232,75 @@ class Taps:
         """A model or layer from images to some places by name."""
         if any(place.calls for place in wanted.values()):
             return Reader(self.model, wanted)
-        return keras.Model(self.model.inputs[0], {name: place.tensor for name, place in wanted.items()})
+        return keras.Model(self._inputs, {name: place.tensor for name, place in wanted.items()})
+
+    def _read_inputs(self, several):
+        model, self._inputs, shapes = self.model, None, (self.model.get_build_config() or {}).get("input_shape")
+        if graph.is_graph(model):
+            self._inputs = model.inputs[0] if len(model.inputs) == 1 else model.input
+            shapes = keras.tree.map_structure(lambda tensor: tuple(tensor.shape), self._inputs)
+        self.input_shape = _without_batch(shapes)
+        if self.input_shape is None or (self._inputs is None and None in keras.tree.flatten(self.input_shape)):
+            raise InputError(f"the {self.role}'s input shape is not known: call it once on a batch of images")
+        if not isinstance(self.input_shape, tuple) and not several:
+            raise InputError(f"the {self.role} has {len(self.input_shape)} inputs, and here a model of one is needed")
+        self.input_names = tuple(self.input_shape) if isinstance(self.input_shape, dict) else ()
+
+    def inputs_of(self, batch: Batch) -> Any:
+        """What the model takes of a batch: its images or, where the model has several inputs, a dict or list.
+
+        Raises:
+            InputError: the batch has not all that the model takes.
+        """
+        given = batch.image
+        if self.input_names and not isinstance(given, Mapping):
+            given = {"image": given, **batch.inputs}
+        if isinstance(given, Mapping):
+            names = self.input_names or tuple(given)
+            if not self.input_names and len(given) > 1:
+                # As in Keras, a model of one input finds it by its name.
+                own = None if self._inputs is None else self._inputs.name
+                names = (own if own in given else "image",)
+            if not set(names) <= set(given):
+                wanted = "one input" if not self.input_names else f"the inputs {', '.join(self.input_names)}"
+                raise InputError(
+                    f"the {self.role} takes {wanted}, and the batch has {', '.join(given)}: name the fields so"
+                    + ", or give teacher_inputs=function" * (self.role == "teacher")
+                )
+            given = {name: given[name] for name in names}
+            return given if self.input_names else given[names[0]]
+        is_single = isinstance(self.input_shape, tuple) and isinstance(given, (list, tuple)) and len(given) == 1
+        return given[0] if is_single else given
+
+    @property
+    def batch_shape(self) -> Any:
+        """The shapes of the inputs with their first axis, None."""
+        return self._each_input(lambda shape, _: (None, *shape))
+
+    def shape_for(self, other: "Taps") -> Any:
+        """The shapes, among those that this model takes, of what another takes of the same batches.
+
+        An input that this model has not got will be another field of the batches, as the other model takes it.
+        """
+        own, wanted = self.input_shape, other.input_shape
+        if isinstance(own, tuple) and isinstance(wanted, dict):
+            own = {"image": own}
+        if isinstance(own, dict):
+            more = wanted if isinstance(wanted, dict) else {}
+            return other.inputs_of(Batch({**more, **own}))
+        return own
+
+    def _each_input(self, make: Callable) -> Any:
+        """A thing for each input, by its shape and name, as the model takes them."""
+        if isinstance(self.input_shape, tuple):
+            return make(self.input_shape, None)
+        if self.input_names:
+            return {name: make(shape, name) for name, shape in self.input_shape.items()}
+        return [make(shape, None) for shape in self.input_shape]
 
     def _read_subclassed(self):
-        model = self.model
-        shape = model.inputs[0].shape if graph.is_graph(model) else (model.get_build_config() or {}).get("input_shape")
-        if not isinstance(shape, (tuple, list)) or any(size is None for size in shape[1:]):
-            raise InputError(f"the {self.role}'s input shape is not known: call it once on a batch of images")
-        self.input_shape = tuple(shape[1:])
-        outputs = self._call_subclassed(ops.zeros((1, *self.input_shape)), training=False)
+        zeros = self._each_input(lambda shape, _: ops.zeros((1, *shape)))
+        outputs = self._call_subclassed(zeros, training=False)
         if "logits" not in outputs:
             raise InputError(f"the {self.role}'s taps() returns {', '.join(outputs)}: 'logits' has to be among them")
         self._shapes = {name: (None, *value.shape[1:]) for name, value in outputs.items()}
@@ -252,3 +317,16 @@ class Taps:
                 "that returns a dict with 'logits' in it"
             )
         return {"logits": output}
+
+
+def _without_batch(shapes):
+    """Shapes without their first axis: a tuple or, of several, a dict or list of tuples; None for what is no shape."""
+    if isinstance(shapes, Mapping):
+        parts = {name: _without_batch(shape) for name, shape in shapes.items()}
+        return None if None in parts.values() else parts
+    if not isinstance(shapes, (list, tuple)) or not shapes:
+        return None
+    if all(size is None or isinstance(size, int) for size in shapes):
+        return tuple(shapes[1:])
+    parts = [_without_batch(shape) for shape in shapes]
+    return None if None in parts else parts

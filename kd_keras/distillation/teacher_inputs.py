@@ -90,16 +90,23 @@ class TeacherInputs:
 
         Args:
             teacher: for ``scaling='auto'``.
-            input_shape: (H, W, C) of the teacher, a side None where it takes any.
-            student_shape: the same of the student.
+            input_shape: (H, W, C) of the teacher, a side None where it takes any; of several inputs a dict or list.
+            student_shape: the same of the student, for each input that the teacher takes.
 
         Raises:
             InputError: the teacher's images can't be made of the student's.
         """
+        if isinstance(input_shape, dict) and isinstance(student_shape, dict):
+            # Each image by itself; other inputs stay as they are.
+            parts = {
+                name: (self if len(shape) == 3 else TeacherInputs()).of(teacher, shape, student_shape[name])
+                for name, shape in input_shape.items()
+            }
+            return lambda images: {name: part(images[name]) for name, part in parts.items()}
         channels_first = keras.config.image_data_format() == "channels_first"
         differ = f"the teacher takes images of {input_shape}, the student of {student_shape}"
-        if len(input_shape) != 3 or len(student_shape) != 3:
-            if tuple(input_shape) == tuple(student_shape) and self.get_config() == TeacherInputs().get_config():
+        if not all(isinstance(shape, tuple) and len(shape) == 3 for shape in (input_shape, student_shape)):
+            if input_shape == student_shape and self.get_config() == TeacherInputs().get_config():
                 return lambda images: images
             raise InputError(f"{differ}: only images (H, W, C) are changed; give teacher_inputs=function")
         order = (1, 2, 0) if channels_first else (0, 1, 2)

@@ -5,7 +5,6 @@ import contextlib
 import tensorflow as tf
 
 from kd_keras._compat.ops import backend
-from kd_keras.distillation.batch import unpack_batch
 from kd_keras.errors import InputError
 from kd_keras.losses import labels
 
@@ -40,7 +39,7 @@ class LabelChecks:
 
         def checked(*batch):
             batch = batch[0] if len(batch) == 1 else batch
-            label = unpack_batch(batch).label
+            label = self.unpack(batch).label
             return tf.nest.map_structure(
                 lambda part: self._checked_labels(part, missing) if part is label else part, batch
             )

@@ -13,7 +13,7 @@ from keras import ops
 from kd_keras._compat import distribute
 from kd_keras._compat import keras as compat
 from kd_keras.distillation import checks
-from kd_keras.distillation.batch import split_dicts, unpack_batch
+from kd_keras.distillation.batch import split_dicts
 from kd_keras.distillation.tensorflow_labels import LabelChecks
 from kd_keras.errors import InputError
 from kd_keras.losses import labels
@@ -51,7 +51,7 @@ class Step(LabelChecks, compat.Trainer):
         Returns:
             The batch; the labels as they are; which samples have a label, (B,) booleans, or None where all have.
         """
-        batch = unpack_batch(data)
+        batch = self.unpack(data)
         checks.sample_weight(batch.sample_weight)
         if training and batch.sample_weight is not None:
             checks.can_be_weighted(self.terms)
@@ -141,7 +141,8 @@ class Step(LabelChecks, compat.Trainer):
         labelled = self._labelled(batch, has_label, local, total)
         filled, real = self._without_empty(batch)
         with tf.GradientTape() as tape:
-            student = self._student_taps.value(filled.image, student_names, training=True)
+            taps = self._student_taps.value
+            student = taps(taps.inputs_of(filled), student_names, training=True)
             # Neither forward pass waits for the other, and nothing of the teacher's is kept for the gradient.
             with tape.stop_recording():
                 teacher = self._read_teacher(filled, teacher_names)
@@ -180,7 +181,7 @@ class Step(LabelChecks, compat.Trainer):
         return self._for_keras(logs)
 
     def _pretrain_step(self, data):
-        batch = unpack_batch(data)
+        batch = self.unpack(data)
         pretrained = [
             (term, tracker, *names)
             for term, tracker in zip(self.terms, self._term_trackers, strict=True)
@@ -192,7 +193,7 @@ class Step(LabelChecks, compat.Trainer):
         with tf.GradientTape() as tape:
             # A student whose taps no loss reads must not run: its batch norm would move.
             taps = self._student_taps.value
-            student = taps(filled.image, student_names, training=True) if student_names else {}
+            student = taps(taps.inputs_of(filled), student_names, training=True) if student_names else {}
             with tape.stop_recording():
                 teacher = self._read_teacher(filled, teacher_names)
             # Keras casts the inputs of a layer's call to the layer's dtype, but not those of `pretrain`.
@@ -216,7 +217,7 @@ class Step(LabelChecks, compat.Trainer):
         if batch.label is None:
             raise InputError("evaluation needs labels, and there are none: its loss is the cross-entropy with them")
         filled, real = self._without_empty(batch)
-        logits = real(self(filled.image, training=False))
+        logits = real(self(self._student_taps.value.inputs_of(filled), training=False))
         cross_entropy = labels.binary_cross_entropy if self.is_multilabel else labels.cross_entropy
         value = _weighted(cross_entropy(batch.label, logits), batch.sample_weight)
         _, local, total = self._batch_sizes(batch.image)
@@ -237,8 +238,8 @@ class Step(LabelChecks, compat.Trainer):
         return self.compute_metrics(batch.image, label, output, sample_weight=batch.sample_weight)
 
     def predict_step(self, data):
-        filled, real = self._without_empty(unpack_batch(data))
-        return real(self(filled.image, training=False))
+        filled, real = self._without_empty(self.unpack(data))
+        return real(self(self._student_taps.value.inputs_of(filled), training=False))
 
     def epoch_logs(self, logs):
         # Metrics are read across the replicas here. A step's own logs are those of one replica, and their average is
@@ -275,14 +276,14 @@ class Step(LabelChecks, compat.Trainer):
         if "logits" in teacher:
             logits = checks.teacher_logits(teacher["logits"], self._student_taps.value.num_classes)
             # A row for each image: one row alone would be spread over all of them.
-            logits = ops.reshape(logits, (ops.shape(batch.image)[0], logits.shape[-1]))
+            logits = ops.reshape(logits, (_count(batch.image), logits.shape[-1]))
             head = self._given_head.value
             teacher["logits"] = ops.cast(logits, "float32") if head is None else head.to_logits(logits)
         return teacher
 
     def _batch_sizes(self, image):
         """(replicas, samples on this replica, samples on all), the last two as float32 scalars."""
-        local = tf.cast(tf.shape(tf.nest.flatten(image)[0])[0], tf.float32)
+        local = tf.cast(_count(image), tf.float32)
         if self.distribute_strategy.num_replicas_in_sync == 1:
             return 1, local, local
         # A sum, not a product: the last batch of an epoch may be divided unevenly.
@@ -297,13 +298,14 @@ class Step(LabelChecks, compat.Trainer):
         """
         if self.distribute_strategy.num_replicas_in_sync == 1:
             return batch, lambda tensor: tensor
-        count = tf.shape(batch.image)[0]
+        count = _count(batch.image)
 
         def fill(tensor):
             missing = tf.maximum(1 - count, 0)
             return None if tensor is None else tf.pad(tensor, [[0, missing], *[[0, 0]] * (len(tensor.shape) - 1)])
 
-        fields = {name: getattr(batch, name) for name in ("image", "label", "index", "teacher", "teacher_image")}
+        names = ("image", "label", "index", "teacher", "teacher_image", "inputs")
+        fields = {name: getattr(batch, name) for name in names}
         return dataclasses.replace(batch, **tf.nest.map_structure(fill, fields)), lambda tensor: tensor[:count]
 
     def _for_keras(self, logs):
@@ -337,6 +339,11 @@ def _iterator_of(batches, spec):
 
     datasets = [tf.data.Dataset.from_tensors(batch).map(of_spec) for batch in batches]
     return iter(functools.reduce(tf.data.Dataset.concatenate, datasets))
+
+
+def _count(image):
+    """How many images there are, a symbolic scalar."""
+    return tf.shape(tf.nest.flatten(image)[0])[0]
 
 
 def _weighted(value, sample_weight):

@@ -294,9 +294,9 @@ def image():
     [
         (
             lambda: keras.Model(i := [image(), image()], layers.Dense(3)(layers.Flatten()(i[0] + i[1]))),
-            "2 inputs and 1",
+            "2 inputs, and here a model of one is needed",
         ),
-        (lambda: keras.Model(i := image(), [trunk(i), i]), "1 inputs and 2 outputs"),
+        (lambda: keras.Model(i := image(), [trunk(i), i]), "has 2 outputs: a classifier has one"),
         (lambda: keras.Model(i := image(), layers.Conv2D(3, 1)(i)), r"shape \(None, 8, 8, 3\)"),
     ],
 )
