@@ -124,6 +124,14 @@ def worker(strategy: tf.distribute.Strategy) -> tuple[int, int]:
     return (0, 1) if count <= 1 else (resolver.task_id + (chiefs if resolver.task_type == "worker" else 0), count)
 
 
+def joined(strategy: tf.distribute.Strategy, part):
+    """A part of a batch of all replicas, of all workers, as each of them gets it; of text, this replica's alone."""
+    values = strategy.experimental_local_results(part)
+    if strategy.num_replicas_in_sync == 1 or not tf.is_tensor(values[0]) or values[0].dtype == tf.string:
+        return values[0]
+    return strategy.gather(part, axis=0)
+
+
 def feed(strategy: tf.distribute.Strategy, dataset: tf.data.Dataset):
     """Divides batches among the replicas as evenly as possible.
 

@@ -246,7 +246,7 @@ class _Clock(keras.callbacks.Callback):
         if self.model.is_pretraining:
             return
         first, steps = self._epochs.start, self.params.get("steps")
-        goes_on = first == int(self.model.epoch) + 1 and int(self.model.step) > 0
+        goes_on = first == _number(self.model.epoch) + 1 and _number(self.model.step) > 0
         if first == 0 or (steps and not goes_on):
             self.model.step.assign(first * (steps or 0))
         elif not goes_on and any(_reads_steps(schedule) for t in self.model.terms for schedule in t.schedules.values()):
@@ -264,12 +264,17 @@ class _Clock(keras.callbacks.Callback):
             self._check(range(epoch, epoch + 1), steps)
 
     def _steps_of_last_epoch(self, epoch):
-        before, self._step = getattr(self, "_step", None), int(self.model.step)
+        before, self._step = getattr(self, "_step", None), _number(self.model.step)
         return 0 if before is None else self._step - before
 
     def _check(self, epochs, steps):
         for term in self.model.terms:
-            term.check_schedules(epochs=epochs, first_step=int(self.model.step), steps_per_epoch=steps)
+            term.check_schedules(epochs=epochs, first_step=_number(self.model.step), steps_per_epoch=steps)
+
+
+def _number(counter) -> int:
+    # int() takes no variable of several replicas.
+    return int(ops.convert_to_numpy(counter))
 
 
 def _reads_steps(schedule) -> bool:

@@ -95,7 +95,7 @@ class Step(LabelChecks, compat.Trainer):
             predict = self.predict_function
 
             def run(batches):
-                self._look_at_replica(batches[0], "predict")
+                self._look_at_whole(batches[0], "predict")
                 return predict(batches)
 
             self.predict_function = run
@@ -111,7 +111,7 @@ class Step(LabelChecks, compat.Trainer):
                 first = next(iterator)
             except StopIteration:
                 raise InputError("there is nothing to train on or to evaluate: the data have no batch") from None
-            self._look_at_replica(first, mode)
+            self._look_at_whole(first, mode)
             if not isinstance(iterator, tf.data.Iterator):
                 return function(itertools.chain([first], iterator))
             batches = [first, *itertools.islice(iterator, self.steps_per_execution - 1)]
@@ -119,10 +119,11 @@ class Step(LabelChecks, compat.Trainer):
 
         return run
 
-    def _look_at_replica(self, batch, mode):
+    def _look_at_whole(self, batch, mode):
         if mode not in self._looked.value:
-            local = self.distribute_strategy.experimental_local_results
-            self.look_at(tf.nest.map_structure(lambda part: local(part)[0], batch), mode)
+            self.look_at(
+                tf.nest.map_structure(functools.partial(distribute.joined, self.distribute_strategy), batch), mode
+            )
 
     def variable_scope(self):
         """The context in which new variables are placed like the model's own."""
