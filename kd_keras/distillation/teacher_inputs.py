@@ -33,8 +33,6 @@ _OF_APPLICATIONS = {
     "mobilenetv2": "-1..1",
     "mobilenet_": "-1..1",
 }
-# Red, green and blue in grey, as ITU-R BT.601 has them.
-_GREY = (0.299, 0.587, 0.114)
 
 
 @keras.saving.register_keras_serializable(package="kd_keras")
@@ -181,8 +179,9 @@ def scaled(model: keras.Model, scaling: str) -> keras.Model:
 def _recoloured(images, channels, axis):
     if channels == 3:
         return ops.repeat(images, 3, axis=axis)
-    weights = ops.reshape(ops.convert_to_tensor(_GREY), (3, 1, 1) if axis == 1 else (3,))
-    return ops.sum(ops.cast(images, "float32") * weights, axis=axis, keepdims=True)
+    # With the weights of the data sets' own grey images.
+    data_format = "channels_first" if axis == 1 else "channels_last"
+    return ops.image.rgb_to_grayscale(ops.cast(images, "float32"), data_format=data_format)
 
 
 def _scaled(images, given, scaling, axis):

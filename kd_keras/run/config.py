@@ -94,7 +94,11 @@ class Teacher(Section, prefix="teacher_"):
         affects=("teacher",),
     )
     loss: tuple[Spec, ...] = setting(
-        "ce()", "Losses of the teacher.", parts="losses", required=True, affects=("teacher",)
+        "ce()",
+        "Losses of the teacher; ce() is bce() where an image has several labels.",
+        parts="losses",
+        required=True,
+        affects=("teacher",),
     )
     # None is --epochs, or 0 for a model that comes trained, which only the plan can tell.
     epochs: int | None = setting(
@@ -199,7 +203,11 @@ class Student(Section):
         affects=("files",),
     )
     baseline_loss: tuple[Spec, ...] = setting(
-        "ce()", "Losses of the baseline.", parts="losses", required=True, affects=_STUDENTS
+        "ce()",
+        "Losses of the baseline; ce() is bce() where an image has several labels.",
+        parts="losses",
+        required=True,
+        affects=_STUDENTS,
     )
     baseline_from: pathlib.Path | None = setting(
         None, "Workdir or store of another run: use its baseline, trained with the same settings.", needs="baseline"

@@ -108,7 +108,7 @@ def test_without_a_word_only_size_and_channels_are_worked_out():
     grey = ops.convert_to_numpy(
         TeacherInputs().of(teacher, (8, 8, 1), (8, 8, 3))(np.full((1, 8, 8, 3), (10.0, 20.0, 30.0)))
     )
-    np.testing.assert_allclose(grey, 0.299 * 10 + 0.587 * 20 + 0.114 * 30, rtol=1e-6)
+    np.testing.assert_allclose(grey, 0.2989 * 10 + 0.587 * 20 + 0.114 * 30, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
