@@ -136,6 +136,12 @@ def find(
             f"the {role} gives no finite number (NaN or infinity) for {bad} of {len(output)} images: look at its "
             "weights and at the scale of its input"
         )
+    if shape == "shares" and given is None:
+        total = output.sum(axis=-1).mean()
+        raise InputError(
+            f"the {role} gives shares, not logits: {where} no value is negative and each row sums to {total:.4g}, as "
+            f"percents or votes do; divide them by {total:.4g}, or say {role}_output='logits'"
+        )
 
     def behind_activation(activation):
         return _behind(model, read, images, lambda logits: _is(output, logits, activation, epsilon, least))
@@ -209,7 +215,8 @@ def _shape(values, epsilon) -> str:
     """What values (n, K) look like.
 
     Returns:
-        ``'logits'``, ``'probabilities'``, ``'unit'`` (in 0 to 1, of any sum), or ``'no number'``.
+        ``'logits'``, ``'probabilities'``, ``'unit'`` (in 0 to 1, of any sum), ``'shares'`` (of another sum, such as
+        percents or votes), or ``'no number'``.
     """
     is_masked = values == -np.inf  # a class that is never named
     if not (np.isfinite(values) | is_masked).all() or is_masked.all(axis=-1).any():
@@ -220,9 +227,16 @@ def _shape(values, epsilon) -> str:
         return "logits" if (values > 1).any() else "unit"
     # A few rows may sum to nearly 1 by chance; many don't. Rounding to 16 bits leaves up to 8e-3.
     tolerance = 1e-4 if len(values) < 8 and epsilon == _FLOAT32[0] else 2e-2
-    if (np.abs(values.sum(axis=-1) - 1) < tolerance).all():
+    sums = values.sum(axis=-1)
+    if (np.abs(sums - 1) < tolerance).all():
         return "probabilities"
-    return "unit" if (values <= 1).all() else "logits"
+    if (values <= 1).all():
+        return "unit"
+    # Whole numbers are rounded; of others the sum over a thousand classes may be much the same by chance.
+    spread = 5e-2 if (values == np.round(values)).all() else 1e-3
+    # The values have to differ more than their sums: an untrained model's are all nearly the same.
+    is_one_sum = np.ptp(sums) <= spread * sums.mean() and np.ptp(values, axis=0).max() > 4 * np.ptp(sums)
+    return "shares" if is_one_sum and len(values) >= 4 else "logits"
 
 
 def _may_be_logits(model, read, images, output) -> bool:

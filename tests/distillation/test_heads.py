@@ -222,3 +222,24 @@ def test_probabilities_of_0_are_never_named_by_a_teacher_and_have_a_slope_for_a_
     np.testing.assert_allclose(head.to_logits(probabilities)[:, 1:], np.log([[0.25, 0.75]]), rtol=1e-6)
     assert np.isneginf(head.to_logits(probabilities)[0, 0])
     assert np.isfinite(head.to_logits(probabilities, floor=True)).all()
+
+
+def votes(z):
+    """Of 51 people, as in CIFAR-10H."""
+    return ops.round(51 * ops.softmax(z))
+
+
+@pytest.mark.parametrize(("head", "total"), [(lambda z: 100 * ops.softmax(z), 100), (votes, "5[01]")])
+def test_percents_and_votes_are_refused(head, total):
+    teacher = on_top(layers.Lambda(head))[0]
+    distiller = Distiller(student=plain(seed=2), teacher=teacher, losses=[losses.KD()])
+    distiller.compile("sgd")
+    with pytest.raises(InputError, match=f"the teacher gives shares.*sums to {total}.*teacher_output='logits'"):
+        distiller.fit(X, Y, batch_size=len(X), verbose=0)
+
+
+@pytest.mark.parametrize("count", [3, 1000])
+@pytest.mark.parametrize("activation", [ops.relu, ops.softplus, lambda z: 1e-6 * z + 3, lambda z: 0 * z + 3])
+def test_logits_that_are_not_negative_are_logits(activation, count):
+    z = np.random.default_rng(0).normal(size=(32, count))
+    assert heads.of_values(ops.convert_to_numpy(activation(z)), "teacher").kind == "logits"
