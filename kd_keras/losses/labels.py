@@ -1,6 +1,7 @@
 """Labels in all their forms.
 
-Of a softmax: classes (B,) or (B, 1), −1 for none, or class weights (B, K) after mixup and cutmix. Of independent labels
+Of a softmax: classes (B,) or (B, 1), −1 for none, or class weights (B, K) after mixup and cutmix, a row of −1 for none.
+Of independent labels
 (multi-label): (B, K), each 0 or 1, between them after mixup, or −1 where it is not known.
 """
 
@@ -68,9 +69,13 @@ def binary_cross_entropy(labels, logits, smoothing: float = 0.0):
 
 
 def are_multi_hot(labels: np.ndarray) -> bool:
-    """Whether labels can only be independent ones: (N, K) of 0 and 1 (−1: not known), not each row with a single 1."""
+    """Whether labels can only be independent ones: (N, K) of 0 and 1 (−1: not known), not each row with a single 1.
+
+    A row of −1 alone says nothing.
+    """
     if labels.ndim != 2 or labels.shape[1] == 1 or not np.isin(labels, (-1, 0, 1)).all():
         return False
+    labels = labels[(labels != -1).any(axis=-1)]
     return bool((labels == 0).any() and (labels.astype("float64").sum(axis=-1) != 1).any())
 
 
@@ -83,9 +88,14 @@ def without_missing(labels, is_multilabel: bool = False):
     """
     if is_multilabel and labels is not None:
         return labels, ops.any(known_labels(labels)[1] > 0, axis=-1)
-    if labels is None or are_class_weights(labels):
+    if labels is None:
         return labels, None
-    return ops.maximum(labels, ops.zeros_like(labels)), ops.reshape(labels, (-1,)) >= 0
+    if are_class_weights(labels):
+        labels = ops.cast(labels, "float32")
+        has_label = ops.any(labels >= 0, axis=-1)
+    else:
+        has_label = ops.reshape(labels, (-1,)) >= 0
+    return ops.maximum(labels, ops.zeros_like(labels)), has_label
 
 
 def fault_of_form(shape: tuple, dtype: str, num_classes: int, is_multilabel: bool = False) -> str | None:
@@ -117,7 +127,10 @@ def may_be_at_fault(labels, num_classes: int, missing: bool = True, is_multilabe
     if are_class_weights(labels):
         weights = ops.cast(labels, "float32")
         sums = ops.sum(weights, axis=-1, keepdims=True)
-        return ops.logical_not(ops.all(ops.logical_and(weights >= 0, ops.abs(sums - 1) < 1e-2)))
+        is_right = ops.all(ops.logical_and(weights >= 0, ops.abs(sums - 1) < 1e-2), axis=-1)
+        if missing:
+            is_right = ops.logical_or(is_right, ops.all(ops.equal(weights, -1.0), axis=-1))
+        return ops.logical_not(ops.all(is_right))
     values = ops.cast(labels, "float32")
     is_class = ops.logical_and(values >= (-1 if missing else 0), values < num_classes)
     return ops.logical_not(ops.all(ops.logical_and(is_class, ops.equal(values, ops.floor(values)))))
@@ -138,7 +151,7 @@ def fault(labels: np.ndarray, num_classes: int, missing: bool = True, is_multila
     if is_multilabel:
         return _fault_of_independent(values, missing)
     if are_class_weights(values):
-        return _fault_of_class_weights(values)
+        return _fault_of_class_weights(values, missing)
     values = values.reshape(-1)
     last = num_classes - 1
     if not np.isfinite(values).all():
@@ -147,10 +160,7 @@ def fault(labels: np.ndarray, num_classes: int, missing: bool = True, is_multila
         at = int(np.argmax(fractions))
         return f"label {values[at]:g} (sample {at}) is not a whole number: give classes from 0 to {last}"
     if not missing and (values == -1).any():
-        return (
-            f"{int((values == -1).sum())} labels are -1, for no label, which one of the compiled metrics or losses "
-            f"can't leave out: give classes from 0 to {last}, compile metrics=['accuracy'], or leave these samples out"
-        )
+        return _fault_of_missing(int((values == -1).sum()), f"classes from 0 to {last}")
     if (outside := (values < -1) | (values >= num_classes)).any():
         at = int(np.argmax(outside))
         return (
@@ -179,13 +189,24 @@ def _fault_of_independent(values, missing) -> str | None:
     return None
 
 
-def _fault_of_class_weights(values) -> str | None:
+def _fault_of_missing(count, accepted) -> str:
+    return (
+        f"{count} labels are -1, for no label, which one of the compiled metrics or losses can't leave out: give "
+        f"{accepted}, compile metrics=['accuracy'], or leave these samples out"
+    )
+
+
+def _fault_of_class_weights(values, missing) -> str | None:
     if not np.isfinite(values).all():
         return "the labels are class weights of which some are not finite numbers"
+    is_missing = (values == -1).all(axis=-1)
+    if is_missing.any() and not missing:
+        return _fault_of_missing(int(is_missing.sum()), "class weights")
+    values = values[~is_missing]
     if (values < 0).any():
         return f"the labels are class weights below 0, down to {values.min():g}: give weights that sum to 1"
     sums = values.sum(axis=-1)
-    if (np.abs(sums - 1) < 1e-2).all():
+    if (np.abs(sums - 1) < 1e-2).all():  # also where no sample has a label
         return None
     is_multi_hot = np.isin(values, (0, 1)).all()
     meaning = " (several labels for an image, multi-label: take bce and binary_kd)" if is_multi_hot else ""

@@ -474,3 +474,19 @@ def test_a_list_of_callbacks_stays_as_it_was():
     before = list(mine.callbacks)
     d.fit(X, Y, epochs=2, callbacks=mine, verbose=0)
     assert mine.callbacks == before and seen == [0, 1]
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_class_weights_of_minus_one_are_left_out(jit_compile):
+    """As classes of −1 are: the mean of the cross-entropy and the accuracy are over the others."""
+    known = np.arange(N) % 3 > 0
+    y = np.where(known[:, None], np.eye(net().output_shape[-1], dtype="float32")[Y], -1)
+    d = distiller(optimizer=keras.optimizers.SGD(0.0), jit_compile=jit_compile)
+    logs = d.fit(tf.data.Dataset.from_tensor_slices((X, y)).batch(N), verbose=0).history
+    z_s, z_t = (np.asarray(model(X), "float64") for model in (d.student, d.teacher))
+    ce = -log_softmax(z_s)[np.arange(N), Y][known].mean()
+    log_t, log_s = log_softmax(z_t / T), log_softmax(z_s / T)
+    kd = T**2 * (np.exp(log_t) * (log_t - log_s)).sum(-1).mean()
+    assert logs["ce"][0] == pytest.approx(ce, rel=1e-5) and logs["kd"][0] == pytest.approx(kd, rel=1e-5)
+    assert logs["loss"][0] == pytest.approx(ce + kd, rel=1e-5)
+    assert logs["accuracy"][0] == pytest.approx((z_s.argmax(-1) == Y)[known].mean())

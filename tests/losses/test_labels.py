@@ -28,3 +28,24 @@ def test_cross_entropy_golden(smoothing):
 def test_a_label_that_is_no_class_is_not_taken_for_a_solved_one(wrong):
     loss = np.asarray(labels.cross_entropy(np.array([0, wrong]), np.zeros((2, 3), "float32")))
     assert np.isfinite(loss[0]) and np.isnan(loss[1])
+
+
+MIXED = np.array([[0.25, 0, 0.75], [-1, -1, -1], [0, 1, 0]])
+
+
+def test_a_row_of_minus_one_has_no_label():
+    given, has_label = labels.without_missing(MIXED)
+    np.testing.assert_array_equal(has_label, [True, False, True])
+    np.testing.assert_array_equal(given, np.maximum(MIXED, 0))
+    assert labels.fault(MIXED, 3) is None and not labels.may_be_at_fault(MIXED, 3)
+    assert "1 labels are -1" in labels.fault(MIXED, 3, missing=False)
+    assert labels.may_be_at_fault(MIXED, 3, missing=False)
+    for wrong in (np.where(MIXED == 0.25, -1, MIXED), np.where(MIXED == 1, 0.5, MIXED)):
+        assert labels.fault(wrong, 3) and labels.may_be_at_fault(wrong, 3)
+
+
+def test_rows_of_minus_one_make_no_independent_labels():
+    assert not labels.are_multi_hot(np.array([[0, 1, 0], [-1, -1, -1]]))
+    assert labels.are_multi_hot(np.array([[0, 1, 1], [-1, -1, -1]]))
+    assert labels.are_multi_hot(np.array([[0, 1, 0], [-1, 0, 0]]))
+    assert not labels.are_multi_hot(np.full((2, 3), -1))
