@@ -198,7 +198,8 @@ def images(given: Any, taps: Taps) -> None:
     """
     shapes = shapes_of(given)
     if not _fits(shapes, taps.input_shape):
-        raise InputError(f"the images of the batch are {shapes}, and the {taps.role} takes {taps.input_shape}")
+        what = "" if isinstance(taps.input_shape, tuple) else "the inputs "
+        raise InputError(f"the images of the batch are {shapes}, and the {taps.role} takes {what}{taps.input_shape}")
 
 
 def shapes_of(given: Any) -> Any:

@@ -128,7 +128,7 @@ def test_each_image_at_its_own_size():
 
 @pytest.mark.parametrize("student, teacher, x, words", [
     ("dict", "dict", IMAGE, "the student takes the inputs image, age, and the batch has image"),
-    ("list", "list", [IMAGE, AGE, AGE], r"\(3,\)\], and the student takes \[\(8, 8, 1\), \(3,\)\]"),
+    ("list", "list", [IMAGE, AGE, AGE], r"\(3,\)\], and the student takes the inputs \[\(8, 8, 1\), \(3,\)\]"),
     ("one", "one", [IMAGE, AGE], r"and the student takes \(8, 8, 1\)"),
     ("list", "one", [IMAGE, AGE], "give teacher_inputs=function"),
     ("one", "list", IMAGE, "give teacher_inputs=function"),
