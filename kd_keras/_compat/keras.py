@@ -144,6 +144,14 @@ def all_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
     return list(model._flatten_layers())
 
 
+def averages(optimizer: keras.optimizers.Optimizer) -> list[tuple]:
+    """(variable, its moving average) of an optimizer with ``use_ema``, which has been built; of another, none."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of a loss scale
+    if not optimizer.use_ema:
+        return []
+    return list(zip(optimizer._trainable_variables, optimizer._model_variables_moving_average, strict=True))
+
+
 def share_variable(weight: keras.Variable, variable) -> None:
     """Makes a Keras weight read and write another variable of the backend."""
     weight._value = variable

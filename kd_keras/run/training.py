@@ -19,6 +19,7 @@ import numpy as np
 
 from kd_keras import files, schedules, spec
 from kd_keras._compat import distribute
+from kd_keras._compat import keras as graph
 from kd_keras.distillation.distiller import Distiller
 from kd_keras.errors import InputError, is_count
 from kd_keras.run.callbacks import LiveLine, StopAtNaN
@@ -120,6 +121,8 @@ def fit(
 ):
     """Trains to the end, from the checkpoint if there is one, and leaves the best epoch's weights in the student.
 
+    With an optimizer whose ``use_ema`` is set, validation and the best weights are those of the moving averages.
+
     Args:
         distiller: compiled.
         train: ``train(initial_epoch)`` gives the stream of batches from that epoch to the last.
@@ -151,6 +154,7 @@ def fit(
             "put --workdir where all machines share it"
         )
     if first_epoch < epochs and keeper.history.stop is None:
+        callbacks = [_Averaged(), *callbacks]
         stopper = [] if stop is None else [_Stopper(stop, keeper.history, val, steps_per_epoch, callbacks)]
         live = [LiveLine(progress, epochs)] if progress else []
         distiller.fit(
@@ -201,7 +205,8 @@ class _Keeper(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         if self.history.add({**logs, "learning_rate": rate}, may_be_best=epoch >= self.keep_from):
-            self.best_weights = _values(self.model.student.weights)
+            averages = {id(variable): average for variable, average in graph.averages(self.model.optimizer)}
+            self.best_weights = _values(averages.get(id(weight), weight) for weight in self.model.student.weights)
         now = time.perf_counter()
         self.history.seconds, self.start = self.history.seconds + now - self.start, now
         state, best = _values(self._variables(self.model)), self.best_weights or []
@@ -215,6 +220,23 @@ class _Keeper(keras.callbacks.Callback):
         if self.best_weights is not None:
             for variable, value in zip(distiller.student.weights, self.best_weights, strict=True):
                 variable.assign(value)
+
+
+class _Averaged(keras.callbacks.Callback):
+    """Validates by the moving averages of the weights, where the optimizer keeps them; the weights are put back.
+
+    Keras' `SwapEMAWeights` swaps by sums and differences, which changes the weights by rounding.
+    """
+
+    def on_test_begin(self, logs=None):
+        self.pairs = graph.averages(self.model.optimizer)
+        self.weights = _values(weight for weight, _ in self.pairs)
+        for weight, average in self.pairs:
+            weight.assign(average)
+
+    def on_test_end(self, logs=None):
+        for (weight, _), value in zip(self.pairs, self.weights, strict=True):
+            weight.assign(value)
 
 
 class _Stopper(keras.callbacks.Callback):

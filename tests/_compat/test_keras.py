@@ -207,3 +207,13 @@ def test_rebuilt_takes_python_functions_of_a_layer_in_memory():
     assert float(again(np.float32(3))) == 6
     with pytest.raises(ValueError, match="arbitrary code"):
         keras.layers.Lambda.from_config(layer.get_config())
+
+
+@pytest.mark.parametrize("wrap", [lambda optimizer: optimizer, keras.optimizers.LossScaleOptimizer])
+def test_averages_of_an_optimizer(wrap):
+    variable = keras.Variable([1.0])
+    optimizer = wrap(keras.optimizers.SGD(1.0, use_ema=True, ema_momentum=0.5))
+    optimizer.build([variable])
+    ((weight, average),) = compat.averages(optimizer)
+    assert weight is variable and average is not variable and tuple(average.shape) == (1,)
+    assert compat.averages(wrap(keras.optimizers.SGD())) == []

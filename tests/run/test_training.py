@@ -78,6 +78,51 @@ def test_the_best_epoch_is_kept_and_is_what_validation_says(splits, tmp_path):
     assert seen["accuracy"] == pytest.approx(accuracy[history.best_epoch])
 
 
+def averaging():
+    return make(keras.optimizers.SGD(0.05, momentum=0.9, use_ema=True, ema_momentum=0.8))
+
+
+def values(variables):
+    return [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
+
+
+def test_moving_averages_are_validated_and_kept(splits, tmp_path):
+    """ā ← 0.8 ā + 0.2 w after each step, from the first step's weights."""
+    steps, epochs = [], []
+
+    class Seen(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            weights = values(self.model.student.trainable_variables)
+            before = steps[-1] if steps else weights
+            steps.append([0.8 * a + 0.2 * w for a, w in zip(before, weights, strict=True)])
+
+        def on_epoch_end(self, epoch, logs=None):
+            epochs.append((steps[-1], values(self.model.student.weights)))
+
+    distiller = averaging()
+    history = fit(distiller, splits, tmp_path / "c.npz", callbacks=[Seen()])
+    averages, raw = epochs[history.best_epoch]
+    kept = values(distiller.student.trainable_variables)
+    for a, b in zip(kept, averages, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert any(np.abs(a - b).max() > 1e-3 for a, b in zip(values(distiller.student.weights), raw, strict=True))
+    seen = distiller.evaluate(data.batches(splits[1], 64), return_dict=True, verbose=0)
+    assert seen["loss"] == pytest.approx(history.series["val_loss"][history.best_epoch], rel=1e-5)
+
+
+def test_moving_averages_change_no_training_and_outlive_an_interruption(splits, tmp_path):
+    plain = fit(make(keras.optimizers.SGD(0.05, momentum=0.9)), splits, tmp_path / "plain.npz")
+    whole = averaging()
+    history = fit(whole, splits, tmp_path / "whole.npz")
+    assert history.series["loss"] == plain.series["loss"] and history.series["val_loss"] != plain.series["val_loss"]
+    with pytest.raises(KeyboardInterrupt):
+        fit(averaging(), splits, tmp_path / "c.npz", callbacks=[Stop()])
+    resumed = averaging()
+    assert fit(resumed, splits, tmp_path / "c.npz").series == history.series
+    for a, b in zip(values(whole.student.weights), values(resumed.student.weights), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def schedule():
     """Learns, then forgets: the best epoch is not the last."""
     return keras.optimizers.schedules.PiecewiseConstantDecay([4, 8], [0.05, 0.05, 30.0])
