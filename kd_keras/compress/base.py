@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-from kd_keras.errors import InputError
+from kd_keras import schedules
+from kd_keras.errors import InputError, is_count
 
 
 class Step:
@@ -16,12 +17,29 @@ class Step:
         quantises: whether the trained model is an integer model, with ranges of its own.
         skip: names of layers that the step leaves unchanged.
         leaves: what later steps have to keep in the weights: ``zeros``, ``clusters``.
+        epochs, learning_rate: of its training, where they are not those of all steps; see `trained`.
     """
 
     skip: tuple[str, ...] = ()
     rank = 0
     quantises = False
     leaves: frozenset[str] = frozenset()
+    epochs: int | None = None
+    learning_rate: schedules.Schedule | None = None
+
+    def trained(self, epochs: int | None, learning_rate: schedules.ScheduleLike | None) -> None:
+        """Sets how the step is trained; None for as all steps are.
+
+        Raises:
+            InputError: a value is out of range.
+        """
+        name = type(self).__name__.lower()
+        if epochs is not None and not is_count(epochs):
+            raise InputError(f"{name}'s epochs={epochs!r}: give a whole number of at least 1")
+        self.epochs = epochs
+        if learning_rate is not None:
+            self.learning_rate = schedules.get(learning_rate)
+            schedules.check(self.learning_rate, f"{name}'s learning_rate", total=1)
 
     def wrap(self, model: Any, kept: frozenset[str], steps: int) -> Any:
         """Returns a tf_keras model in its wrappers.

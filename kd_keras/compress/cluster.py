@@ -6,6 +6,7 @@ from absl import logging
 from kd_keras._compat import tfmot as tfmot_names
 from kd_keras.compress.base import Step, check_layers, layer_names, replace_layers, takes, weights_by_layer
 from kd_keras.errors import InputError, is_count
+from kd_keras.schedules import ScheduleLike
 
 
 class Cluster(Step):
@@ -20,6 +21,8 @@ class Cluster(Step):
     Args:
         clusters: number of distinct values per kernel; 16 are 4 bits.
         skip: names of layers to leave unchanged, joined by commas.
+        epochs: of its training; by default ``--compress_epochs``.
+        learning_rate: a number or a schedule; by default ``--compress_learning_rate``.
 
     Raises:
         InputError: a value is out of range.
@@ -30,7 +33,14 @@ class Cluster(Step):
     rank = 2
     leaves = frozenset({"clusters"})
 
-    def __init__(self, clusters: int = 16, skip: str = "") -> None:
+    def __init__(
+        self,
+        clusters: int = 16,
+        skip: str = "",
+        epochs: int | None = None,
+        learning_rate: ScheduleLike | None = None,
+    ) -> None:
+        self.trained(epochs, learning_rate)
         if not is_count(clusters, least=3):
             raise InputError(f"cluster's clusters={clusters!r} is not a whole number of at least 3: give 16, say")
         self.clusters, self.skip = clusters, layer_names("cluster's skip", skip)

@@ -4,6 +4,7 @@ import numpy as np
 
 from kd_keras.compress.base import Step, check_layers, layer_names, replace_layers, takes, weights_by_layer
 from kd_keras.errors import InputError, is_count, is_number
+from kd_keras.schedules import ScheduleLike
 
 
 class Prune(Step):
@@ -18,6 +19,8 @@ class Prune(Step):
         end: share of the training after which the sparsity is reached; in the rest the other weights recover.
         frequency: steps between prunings.
         skip: names of layers to leave dense, joined by commas.
+        epochs: of its training; by default ``--compress_epochs``.
+        learning_rate: a number or a schedule; by default ``--compress_learning_rate``.
 
     Raises:
         InputError: a value is out of range.
@@ -29,8 +32,16 @@ class Prune(Step):
     leaves = frozenset({"zeros"})
 
     def __init__(
-        self, sparsity: float = 0.8, start: float = 0.0, end: float = 0.6, frequency: int = 10, skip: str = ""
+        self,
+        sparsity: float = 0.8,
+        start: float = 0.0,
+        end: float = 0.6,
+        frequency: int = 10,
+        skip: str = "",
+        epochs: int | None = None,
+        learning_rate: ScheduleLike | None = None,
     ) -> None:
+        self.trained(epochs, learning_rate)
         if not is_number(sparsity) or not 0 < sparsity < 1:
             raise InputError(f"prune's sparsity={sparsity!r} is not in 0 < sparsity < 1: give the share of zeros, 0.8")
         if not (is_number(start) and is_number(end) and 0 <= start < end <= 1):

@@ -4,6 +4,7 @@ import functools
 
 from kd_keras._compat import tfmot as tfmot_names
 from kd_keras.compress.base import Step, check_layers, layer_names, replace_layers
+from kd_keras.schedules import ScheduleLike
 
 # 2: scaling and shifting of the input are rounded each.
 VERSION = 2
@@ -22,6 +23,8 @@ class QAT(Step):
 
     Args:
         keep_float: names of layers to leave in float32, joined by commas.
+        epochs: of its training; by default ``--compress_epochs``.
+        learning_rate: a number or a schedule; by default ``--compress_learning_rate``.
 
     Raises:
         InputError: a value is out of range.
@@ -32,7 +35,13 @@ class QAT(Step):
     rank = 3
     quantises = True
 
-    def __init__(self, keep_float: str = "") -> None:
+    def __init__(
+        self,
+        keep_float: str = "",
+        epochs: int | None = None,
+        learning_rate: ScheduleLike | None = None,
+    ) -> None:
+        self.trained(epochs, learning_rate)
         self.keep_float = layer_names("qat's keep_float", keep_float)
 
     def wrap(self, model, kept, steps):

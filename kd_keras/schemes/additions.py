@@ -151,12 +151,14 @@ class _Adding:
         """One compression step: the model in its wrappers, trained; and the model taken out of them again."""
         config, facts = self.config, self.facts
         *earlier, step = facts.parts("compress", steps)
-        epochs, per_epoch = config.compress.epochs, facts.steps_per_epoch(config.training.batch_size)
+        asked, per_epoch = facts.step(steps[-1]), facts.steps_per_epoch(config.training.batch_size)
+        epochs, learning_rate = asked.epochs or config.compress.epochs, asked.learning_rate
         settings = {"step": step, "steps": epochs * per_epoch, "before": tuple(earlier)}
         wrapped = Build(what=Part("wrap", settings), of=(before,))
         # A pruned student's best epoch is one at whose end it is as sparse as asked for.
-        settled = max(1, math.ceil(facts.step(steps[-1]).settled(epochs * per_epoch) / per_epoch))
-        recipe = common.recipe(facts, config.compress, epochs, keep_from=min(settled, epochs) - 1)
+        settled = max(1, math.ceil(asked.settled(epochs * per_epoch) / per_epoch))
+        options = {} if learning_rate is None else {"learning_rate": learning_rate}
+        recipe = common.recipe(facts, config.compress, epochs, keep_from=min(settled, epochs) - 1, **options)
         try:
             terms = common.terms(losses, facts, wrapped, teacher, voices=self.plan.voices or common.WHOLE, flag=flag)
         except InputError as error:

@@ -124,8 +124,8 @@ def _scaled(facts, spec, seed, settings, **labels) -> Build:
 
 def recipe(facts, settings, epochs: int, **options) -> Recipe:
     """How long and how a model is trained, by a section of the settings."""
-    optimizer = facts.part("optimizers", settings.optimizer)
-    return Recipe(epochs=epochs, optimizer=optimizer, learning_rate=settings.learning_rate, **options)
+    options = {"learning_rate": settings.learning_rate, **options}
+    return Recipe(epochs=epochs, optimizer=facts.part("optimizers", settings.optimizer), **options)
 
 
 def _samples(facts, data, terms, batch_size, augment, views=None, unlabelled_ratio=None) -> Samples:

@@ -359,6 +359,8 @@ def test_a_layer_without_zeros_does_not_cost_the_others_theirs(learnt):
         ("prune(frequency=0)", "frequency=0 is not a positive"),
         ("cluster(clusters=2)", "clusters=2 is not a whole number of at least 3"),
         ("qat(keep_float=('a',))", "is not text"),
+        ("qat(epochs=0)", "qat's epochs=0: give a whole number"),
+        ("prune(learning_rate=-1.0)", "prune's learning_rate=-1.0 reaches -1"),
     ],
 )
 def test_bad_values_are_refused(text, told):

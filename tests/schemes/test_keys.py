@@ -236,6 +236,20 @@ def test_a_student_that_learns_by_the_baselines_loss_has_it_in_its_key(plan):
     assert changed(before, after) == {"baseline", "student", "compress"}
 
 
+def test_a_compression_step_may_have_a_training_of_its_own(plan):
+    text = "prune(epochs=3, learning_rate=cosine(start=0.01)) + cluster(epochs=4) + qat()"
+    made = plan(f"--compress={text}", "--compress_epochs=2", "--compress_learning_rate=0.002", "--compress_export=int8")
+    trained = {stage.name: stage for stage in made.stages if isinstance(stage, Train) and stage.is_wrapped}
+    seen = [(stage.recipe.epochs, str(stage.recipe.learning_rate)) for stage in trained.values()]
+    assert seen == [
+        (3, "cosine(start=0.01, end=0.0, per='epoch')"),
+        (4, "constant(value=0.002)"),
+        (2, "constant(value=0.002)"),
+    ]
+    per_epoch = {stage.model.what.kwargs["steps"] / stage.recipe.epochs for stage in trained.values()}
+    assert len(per_epoch) == 1
+
+
 def test_a_teachers_setting_that_is_not_given_follows_the_students(plan):
     base = [flag for flag in BASE if flag not in PINNED]
     for flag in ("--seed=1", "--learning_rate=0.002", "--batch_size=32", "--epochs=20", "--precision=mixed_bfloat16"):
