@@ -1,6 +1,8 @@
 """Private names of tensorflow-model-optimization and of tf_keras, imported where they are used: a function for each."""
 
+import contextlib
 import types
+from collections.abc import Callable, Iterator
 
 
 def quantize_configs() -> types.ModuleType:
@@ -51,6 +53,35 @@ def average_gradients_of(wrapper) -> None:
     for _, _, variables in getattr(wrapper, "_weight_vars", ()):
         if "clst_impl" in variables:
             variables["clst_impl"].cluster_gradient_aggregation = average_gradients()
+
+
+@contextlib.contextmanager
+def float_pass(note: Callable) -> Iterator[None]:
+    """A context in which a model of `quantize_apply`, called outside of a graph, rounds nothing.
+
+    Args:
+        note: called with each tensor whose range would be observed in training, the variables of its least and largest
+            value, and whether the range is of all batches (the input's) and not a moving average.
+    """
+    from tensorflow_model_optimization.python.core.quantization.keras import quant_ops
+
+    def replaced(of_all):
+        def give_back(inputs, min_var, max_var, *args, **kwargs):
+            if of_all is not None:
+                note(inputs, min_var, max_var, of_all)
+            return inputs
+
+        return give_back
+
+    functions = {"MovingAvgQuantize": False, "AllValuesQuantize": True, "LastValueQuantize": None}  # of weights
+    before = {name: getattr(quant_ops, name) for name in functions}
+    try:
+        for name, of_all in functions.items():
+            setattr(quant_ops, name, replaced(of_all))
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(quant_ops, name, function)
 
 
 def generator_states(model) -> list:

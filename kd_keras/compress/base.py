@@ -51,6 +51,14 @@ class Step:
         """
         raise NotImplementedError
 
+    def calibrate(self, wrapped: Any, images: Any) -> None:
+        """Sets what a wrapped model knows of its activations before its first training step, from images.
+
+        Args:
+            wrapped: what `wrap` has returned.
+            images: (n, H, W, C), as in training.
+        """
+
     def imitate(self, kernel: Any) -> Any:
         """Returns a kernel (array) with roughly the zeros or clusters that the step would leave in it."""
         return kernel

@@ -2,12 +2,16 @@
 
 import functools
 
+import numpy as np
+
 from kd_keras._compat import tfmot as tfmot_names
 from kd_keras.compress.base import Step, check_layers, layer_names, replace_layers
 from kd_keras.schedules import ScheduleLike
 
-# 2: scaling and shifting of the input are rounded each.
-VERSION = 2
+# 2: scaling and shifting of the input are rounded each. 3: training starts from calibrated ranges.
+VERSION = 3
+# Images in a batch of the calibration.
+_BATCH = 32
 
 
 class QAT(Step):
@@ -16,6 +20,9 @@ class QAT(Step):
     A layer that is kept in float includes the batch norm and the activation that directly follow it, which are one
     operator in the file. Where a concatenation reads such a layer, the other layers that read it are computed in float
     as well, with rounded weights.
+
+    The ranges of the activations start from those that the float model has on a hundred training images, not from
+    tfmot's −6 to 6; that of the input, which only grows in training, has no empty part then.
 
     After ``prune()`` zeros stay zeros, after ``cluster()`` clusters stay clusters, except in layers that are kept in
     float. Layers with weights that tensorflow-model-optimization has no rule for (layer norm, attention) are trained in
@@ -66,6 +73,23 @@ class QAT(Step):
             # As `Cluster` trains it.
             tfmot_names.average_gradients_of(layer)
         return wrapped
+
+    def calibrate(self, wrapped, images):
+        """Sets the ranges of activations: the mean over batches of their ends, of the input the ends of all."""
+        seen = {}
+
+        def note(values, low, high, of_all):
+            # Zero is in every range, as TFLite wants it.
+            ends = min(float(np.min(values)), 0.0), max(float(np.max(values)), 0.0)
+            seen.setdefault(id(low), (low, high, of_all, []))[-1].append(ends)
+
+        with tfmot_names.float_pass(note):
+            for start in range(0, len(images), _BATCH):
+                wrapped(np.asarray(images[start : start + _BATCH], "float32"), training=False)
+        for low, high, of_all, ends in seen.values():
+            lows, highs = np.transpose(ends)
+            low.assign(lows.min() if of_all else lows.mean())
+            high.assign(highs.max() if of_all else highs.mean())
 
     def left_out(self, wrapped):
         """See `Step.left_out`; the layer that quantises the input does not count."""

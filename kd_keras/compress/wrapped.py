@@ -58,7 +58,9 @@ def imitate(student: keras.Model, steps: Iterable[Step]) -> None:
             layer.set_weights([kernel, *others])
 
 
-def prepare(student: keras.Model, step: Step, *, steps: int, before: tuple[Step, ...] = ()) -> Prepared:
+def prepare(
+    student: keras.Model, step: Step, *, steps: int, before: tuple[Step, ...] = (), images: Any = None
+) -> Prepared:
     """Puts a student into the wrappers of a compression step, to be trained.
 
     Args:
@@ -66,6 +68,7 @@ def prepare(student: keras.Model, step: Step, *, steps: int, before: tuple[Step,
         step: such as ``QAT()``, ``Prune()`` or ``Cluster()``.
         steps: optimizer steps of the training.
         before: earlier steps of the pipeline, whose zeros and clusters are kept.
+        images: (n, H, W, C) of the training, a hundred or so: from which ``QAT()`` sets its ranges to begin with.
 
     Raises:
         InputError: the student has no equal in tf_keras, or a layer that the step can't take, or
@@ -79,4 +82,6 @@ def prepare(student: keras.Model, step: Step, *, steps: int, before: tuple[Step,
     what = f"--compress can't put {student.name} into the wrappers of {type(step).__name__}"
     with bridge.stateful_generators(), bridge.explain_errors(what):
         wrapped = step.wrap(copied, kept, steps)
+        if images is not None:
+            step.calibrate(wrapped, images)
         return Prepared(student, step, bridge.trainable(wrapped, student))

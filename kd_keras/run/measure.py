@@ -20,8 +20,6 @@ from kd_keras.export import metadata, tflite
 from kd_keras.run.report import tables
 from kd_keras.schemes.plan import Export, Measure
 
-# Training images that calibrate the ranges of integer activations.
-_REPRESENTATIVE = 256
 # Validation images on which a file is compared with its model.
 _FILE_IMAGES = 256
 # Enough validation images to tell an agreement of 99.5 % from one of 99 %.
@@ -160,7 +158,7 @@ class Measurer:
     def _layers(self, stage, folder) -> dict:
         """The error of each layer of a model's int8 file, as a table."""
         with self.session.timed("export"), self.session.console.status("measuring each layer in int8"):
-            images = self.representative(stage.data[0], int(stage.data[1]))
+            images = self.session.representative(stage.data[0], int(stage.data[1]))
             errors = tflite.layer_report(self.load(stage.of), images)
         tables.write_csv(errors, folder / "layers.csv")
         worst = sorted(errors, key=lambda row: -row["rmse_in_steps"])[:3]
@@ -170,13 +168,6 @@ class Measurer:
             f"in {stage.name}.csv",
         )
         return {}
-
-    def representative(self, data: str, seed: int) -> np.ndarray:
-        """Training images for the ranges of integer activations, drawn by a seed."""
-        source = self.facts.source(data)
-        count = min(_REPRESENTATIVE, len(source))
-        chosen = np.sort(np.random.default_rng(seed).choice(len(source), count, replace=False))
-        return source.read(tf.constant(chosen))[0].numpy()
 
     def output_of(self, model: keras.Model, stage) -> str:
         """What the output of a stage's model is, one of `heads.KINDS`, found out from validation images."""

@@ -226,7 +226,7 @@ class Runner:
                 else:
                     images = None
                     if stage.calibration is not None:
-                        images = self.measurer.representative(*stage.calibration)
+                        images = session.representative(*stage.calibration)
                     output = self.measurer.output_of(keras_model, model)
                     content = tflite.convert(keras_model, stage.variant, images, stage.keep_float, output)
             except InputError as error:

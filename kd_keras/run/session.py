@@ -10,6 +10,7 @@ import sys
 import time
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import logging
 from rich.console import Console
@@ -31,6 +32,8 @@ from kd_keras.run.training import optimizer
 from kd_keras.run.workdir import read_state
 from kd_keras.schemes.plan import Build
 
+# Training images that calibrate the ranges of integer activations.
+_REPRESENTATIVE = 256
 _PACKAGES = ("tensorflow", "keras")
 
 
@@ -160,6 +163,13 @@ class Session:
         if place >= len(names):
             raise InputError(f"{flag} would give the same teacher twice: both would be identical; name another folder")
         return folder / f"{names[place]}.keras"
+
+    def representative(self, data: str, seed: int) -> np.ndarray:
+        """Images of a split for the ranges of integer activations, drawn by a seed; ``data`` is its content hash."""
+        source = self.facts.source(data)
+        count = min(_REPRESENTATIVE, len(source))
+        chosen = np.sort(np.random.default_rng(seed).choice(len(source), count, replace=False))
+        return source.read(tf.constant(chosen))[0].numpy()
 
     @contextlib.contextmanager
     def timed(self, what: str):

@@ -229,6 +229,9 @@ class Trainer:
         dtype = self.dtype(stage)
         distiller = self.distiller(stage, model, teacher, dtype)
         cache = self.cache(stage.answers, teacher, dtype) if stage.answers else None
+        if stage.is_wrapped:
+            step = self.facts.step(stage.model.what.kwargs["step"])
+            step.calibrate(model.wrapped(), self.session.representative(stage.samples.train, stage.seed))
         if stage.after is not None:
             training.read_variables(distiller, self.store.folder(stage.after) / "variables.npz")
         # Dropout draws from the seed alone, whatever was built before.

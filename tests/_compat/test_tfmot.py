@@ -58,6 +58,21 @@ def test_average_gradients_of(quantised):
     assert algorithm.cluster_gradient_aggregation == tfmot.average_gradients()
 
 
+def test_float_pass(quantised):
+    values, seen = np.array([[0.3, -50.0, 70.1, 0.0]], "float32"), []
+    with tfmot.float_pass(lambda *given: seen.append(given)):
+        output = quantised(values, training=False)
+    expected = values
+    for layer in quantised.layers:
+        if inner := getattr(layer, "layer", None):
+            (kernel,) = tfmot.quantized_variables(layer)
+            expected = expected @ kernel.numpy() + inner.bias.numpy()
+    np.testing.assert_allclose(output, expected, rtol=1e-5)
+    assert [of_all for *_, of_all in seen] == [True, False, False], "tfmot now rounds by other functions of quant_ops"
+    assert all(low.shape == high.shape == () for _, low, high, _ in seen)
+    assert np.abs(quantised(values, training=False) - expected).max() > 1
+
+
 def test_generator_states():
     import tf_keras
 

@@ -210,6 +210,29 @@ def test_the_file_does_what_training_has_seen(learnt):
     assert np.mean(got.argmax(1) == labels) > 0.8
 
 
+@pytest.mark.parametrize("before", [(), ("prune(sparsity=0.5)",), ("cluster(clusters=4)",)])
+def test_ranges_begin_where_the_float_model_has_them(learnt, before):
+    """Of activations at the mean over batches of their ends, with zero between; of the input at the ends of all."""
+    model, images = from_learnt(learnt), data()[0][:96]
+    compress.imitate(model, tuple(map(step, before)))
+    made = compress.prepare(model, step("qat()"), steps=1, before=tuple(map(step, before)), images=images)
+    ranges = {v.name.partition(":")[0]: float(v) for v in made.wrapped.variables if v.shape == ()}
+    assert ranges["quantize_layer/quantize_layer_min"] == 0
+    assert ranges["quantize_layer/quantize_layer_max"] == images.max()
+    # The classifier's logits, which no activation follows.
+    batches = [from_float(model, images[start : start + 32]) for start in range(0, 96, 32)]
+    low = np.mean([min(batch.min(), 0) for batch in batches])
+    high = np.mean([max(batch.max(), 0) for batch in batches])
+    np.testing.assert_allclose(ranges["quant_logits/post_activation_min"], low, rtol=1e-4)
+    np.testing.assert_allclose(ranges["quant_logits/post_activation_max"], high, rtol=1e-4)
+    others = [value for name, value in ranges.items() if name.endswith(("activation_min", "activation_max"))]
+    assert others and not {6.0, -6.0} & set(others)
+
+
+def from_float(model, images):
+    return keras.ops.convert_to_numpy(model(images, training=False)).astype("float64")
+
+
 def an_image():
     keras.utils.set_random_seed(0)
     return keras.Input((8, 8, 3))
