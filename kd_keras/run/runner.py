@@ -86,6 +86,25 @@ class Runner:
             self._compare_keys(stage)
             if not self.is_done(stage):
                 self._make(stage)
+                if stage.name == "baseline" and self.session.is_chief:
+                    self._compare_with_teacher(stage)
+
+    def _compare_with_teacher(self, baseline) -> None:
+        """Warns, before a student is trained, of a teacher that is no better than the baseline, unless on purpose."""
+        teacher = self.plan.reference
+        if not isinstance(teacher, Train) or teacher.recipe.stop is not None or teacher.key == baseline.key:
+            return
+        scores = []
+        for stage in (teacher, baseline):
+            record = self.store.record(stage)
+            name = "val_map" if "val_map" in record["series"] else "val_accuracy"
+            scores.append(record["series"][name][record["best_epoch"]])
+        if scores[0] <= scores[1]:
+            logging.warning(
+                "the %s does not beat the baseline on validation data (%.2f%% against %.2f%%): no student gains by its "
+                "accuracy; train it longer, or take a larger one",
+                *(teacher.role, *(100 * score for score in scores)),
+            )
 
     def _compare_keys(self, stage) -> None:
         strategy = self.session.strategy

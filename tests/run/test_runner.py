@@ -214,6 +214,16 @@ def test_compile_settings_are_the_devices_unless_named(tmp_path, monkeypatch):
     assert chosen.student.output.dtype == "float32"
 
 
+@pytest.mark.parametrize(("rates", "is_told"), [((0.0, 0.01), True), ((0.01, 0.0), False)])
+def test_a_teacher_that_does_not_beat_the_baseline_is_told_of_before_a_student_is_trained(
+    rates, is_told, tmp_path, caplog
+):
+    main(tmp_path, f"--teacher={A}", f"--teacher_learning_rate={rates[0]}", f"--learning_rate={rates[1]}", "--epochs=4")
+    said = [message for message in caplog.messages if "does not beat the baseline on validation data" in message]
+    assert len(said) == is_told
+    assert ("so the distilled row says nothing" in (tmp_path / "results.txt").read_text()) == is_told
+
+
 def test_a_teacher_has_settings_of_its_own(tmp_path):
     flags = [f"--teacher={A}", "--teacher_seed=4", "--teacher_batch_size=16", "--teacher_augment=flip()"]
     runner = checked(tmp_path, *flags, "--teacher_precision=mixed_bfloat16", "--seed=1")
