@@ -60,13 +60,41 @@ class SampleOp:
 
 
 class BatchOp:
-    """An operation that mixes images, and their labels, within a batch."""
+    """An operation that mixes images, and their labels, within a batch; in the views of a teacher cache, within a pass.
+
+    Of its own it has `draw` and `mix`. One that has only ``__call__`` can't be cached.
+    """
 
     columns = 0
     mixes_labels = True
     stateless = True
 
     on = SampleOp.on
+
+    def draw(self, count: int, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Draws what is mixed.
+
+        Args:
+            count: N, samples of the batch or of the pass.
+            seed: integers (2,).
+
+        Returns:
+            Each sample's partner, a permutation (N,), and its random numbers, float32 (N, …).
+        """
+        raise NotImplementedError
+
+    def mix(self, images: tf.Tensor, others: tf.Tensor, numbers: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Mixes images with their partners' images.
+
+        Args:
+            images: uint8 or float32 (B, H, W, C), 0…255.
+            others: their partners', likewise.
+            numbers: random numbers (B, …), from `draw`.
+
+        Returns:
+            Mixed images (B, H, W, C), and the share (B,) that is left of the own image.
+        """
+        raise NotImplementedError
 
     def __call__(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Augments a batch.
@@ -79,7 +107,9 @@ class BatchOp:
         Returns:
             Images (B, H, W, C), and class weights float32 (B, K) of the same sum.
         """
-        raise NotImplementedError
+        partners, numbers = self.draw(tf.shape(images)[0], seed)
+        mixed, share = self.mix(images, tf.gather(images, partners), numbers)
+        return mixed, mix_labels(labels, tf.gather(labels, partners), share)
 
 
 def augmentations(text: str | Sequence[spec.Spec]) -> list:
@@ -316,8 +346,8 @@ def _draw(alpha, count, seed):
     return partners, tf.math.divide_no_nan(own, own + partner)
 
 
-def _mix_labels(labels, partners, share):
-    others = tf.gather(labels, partners)
+def mix_labels(labels: tf.Tensor, others: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
+    """Class weights (B, K) mixed with their partners'; ``share`` (B,) is that of the own ones."""
     mixed = share[:, None] * labels + (1.0 - share[:, None]) * others
     # A label of −1 is not known, and neither is a mixture with it.
     return tf.where(tf.minimum(labels, others) < 0, -1.0, mixed)
@@ -327,11 +357,14 @@ def _mix_labels(labels, partners, share):
 class _Mixup(BatchOp):
     alpha: float
 
-    def __call__(self, images, labels, seed):
-        partners, share = _draw(self.alpha, tf.shape(images)[0], seed)
-        images = tf.cast(images, tf.float32)
+    def draw(self, count, seed):
+        partners, share = _draw(self.alpha, count, seed)
+        return partners, share[:, None]
+
+    def mix(self, images, others, numbers):
+        images, others, share = tf.cast(images, tf.float32), tf.cast(others, tf.float32), numbers[:, 0]
         weight = share[:, None, None, None]
-        return weight * images + (1.0 - weight) * tf.gather(images, partners), _mix_labels(labels, partners, share)
+        return weight * images + (1.0 - weight) * others, share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -339,21 +372,23 @@ class _Cutmix(BatchOp):
     alpha: float
     grid: tuple[int, int] | None = dataclasses.field(default=None, repr=False)
 
-    def __call__(self, images, labels, seed):
-        count, height, width, channels = _shape(images)
+    def draw(self, count, seed):
         seeds = tf.random.split(seed, 2)
         partners, share = _draw(self.alpha, count, seeds[0])
-        sides = tf.cast(self.grid or [height, width], tf.float32)
-        centre = tf.random.stateless_uniform((count, 2), seeds[1]) * sides
+        return partners, tf.concat([share[:, None], tf.random.stateless_uniform((count, 2), seeds[1])], axis=1)
+
+    def mix(self, images, others, numbers):
+        _, height, width, channels = _shape(images)
+        sides, share = tf.cast(self.grid or [height, width], tf.float32), numbers[:, 0]
+        centre = numbers[:, 1:] * sides
         half = tf.sqrt(1.0 - share)[:, None] * sides / 2.0
         low, high = tf.cast(tf.round(centre - half), tf.int32), tf.cast(tf.round(centre + half), tf.int32)
         low, high = (_on_grid(places, self.grid, height, width) for places in (low, high))
         box = _box(low, high, height, width, channels)
         # The share is counted again, because the box may exceed the image.
         remaining = 1.0 - tf.reduce_mean(tf.cast(box[:, :, ::channels], tf.float32), axis=(1, 2))
-        flat = tf.reshape(images, tf.shape(box))
-        mixed = tf.reshape(tf.where(box, tf.gather(flat, partners), flat), tf.shape(images))
-        return mixed, _mix_labels(labels, partners, remaining)
+        flat, other = (tf.reshape(part, tf.shape(box)) for part in (images, others))
+        return tf.reshape(tf.where(box, other, flat), tf.shape(images)), remaining
 
 
 def keras_cv(layer: str | spec.Spec = "RandAugment") -> SampleOp:

@@ -5,12 +5,41 @@ is one pass, or as many images as it is said to have.
 """
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 # Folded into the seed, so that order, views and mixing do not share random numbers.
 _ORDER, _VIEW, _MIX = range(3)
+
+
+class Rows(NamedTuple):
+    """What a batch is made of.
+
+    Attributes:
+        index: the samples (B,).
+        noise: their random numbers (B, columns).
+        mix_seed: the seed (2,) for mixing within the batch.
+        view: the number of their view: a scalar where an epoch is one pass, else (B,).
+        partner: in views that are mixed, the sample (B,) that each is mixed with; else the sample itself.
+        partner_noise: the random numbers of those.
+        shares: the random numbers of the mixing (B, …).
+    """
+
+    index: Any
+    noise: Any
+    mix_seed: Any
+    view: Any
+    partner: Any
+    partner_noise: Any
+    shares: Any
+
+    def part(self, here: slice) -> "Rows":
+        """Some of the batch's samples."""
+        view = self.view if self.view.shape.rank == 0 else self.view[here]
+        cut = {name: getattr(self, name)[here] for name in ("index", "noise", "partner", "partner_noise", "shares")}
+        return self._replace(view=view, **cut)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +54,7 @@ class Passes:
         seed: of order and mixing.
         columns: random numbers of a sample.
         views: (number, seed) of the views, where passes repeat them; None for new ones in each pass.
+        mixing: the operation that mixes the samples of a view, or None.
     """
 
     groups: tuple[np.ndarray, ...]
@@ -33,6 +63,7 @@ class Passes:
     seed: int
     columns: int = 0
     views: tuple[int, int] | None = None
+    mixing: Any = None
 
     @property
     def is_one_pass(self) -> bool:
@@ -40,27 +71,24 @@ class Passes:
         return len(self.groups) == 1 and len(self.groups[0]) == self.length
 
     def batches(self, batch_size: int, initial_epoch: int, epochs: int, drop_remainder: bool) -> tf.data.Dataset:
-        """Batches of (index (B,), noise (B, columns), seed for mixing (2,), view), epoch after epoch.
-
-        The view is a scalar where an epoch is one pass, else (B,).
-        """
-
+        """The `Rows` of the batches, epoch after epoch."""
         steps = self.length // batch_size if drop_remainder else -(-self.length // batch_size)
 
         def of_epoch(epoch):
-            index, random, view = self._epoch(epoch)
+            index, random, view, *mixed = self._epoch(epoch)
             mixing = fold(fold(_pair(self.seed), _MIX), epoch)
+            rows = Rows(index, random, mixing, view[0] if self.is_one_pass else view, *mixed)
 
             def batch(step):
                 here = slice(step * batch_size, (step + 1) * batch_size)
-                return index[here], random[here], fold(mixing, step), view[0] if self.is_one_pass else view[here]
+                return rows.part(here)._replace(mix_seed=fold(mixing, step))
 
             return tf.data.Dataset.range(steps).map(batch)
 
         return tf.data.Dataset.range(initial_epoch, max(epochs, initial_epoch)).flat_map(of_epoch)
 
     def _epoch(self, epoch):
-        """(index, noise, view) of an epoch's samples."""
+        """(index, noise, view, partner, partner's noise, shares) of an epoch's samples."""
         lengths = [round(self.length * share) for share in self.shares[:-1]]
         lengths.append(self.length - sum(lengths))
         streams = [self._stream(*group, epoch) for group in zip(self.groups, lengths, strict=True)]
@@ -81,10 +109,11 @@ class Passes:
             order = fold(fold(_pair(self.seed), _ORDER), number)
             index = tf.random.experimental.stateless_shuffle(tf.constant(rows, tf.int64), order)
             view, seed = (number, self.seed) if self.views is None else (number % self.views[0], self.views[1])
-            table = noise(self._count, self.columns, seed, view)
-            return index, tf.gather(table, index), tf.fill((count,), view)
+            seen = of_view(self._count, self.columns, seed, view, self.mixing, index)
+            return index, seen.noise, tf.fill((count,), view), seen.partner, seen.partner_noise, seen.shares
 
-        passes = tf.map_fn(one_pass, numbers, fn_output_signature=(tf.int64, tf.float32, tf.int64))
+        kinds = (tf.int64, tf.float32, tf.int64, tf.int64, tf.float32, tf.float32)
+        passes = tf.map_fn(one_pass, numbers, fn_output_signature=kinds)
         here = begin % count
         return tuple(tf.reshape(part, (-1, *part.shape[2:]))[here : here + length] for part in passes)
 
@@ -93,11 +122,24 @@ class Passes:
         return sum(map(len, self.groups))
 
 
-def in_order(n: int, batch_size: int, random=None, drop_remainder: bool = False) -> tf.data.Dataset:
-    """The same batches of all samples once, in the order of the source; by default without random numbers."""
+def in_order(n: int, batch_size: int, rows: Rows | None = None, drop_remainder: bool = False) -> tf.data.Dataset:
+    """The same `Rows` of all samples once, in the order of the source; by default without random numbers."""
     dataset = tf.data.Dataset.range(n).batch(batch_size, drop_remainder)
-    rows = tf.zeros((n, 0)) if random is None else random
-    return dataset.map(lambda index: (index, tf.gather(rows, index), tf.zeros((2,), tf.int64), tf.zeros((), tf.int64)))
+    rows = of_view(n, 0, 0, 0) if rows is None else rows
+    return dataset.map(lambda index: rows.part(slice(index[0], index[-1] + 1)))
+
+
+def of_view(n: int, columns: int, seed: int, view, mixing: Any = None, index: Any = None) -> Rows:
+    """The `Rows` of the samples of a view, of all in their order or of those in ``index``."""
+    index = tf.range(n, dtype=tf.int64) if index is None else index
+    table = noise(n, columns, seed, view)
+    partners, shares = tf.range(n), tf.zeros((n, 0))
+    if mixing is not None:
+        partners, shares = mixing.draw(n, fold(fold(_pair(seed), _MIX), view))
+    partner = tf.gather(tf.cast(partners, tf.int64), index)
+    own, other = tf.gather(table, index), tf.gather(table, partner)
+    unused = tf.zeros((2,), tf.int64)
+    return Rows(index, own, unused, tf.cast(view, tf.int64), partner, other, tf.gather(shares, index))
 
 
 def noise(n: int, columns: int, seed: int, view) -> tf.Tensor:

@@ -13,6 +13,7 @@ import tensorflow as tf
 from absl import logging
 
 from kd_keras.data import order
+from kd_keras.data.augment import BatchOp, mix_labels
 from kd_keras.data.missing_labels import labelled_rows
 from kd_keras.data.sources import Source, resized
 from kd_keras.errors import InputError, is_count, is_number
@@ -111,31 +112,32 @@ def batches(
 
     if training:
         groups, shares = _groups(source, unlabelled_ratio)
-        seen = order.Passes(groups, shares, size, seed, _columns(augment), None if views is None else views.repeats)
+        repeats, mixing = (None, None) if views is None else (views.repeats, views.mixing)
+        seen = order.Passes(groups, shares, size, seed, _columns(augment), repeats, mixing)
         dataset = seen.batches(batch_size, initial_epoch, epochs, drop_remainder)
         count = max(epochs - initial_epoch, 0) * steps
     else:
         dataset = order.in_order(len(source), batch_size, drop_remainder=drop_remainder)
         count = steps
 
-    def part(rows):
-        size = tf.shape(rows, tf.int64)[0]
-        return rows[worker * size // workers : (worker + 1) * size // workers]
-
-    mixes = any(op.mixes_labels for op in augment)
-    fields = {"image": _Seen(source, augment, image_shape, num_classes)}
+    # In a view each sample has its partner; else partners come from the whole batch, which is read for them.
+    mixes_batches = views is None and any(op.mixes_labels for op in augment)
+    fields = {"image": _Seen(source, augment, image_shape, num_classes, in_view=views is not None)}
     if teacher_shape is not None:
-        fields["teacher_image"] = _Seen(source, augment, teacher_shape, num_classes)
+        fields["teacher_image"] = _Seen(source, augment, teacher_shape, num_classes, in_view=views is not None)
 
-    def load(index, noise, mix_seed, view):
-        if workers > 1 and not mixes:
-            index, noise = part(index), part(noise)
+    def load(rows):
+        size = tf.shape(rows.index, tf.int64)[0]
+        part = slice(worker * size // workers, (worker + 1) * size // workers)
+        if workers > 1 and not mixes_batches:
+            rows = rows.part(part)
         seen = {}
         for field, of in fields.items():
-            image, label = of.read(index, noise, mix_seed)
-            seen[field] = part(image) if workers > 1 and mixes else image
-        if workers > 1 and mixes:
-            index, label = part(index), part(label)
+            image, label = of.read(rows)
+            seen[field] = image[part] if workers > 1 and mixes_batches else image
+        if workers > 1 and mixes_batches:
+            rows, label = rows.part(part), label[part]
+        index, view = rows.index, rows.view
         if cache is None and not with_index and len(seen) == 1:
             return seen["image"], label
         batch = {**seen, "label": label}
@@ -151,7 +153,7 @@ def batches(
 class _Seen:
     """What one model sees of a source: augmented images of one shape."""
 
-    def __init__(self, source, augment, image_shape=None, num_classes=None):
+    def __init__(self, source, augment, image_shape=None, num_classes=None, in_view=False):
         image_shape, grid = tuple(image_shape or source.image_shape), tuple(source.image_shape[:2])
         on_grid = augment if image_shape[:2] == grid else [op.on(grid) for op in augment]
         can_be_drawn = None not in on_grid
@@ -161,12 +163,42 @@ class _Seen:
                 *(_name(augment[on_grid.index(None)]), source.image_shape, image_shape),
             )
         self._source, self._augment = (source.at(image_shape), on_grid) if can_be_drawn else (source, augment)
-        self._enlarged, self._num_classes = None if can_be_drawn else image_shape, num_classes
+        self._enlarged, self._num_classes, self._in_view = None if can_be_drawn else image_shape, num_classes, in_view
 
-    def read(self, index, noise, mix_seed):
+    def read(self, rows: order.Rows):
         """Images (B, H, W, C), float32 in 0…255, and their labels."""
-        image, label = _augmented(*self._source.read(index), noise, mix_seed, self._augment, self._num_classes)
+        image, label = self._augmented(rows)
         return tf.cast(image if self._enlarged is None else resized(image, self._enlarged), tf.float32), label
+
+    def _augmented(self, rows):
+        image, label = self._source.read(rows.index)
+        mixes = [op for op in self._augment if op.mixes_labels]
+        if mixes:
+            label = self._class_weights(label)
+        # In a view, what each sample is mixed with is read too, and augmented as far as that.
+        other = None
+        if mixes and self._in_view:
+            other, other_label = self._source.read(rows.partner)
+            other_label = self._class_weights(other_label)
+        column = 0
+        for number, op in enumerate(self._augment):
+            here = slice(column, column + op.columns)
+            if not op.mixes_labels:
+                image = op(image, rows.noise[:, here])
+                other = None if other is None else op(other, rows.partner_noise[:, here])
+            elif self._in_view:
+                image, share = op.mix(image, other, rows.shares)
+                label, other = mix_labels(label, other_label, share), None
+            else:
+                image, label = op(image, label, order.fold(rows.mix_seed, number))
+            column += op.columns
+        return image, label
+
+    def _class_weights(self, label):
+        """Labels as they are mixed: class weights; independent labels as they are."""
+        if label.shape.rank == 1 and self._num_classes is not None:
+            label = tf.where((label >= 0)[:, None], tf.one_hot(label, self._num_classes), -1.0)
+        return tf.cast(label, tf.float32)
 
 
 def _groups(source, unlabelled_ratio):
@@ -223,8 +255,8 @@ class Views:
         image_shape: (H, W, C) of the teacher's images, where it is not the source's.
 
     Raises:
-        InputError: the count is not a whole number of at least 1, or an operation's results do not repeat (mixup,
-            cutmix, a layer with its own random numbers).
+        InputError: the count is not a whole number of at least 1, several operations mix images, or an operation's
+            results do not repeat (a layer with its own random numbers).
     """
 
     def __init__(
@@ -237,13 +269,17 @@ class Views:
     ) -> None:
         if not is_count(count):
             raise InputError(f"{count!r} views: give a whole number of at least 1")
+        mixing = [op for op in augment if op.mixes_labels]
+        if len(mixing) > 1:
+            raise InputError(f"a teacher cache holds with one of {', '.join(map(_name, mixing))}: leave the others out")
+        self.mixing = mixing[0] if mixing else None
         for op in augment:
-            if op.mixes_labels or not op.stateless:
+            if not op.stateless or (op.mixes_labels and type(op).mix is BatchOp.mix):
                 raise InputError(
                     f"a teacher cache cannot hold with {_name(op)}, whose results do not repeat: leave one of them out"
                 )
         self.source, self.augment, self.seed = source, tuple(augment), seed
-        self.count = count if _columns(augment) else 1
+        self.count = count if _columns(augment) or mixing else 1
         self.image_shape = tuple(image_shape or source.image_shape)
 
     def __len__(self) -> int:
@@ -251,7 +287,7 @@ class Views:
 
     def identity(self) -> dict[str, Any]:
         """Everything that the views depend on, except their number. Labels are no part of it."""
-        random = bool(_columns(self.augment))
+        random = bool(_columns(self.augment) or self.mixing)
         shape = {} if self.image_shape == tuple(self.source.image_shape) else {"image shape": list(self.image_shape)}
         return {
             **shape,
@@ -267,32 +303,15 @@ class Views:
 
     def batches(self, view: int, batch_size: int) -> tf.data.Dataset:
         """One view of every sample, in order: float32 images (B, H, W, C) in 0…255."""
-        noise = order.noise(len(self), _columns(self.augment), self.seed, view)
-        dataset = order.in_order(len(self), batch_size, noise)
+        rows = order.of_view(len(self), _columns(self.augment), self.seed, view, self.mixing)
+        dataset = order.in_order(len(self), batch_size, rows)
+        seen = _Seen(self.source, self.augment, self.image_shape, in_view=True)
 
-        seen = _Seen(self.source, self.augment, self.image_shape)
-
-        def load(index, noise, mix_seed, view):
-            return seen.read(index, noise, mix_seed)[0]
+        def load(rows):
+            return seen.read(rows)[0]
 
         return _run(dataset, load, steps_per_epoch(len(self), batch_size))
 
 
 def _columns(augment) -> int:
     return sum(op.columns for op in augment)
-
-
-def _augmented(image, label, noise, mix_seed, augment, num_classes):
-    if any(op.mixes_labels for op in augment):
-        if label.shape.rank == 1:
-            label = tf.where((label >= 0)[:, None], tf.one_hot(label, num_classes), -1.0)
-        # Independent labels are mixed as they are.
-        label = tf.cast(label, tf.float32)
-    column = 0
-    for number, op in enumerate(augment):
-        if op.mixes_labels:
-            image, label = op(image, label, order.fold(mix_seed, number))
-        else:
-            image = op(image, noise[:, column : column + op.columns])
-            column += op.columns
-    return image, label

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kd_keras.data import ArraySource, Views, batches, steps_per_epoch
+from kd_keras.data import ArraySource, Views, batches, order, steps_per_epoch
 from kd_keras.data import augment as _augment
 from kd_keras.data.sources import Source
 from kd_keras.errors import InputError
@@ -166,10 +166,80 @@ def test_a_cache_of_other_samples_or_views_is_refused():
             batches(source, BATCH, training=True, augment=augment, cache=cache)
 
 
-@pytest.mark.parametrize("op", [_augment.mixup(), _augment.cutmix(), _augment.keras_cv()])
+class OnlyCalled(_augment.BatchOp):
+    def __call__(self, images, labels, seed):
+        return images, labels
+
+
+@pytest.mark.parametrize("op", [OnlyCalled(), _augment.keras_cv()])
 def test_views_that_do_not_repeat_are_refused(op):
-    with pytest.raises(InputError, match=r"cannot hold with (mixup|cutmix|kerascv)"):
+    with pytest.raises(InputError, match=r"cannot hold with (onlycalled|kerascv)"):
         Views(SOURCE, 2, (*PLAIN, op))
+
+
+# ---- views that are mixed ----
+
+BEFORE, AFTER = PLAIN[:2], PLAIN[2:]
+MIXED = [_augment.mixup(alpha=0.5), _augment.cutmix()]
+
+
+def view_of(augment, view):
+    images = np.concatenate(list(Views(SOURCE, 2, augment, seed=3).batches(view, 13).as_numpy_iterator()))
+    return images.astype("float64")
+
+
+@pytest.mark.parametrize("op", MIXED)
+def test_a_view_mixes_each_sample_with_its_partner_in_that_view(op):
+    """x = s·x_i + (1 − s)·x_j, for cutmix with s the share of the pixels; the labels likewise."""
+    for view in (0, 1):
+        mixed, plain = view_of((*BEFORE, op), view), view_of(BEFORE, view)
+        rows = order.of_view(N, sum(one.columns for one in BEFORE), 3, view, op)
+        partner, shares = rows.partner.numpy(), rows.shares.numpy().astype("float64")
+        assert sorted(partner) == list(range(N)) and (partner != range(N)).sum() > 40
+        if op is MIXED[0]:
+            share = shares[:, 0]
+            expected = share[:, None, None, None] * plain + (1 - share[:, None, None, None]) * plain[partner]
+        else:
+            expected, share = plain.copy(), np.ones(N)
+            for i, (own, y, x) in enumerate(shares):
+                half = np.sqrt(1 - own) / 2
+                (top, bottom), (left, right) = (
+                    np.clip(np.round([12 * (c - half), 12 * (c + half)]), 0, 12) for c in (y, x)
+                )
+                place = np.s_[i, int(top) : int(bottom), int(left) : int(right)]
+                expected[place] = plain[partner[i]][place[1:]]
+                share[i] = 1 - (bottom - top) * (right - left) / 144
+        np.testing.assert_allclose(mixed, expected, atol=1e-3)
+        labels = share[:, None] * np.eye(5)[SOURCE.labels] + (1 - share[:, None]) * np.eye(5)[SOURCE.labels[partner]]
+        cache = Numbers(Views(SOURCE, 2, (*BEFORE, op), seed=3))
+        batches = stream(epochs=2, augment=(*BEFORE, op), cache=cache)[7 * view : 7 * view + 7]
+        for batch in batches:
+            np.testing.assert_allclose(batch["label"], labels[batch["index"]], atol=1e-6)
+            np.testing.assert_allclose(batch["image"], expected[batch["index"]], atol=1e-3)
+
+
+@pytest.mark.parametrize("op", MIXED)
+def test_mixed_views_are_the_same_in_every_order_and_part(op):
+    augment = (*BEFORE, op, *AFTER)
+    views = Views(SOURCE, 2, augment, seed=3)
+    got = stream(epochs=4, augment=augment, cache=Numbers(views))
+    epochs = [by_index(got[at : at + 7]) for at in range(0, 28, 7)]
+    for view in (0, 1):
+        images = np.concatenate(list(views.batches(view, 13).as_numpy_iterator()))
+        for i in range(N):
+            np.testing.assert_array_equal(images[i], epochs[view][i])
+            np.testing.assert_array_equal(images[i], epochs[view + 2][i])
+    parts = [stream(epochs=4, augment=augment, cache=Numbers(views), shard=(worker, 3)) for worker in range(3)]
+    for whole, *some in zip(got, *parts, strict=True):
+        for key in ("image", "label", "index"):
+            np.testing.assert_array_equal(whole[key], np.concatenate([part[key] for part in some]))
+    assert Views(SOURCE, 5, (op,)).count == 5
+    assert Views(SOURCE, 5, (op,), seed=1).identity() != Views(SOURCE, 5, (op,), seed=2).identity()
+
+
+def test_a_view_is_mixed_once():
+    with pytest.raises(InputError, match="holds with one of mixup, cutmix: leave the others out"):
+        Views(SOURCE, 2, MIXED)
 
 
 @pytest.mark.parametrize("count", [0, True, 1.5])

@@ -91,6 +91,17 @@ def test_training_from_the_cache_is_training_with_the_teacher(tmp_path, teacher,
     assert np.abs(wrong / live - 1).max() > 0.01
 
 
+@pytest.mark.parametrize("op", [_augment.mixup(alpha=0.5), _augment.cutmix()])
+def test_mixed_images_are_cached_as_they_are_seen(tmp_path, teacher, op):
+    """Function matching, arXiv:2106.05237: the teacher has answered for the very images that the student is shown."""
+    augment = (*AUGMENT, op)
+    cache = TeacherCache(tmp_path, Views(SOURCE, 2, augment), teacher, dtype="float32")
+    cache.fill(batch_size=7)
+    stream = batches(SOURCE, 8, training=True, epochs=3, augment=augment, num_classes=K, cache=cache, seed=5)
+    for batch in stream.as_numpy_iterator():
+        np.testing.assert_allclose(batch["teacher"]["logits"], teacher.predict(batch["image"], verbose=0), atol=1e-5)
+
+
 def test_the_teacher_is_not_run_where_the_batches_bring_it(tmp_path, teacher, monkeypatch):
     cache, runs = filled(tmp_path, teacher), []
     d = Distiller(student=model(2), teacher=teacher, losses=[losses.KD()])

@@ -224,7 +224,7 @@ BAD = {
     "image_size of digits": (["--image_size=32"], "image_size"),
     "too many examples": (["--train_examples=100000"], "100000"),
     "tracking uri": (["--tracking_uri=nonsense"], "nonsense"),
-    "a cache of mixed images": (["--cache_views=2", "--augment=mixup()"], "mixup"),
+    "a cache of images mixed twice": (["--cache_views=2", "--augment=mixup() + cutmix()"], "one of mixup, cutmix"),
     "a cache without teacher": (["--cache_views=2", "--teacher=none", "--loss=ce()"], "reads a teacher: leave it out"),
     "a cache of no tap": (["--cache_views=2", "--cache_taps=stage9"], "stage9"),
     "a cache too large": (["--cache_views=2", "--cache_limit_gb=1e-6"], "limit_gb"),

@@ -79,8 +79,8 @@ CASES = (
     ),
     _tiny(
         "mixup_cache",
-        "mixup with cache_views and cache_top_k: refused",
-        *("--augment=mixup(alpha=0.2)", "--cache_views=2", "--cache_top_k=3"),
+        "mixup and cutmix with cache_views and cache_top_k: refused",
+        *("--augment=mixup(alpha=0.2) + cutmix()", "--cache_views=2", "--cache_top_k=3"),
         code=2,
     ),
     _tiny(
