@@ -325,6 +325,7 @@ class Export(Section):
     layer_report: bool = setting(
         False, "Measure the error of each layer of the student's int8 file.", affects=("files",)
     )
+    licence: str | None = setting(None, "Licence of the student that MODEL_CARD.md states.", flag="licence")
     max_accuracy_drop: float = setting(
         0.02,
         "Mark a TFLite file whose test accuracy is lower than its Keras model's by more than this.",

@@ -4,13 +4,13 @@ import contextlib
 
 from kd_keras._compat import distribute
 from kd_keras.run.config import Config
-from kd_keras.run.report import tables
+from kd_keras.run.report import card, tables
 from kd_keras.run.report.results import Results
 from kd_keras.run.runner import Runner, plan_of
 from kd_keras.run.session import Session
 from kd_keras.run.store import Store
 from kd_keras.run.tracking import environment, mlflow
-from kd_keras.run.workdir import Workdir
+from kd_keras.run.workdir import Workdir, read_json
 
 
 def execute(config: Config, workdir: Workdir, start: float) -> int:
@@ -103,6 +103,10 @@ def _report(runner, workdir, tracking, is_new) -> None:
     rows = results.rows()
     notes = results.notes(rows)
     tables.write_table(rows, folder, runtime_note="; ".join(notes))
+    ran_on = folder / "environment.json"
+    if not ran_on.exists():
+        tables.write_json(environment.environment(), ran_on)
+    card.write(results, rows, read_json(ran_on))
     if is_new or not (folder / "curves.png").exists():
         with session.console.status("drawing"):
             results.draw()
@@ -120,7 +124,7 @@ def _tell_places(session, folder) -> None:
     lines = {
         "table": f"{folder}/results.csv, results.json, results.txt",
         "figures": f"{folder}/curves.png, {'' if session.splits.multi_label else '*_confusion.png, '}*_report.png",
-        "models": f"{folder}/{names}",
+        "models": f"{folder}/{names}; {card.NAME}",
     }
     if any(folder.glob("*.tflite")):
         lines["edge"] = f"{folder}/*.tflite"

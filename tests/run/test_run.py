@@ -88,7 +88,7 @@ def test_every_artefact_is_there(finished):
         }
         assert ours <= names
     assert {f"student_{variant}.tflite" for variant in ("float32", "float16", "dynamic", "int8")} <= names
-    assert {"curves.png", "mlflow.db", "results.csv", "results.json", "environment.json"} <= names
+    assert {"curves.png", "mlflow.db", "results.csv", "results.json", "environment.json", "MODEL_CARD.md"} <= names
     assert not [name for name in names if "partial" in name]
     for path in finished.glob("*.png"):
         assert path.read_bytes()[:4] == b"\x89PNG"

@@ -144,6 +144,7 @@ OTHER = {
     "export_beside": ["teacher,baseline"],
     "keep_float": ["logits"],
     "layer_report": ["true"],
+    "licence": ["CC0"],
     "max_accuracy_drop": ["0.5"],
     "compress": ["prune(sparsity=0.3)"],
     "compress_loss": ["ce()"],
