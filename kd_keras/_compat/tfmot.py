@@ -84,6 +84,29 @@ def float_pass(note: Callable) -> Iterator[None]:
             setattr(quant_ops, name, function)
 
 
+def replace_quantizers(wrapper, make: Callable) -> None:
+    """Replaces what a layer of a model of `quantize_apply` rounds its kernel, activation and output with.
+
+    Args:
+        wrapper: the layer; one that is no wrapper is left as it is.
+        make: called with a quantiser, the kernel that it rounds or None, and its variables ``min_var`` and ``max_var``.
+    """
+    if not hasattr(wrapper, "_weight_vars"):
+        return
+    wrapper._weight_vars = [(weight, make(inner, weight, own), own) for weight, inner, own in wrapper._weight_vars]
+    for activation in wrapper._quantize_activations:
+        for name in ("_pre_activation_vars", "_post_activation_vars"):
+            if hasattr(activation, name):
+                activation.quantizer = make(activation.quantizer, None, getattr(activation, name))
+    if wrapper._output_quantizers:
+        wrapper._output_quantizers = [make(wrapper._output_quantizers[0], None, wrapper._output_quantizer_vars)]
+
+
+def make_trainable(variable) -> None:
+    """Lets gradients be taken with respect to a variable that was made for none."""
+    variable._trainable = True
+
+
 def generator_states(model) -> list:
     """The state variables of the random generators of a tf_keras model's dropout; the model's variables lack them."""
     states = []

@@ -186,7 +186,8 @@ def _reached(model) -> set[int]:
     """Ids of the trainable variables that a step's gradients reach; tfmot keeps variables that others replace."""
     import tensorflow as tf
 
-    variables, reached = model.trainable_variables, set()
+    # Not the model's trainable_variables, which lack what became trainable since they were made.
+    variables, reached = [variable for variable in model.variables if variable.trainable], set()
 
     def step(image):
         with tf.GradientTape() as tape:

@@ -6,6 +6,8 @@ import numpy as np
 
 from kd_keras._compat import tfmot as tfmot_names
 from kd_keras.compress.base import Step, check_layers, layer_names, replace_layers
+from kd_keras.compress.learned_ranges import learn_ranges
+from kd_keras.errors import InputError
 from kd_keras.schedules import ScheduleLike
 
 # 2: scaling and shifting of the input are rounded each. 3: training starts from calibrated ranges.
@@ -30,13 +32,16 @@ class QAT(Step):
 
     Args:
         keep_float: names of layers to leave in float32, joined by commas.
+        learn_ranges: whether the ranges are trained with the weights (LSQ), in place of the kernels' largest weights
+            and moving averages of the activations' ends. Not after ``prune()`` or ``cluster()``, nor with
+            ``keep_float``.
         epochs: of its training; by default ``--compress_epochs``.
         learning_rate: a number or a schedule; by default ``--compress_learning_rate``.
 
     Raises:
         InputError: a value is out of range.
 
-    Reference: Jacob et al., arXiv:1712.05877, section 3.
+    Reference: Jacob et al., arXiv:1712.05877, section 3; LSQ: Esser et al., arXiv:1902.08153.
     """
 
     rank = 3
@@ -45,10 +50,14 @@ class QAT(Step):
     def __init__(
         self,
         keep_float: str = "",
+        learn_ranges: bool = False,
         epochs: int | None = None,
         learning_rate: ScheduleLike | None = None,
     ) -> None:
         self.trained(epochs, learning_rate)
+        if not isinstance(learn_ranges, bool):
+            raise InputError(f"qat's learn_ranges={learn_ranges!r}: give True or False")
+        self.learn_ranges = learn_ranges
         self.keep_float = layer_names("qat's keep_float", keep_float)
 
     def wrap(self, model, kept, steps):
@@ -59,6 +68,9 @@ class QAT(Step):
         # A new layer's name has a number that counts up, and the file contains it: equal runs leave equal files.
         backend.reset_uids()
         check_layers(self.keep_float, [layer.name for layer in model.layers], "qat's keep_float")
+        if self.learn_ranges and (kept or self.keep_float):
+            what = "keep_float" if self.keep_float else f"what leaves {' and '.join(sorted(kept))}"
+            raise InputError(f"qat(learn_ranges=True) does not go with {what}: leave one of the two out")
         quantization = tfmot.quantization.keras
         if "clusters" in kept:
             scheme = _cluster_scheme(sparse="zeros" in kept)
@@ -72,6 +84,8 @@ class QAT(Step):
         for layer in wrapped.layers:
             # As `Cluster` trains it.
             tfmot_names.average_gradients_of(layer)
+        if self.learn_ranges:
+            learn_ranges(wrapped)
         return wrapped
 
     def calibrate(self, wrapped, images):

@@ -35,11 +35,12 @@ class Rows(NamedTuple):
     partner_noise: Any
     shares: Any
 
-    def part(self, here: slice) -> "Rows":
-        """Some of the batch's samples."""
+    def part(self, here: slice, mix_seed: Any = None) -> "Rows":
+        """Some of the samples, mixed with another seed where one is given."""
         view = self.view if self.view.shape.rank == 0 else self.view[here]
-        cut = {name: getattr(self, name)[here] for name in ("index", "noise", "partner", "partner_noise", "shares")}
-        return self._replace(view=view, **cut)
+        mix_seed = self.mix_seed if mix_seed is None else mix_seed
+        partners = (part[here] for part in (self.partner, self.partner_noise, self.shares))
+        return Rows(self.index[here], self.noise[here], mix_seed, view, *partners)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Passes:
 
             def batch(step):
                 here = slice(step * batch_size, (step + 1) * batch_size)
-                return rows.part(here)._replace(mix_seed=fold(mixing, step))
+                return rows.part(here, fold(mixing, step))
 
             return tf.data.Dataset.range(steps).map(batch)
 

@@ -73,6 +73,29 @@ def test_float_pass(quantised):
     assert np.abs(quantised(values, training=False) - expected).max() > 1
 
 
+def test_replace_quantizers(quantised):
+    seen = []
+
+    def note(inner, weight, variables):
+        seen.append((None if weight is None else tuple(weight.shape), sorted(variables)))
+        return inner
+
+    for layer in quantised.layers:
+        tfmot.replace_quantizers(layer, note)
+    kernels, activations = [shape for shape, _ in seen if shape], [names for shape, names in seen if not shape]
+    assert kernels == [(4, 3), (3, 2)] and activations == [["max_var", "min_var"]] * 2
+
+
+def test_make_trainable():
+    import tensorflow as tf
+
+    variable = tf.Variable(2.0, trainable=False)
+    tfmot.make_trainable(variable)
+    with tf.GradientTape() as tape:
+        value = variable * variable
+    assert variable.trainable and float(tape.gradient(value, variable)) == 4
+
+
 def test_generator_states():
     import tf_keras
 
