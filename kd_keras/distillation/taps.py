@@ -240,7 +240,7 @@ class Taps:
             self._inputs = model.inputs[0] if len(model.inputs) == 1 else model.input
             shapes = keras.tree.map_structure(lambda tensor: tuple(tensor.shape), self._inputs)
         self.input_shape = _without_batch(shapes)
-        if self.input_shape is None or (self._inputs is None and None in keras.tree.flatten(self.input_shape)):
+        if self.input_shape is None or (not self._is_graph and None in keras.tree.flatten(self.input_shape)):
             raise InputError(f"the {self.role}'s input shape is not known: call it once on a batch of images")
         if not isinstance(self.input_shape, tuple) and not several:
             raise InputError(f"the {self.role} has {len(self.input_shape)} inputs, and here a model of one is needed")

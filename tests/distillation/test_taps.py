@@ -285,6 +285,13 @@ def test_logits_are_float32_under_a_mixed_policy():
         assert values["logits"].dtype == "float32" and values["stage1"].dtype == "bfloat16"
 
 
+class OwnCall(keras.Model):
+    """A functional model that is not run as its graph says."""
+
+    def call(self, inputs):
+        return super().call(inputs)
+
+
 def image():
     return keras.Input((8, 8, 3))
 
@@ -296,6 +303,7 @@ def image():
             lambda: keras.Model(i := [image(), image()], layers.Dense(3)(layers.Flatten()(i[0] + i[1]))),
             "2 inputs, and here a model of one is needed",
         ),
+        (lambda: OwnCall(i := keras.Input((None, None, 3)), trunk(i)), "input shape is not known: call it once on"),
         (lambda: keras.Model(i := image(), [trunk(i), i]), "has 2 outputs: a classifier has one"),
         (lambda: keras.Model(i := image(), layers.Conv2D(3, 1)(i)), r"shape \(None, 8, 8, 3\)"),
     ],
