@@ -148,7 +148,7 @@ def test_never_evaluates(text, tmp_path):
             {"arrays", "augment", "carving", "cifar_files", "decoding", "downloads", "fingerprints", "image_files"}
             | {"label_tables", "missing_labels", "order", "pipeline", "sources"},
         ),
-        ("compress", {"base", "bridge", "copied_layers", "wrapped"}),
+        ("compress", {"base", "bridge", "copied_layers", "learned_ranges", "wrapped"}),
     ],
 )
 def test_names_are_the_files_of_a_package_but_for_what_they_share(room, shared):

@@ -66,6 +66,7 @@ def ranges_of(wrapped):
     return {v.name: v.numpy().copy() for v in wrapped.variables if v.name.partition(":")[0].endswith(("_min", "_max"))}
 
 
+@pytest.mark.slow
 def test_ranges_are_trained_with_the_weights(learnt):  # noqa: F811
     model, images = from_learnt(learnt), data()[0][:64]
     made = compress.prepare(model, compress.QAT(learn_ranges=True), steps=20, images=images)

@@ -63,7 +63,10 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize("road", ["arrays", "data set", "batch dicts", "generator"])
+@pytest.mark.parametrize(
+    "road",
+    ["arrays", "batch dicts", *(pytest.param(road, marks=pytest.mark.slow) for road in ("data set", "generator"))],
+)
 @pytest.mark.parametrize("name", PAIRS)
 def test_each_model_gets_its_inputs(name, road):
     student, teacher, x, for_student, for_teacher = PAIRS[name]

@@ -10,6 +10,9 @@ from kd_keras.run import __main__ as run
 from kd_keras.run import config
 from tests.schemes.tiny import TINY
 
+# Every run of tests/run/test_run.py leaves a card.
+pytestmark = pytest.mark.slow
+
 FLAGS = [*TINY, "--teacher=cnn(filters=(4,), dense=())", "--export=int8_io", "--licence=CC-BY-4.0"]
 
 

@@ -37,6 +37,7 @@ def test_the_table_says_how_many_images_had_labels_and_how_many_updates_each_mod
     assert seen == {"teacher": (1168, 0, 38), "baseline": (100, 0, 38), "student": (100, 1068, 38)}
 
 
+@pytest.mark.slow
 def test_mixed_images_of_which_one_has_no_label_have_none(tmp_path):
     assert main(tmp_path, "--augment=mixup(alpha=0.2)", "--labelled_examples=300", "--epochs=6") == 0
     found = rows(tmp_path)

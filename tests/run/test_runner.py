@@ -214,7 +214,9 @@ def test_compile_settings_are_the_devices_unless_named(tmp_path, monkeypatch):
     assert chosen.student.output.dtype == "float32"
 
 
-@pytest.mark.parametrize(("rates", "is_told"), [((0.0, 0.01), True), ((0.01, 0.0), False)])
+@pytest.mark.parametrize(
+    ("rates", "is_told"), [((0.0, 0.01), True), pytest.param((0.01, 0.0), False, marks=pytest.mark.slow)]
+)
 def test_a_teacher_that_does_not_beat_the_baseline_is_told_of_before_a_student_is_trained(
     rates, is_told, tmp_path, caplog
 ):
