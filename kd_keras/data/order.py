@@ -14,6 +14,20 @@ import tensorflow as tf
 _ORDER, _VIEW, _MIX = range(3)
 
 
+class Partners(NamedTuple):
+    """What the samples of a mixed view are mixed with.
+
+    Attributes:
+        index: the sample (B,) that each is mixed with.
+        noise: the random numbers of those.
+        shares: the random numbers of the mixing (B, …).
+    """
+
+    index: Any
+    noise: Any
+    shares: Any
+
+
 class Rows(NamedTuple):
     """What a batch is made of.
 
@@ -22,25 +36,21 @@ class Rows(NamedTuple):
         noise: their random numbers (B, columns).
         mix_seed: the seed (2,) for mixing within the batch.
         view: the number of their view: a scalar where an epoch is one pass, else (B,).
-        partner: in views that are mixed, the sample (B,) that each is mixed with; else the sample itself.
-        partner_noise: the random numbers of those.
-        shares: the random numbers of the mixing (B, …).
+        partners: the `Partners` where views are mixed, else ().
     """
 
     index: Any
     noise: Any
     mix_seed: Any
     view: Any
-    partner: Any
-    partner_noise: Any
-    shares: Any
+    partners: Any = ()
 
     def part(self, here: slice, mix_seed: Any = None) -> "Rows":
         """Some of the samples, mixed with another seed where one is given."""
         view = self.view if self.view.shape.rank == 0 else self.view[here]
         mix_seed = self.mix_seed if mix_seed is None else mix_seed
-        partners = (part[here] for part in (self.partner, self.partner_noise, self.shares))
-        return Rows(self.index[here], self.noise[here], mix_seed, view, *partners)
+        partners = Partners(*(part[here] for part in self.partners)) if self.partners else ()
+        return Rows(self.index[here], self.noise[here], mix_seed, view, partners)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +86,10 @@ class Passes:
         steps = self.length // batch_size if drop_remainder else -(-self.length // batch_size)
 
         def of_epoch(epoch):
-            index, random, view, *mixed = self._epoch(epoch)
+            index, random, view, *partners = self._epoch(epoch)
             mixing = fold(fold(_pair(self.seed), _MIX), epoch)
-            rows = Rows(index, random, mixing, view[0] if self.is_one_pass else view, *mixed)
+            partners = Partners(*partners) if partners else ()
+            rows = Rows(index, random, mixing, view[0] if self.is_one_pass else view, partners)
 
             def batch(step):
                 here = slice(step * batch_size, (step + 1) * batch_size)
@@ -89,7 +100,7 @@ class Passes:
         return tf.data.Dataset.range(initial_epoch, max(epochs, initial_epoch)).flat_map(of_epoch)
 
     def _epoch(self, epoch):
-        """(index, noise, view, partner, partner's noise, shares) of an epoch's samples."""
+        """(index, noise, view) of an epoch's samples, and the fields of their `Partners`."""
         lengths = [round(self.length * share) for share in self.shares[:-1]]
         lengths.append(self.length - sum(lengths))
         streams = [self._stream(*group, epoch) for group in zip(self.groups, lengths, strict=True)]
@@ -111,9 +122,9 @@ class Passes:
             index = tf.random.experimental.stateless_shuffle(tf.constant(rows, tf.int64), order)
             view, seed = (number, self.seed) if self.views is None else (number % self.views[0], self.views[1])
             seen = of_view(self._count, self.columns, seed, view, self.mixing, index)
-            return index, seen.noise, tf.fill((count,), view), seen.partner, seen.partner_noise, seen.shares
+            return index, seen.noise, tf.fill((count,), view), *seen.partners
 
-        kinds = (tf.int64, tf.float32, tf.int64, tf.int64, tf.float32, tf.float32)
+        kinds = (tf.int64, tf.float32, tf.int64, *([] if self.mixing is None else [tf.int64, tf.float32, tf.float32]))
         passes = tf.map_fn(one_pass, numbers, fn_output_signature=kinds)
         here = begin % count
         return tuple(tf.reshape(part, (-1, *part.shape[2:]))[here : here + length] for part in passes)
@@ -134,13 +145,12 @@ def of_view(n: int, columns: int, seed: int, view, mixing: Any = None, index: An
     """The `Rows` of the samples of a view, of all in their order or of those in ``index``."""
     index = tf.range(n, dtype=tf.int64) if index is None else index
     table = noise(n, columns, seed, view)
-    partners, shares = tf.range(n), tf.zeros((n, 0))
+    partners = ()
     if mixing is not None:
-        partners, shares = mixing.draw(n, fold(fold(_pair(seed), _MIX), view))
-    partner = tf.gather(tf.cast(partners, tf.int64), index)
-    own, other = tf.gather(table, index), tf.gather(table, partner)
-    unused = tf.zeros((2,), tf.int64)
-    return Rows(index, own, unused, tf.cast(view, tf.int64), partner, other, tf.gather(shares, index))
+        partner, shares = mixing.draw(n, fold(fold(_pair(seed), _MIX), view))
+        partner = tf.gather(tf.cast(partner, tf.int64), index)
+        partners = Partners(partner, tf.gather(table, partner), tf.gather(shares, index))
+    return Rows(index, tf.gather(table, index), tf.zeros((2,), tf.int64), tf.cast(view, tf.int64), partners)
 
 
 def noise(n: int, columns: int, seed: int, view) -> tf.Tensor:

@@ -178,16 +178,16 @@ class _Seen:
         # In a view, what each sample is mixed with is read too, and augmented as far as that.
         other = None
         if mixes and self._in_view:
-            other, other_label = self._source.read(rows.partner)
+            other, other_label = self._source.read(rows.partners.index)
             other_label = self._class_weights(other_label)
         column = 0
         for number, op in enumerate(self._augment):
             here = slice(column, column + op.columns)
             if not op.mixes_labels:
                 image = op(image, rows.noise[:, here])
-                other = None if other is None else op(other, rows.partner_noise[:, here])
+                other = None if other is None else op(other, rows.partners.noise[:, here])
             elif self._in_view:
-                image, share = op.mix(image, other, rows.shares)
+                image, share = op.mix(image, other, rows.partners.shares)
                 label, other = mix_labels(label, other_label, share), None
             else:
                 image, label = op(image, label, order.fold(rows.mix_seed, number))

@@ -194,7 +194,7 @@ def test_a_view_mixes_each_sample_with_its_partner_in_that_view(op):
     for view in (0, 1):
         mixed, plain = view_of((*BEFORE, op), view), view_of(BEFORE, view)
         rows = order.of_view(N, sum(one.columns for one in BEFORE), 3, view, op)
-        partner, shares = rows.partner.numpy(), rows.shares.numpy().astype("float64")
+        partner, shares = rows.partners.index.numpy(), rows.partners.shares.numpy().astype("float64")
         assert sorted(partner) == list(range(N)) and (partner != range(N)).sum() > 40
         if op is MIXED[0]:
             share = shares[:, 0]

@@ -136,7 +136,7 @@ class _Card:
         lines = [of, "", "| class | precision % | recall % | F1 % | images |", "|---|---|---|---|---|"]
         for name in map(str, self.splits.class_names):
             figures = (f"{100 * report[name][key]:.1f}" for key in ("precision", "recall", "f1-score"))
-            lines.append(f"| {name} | {' | '.join(figures)} | {report[name]['support']:.0f} |")
+            lines.append(f"| {name.replace('|', '&#124;')} | {' | '.join(figures)} | {report[name]['support']:.0f} |")
         return lines
 
     def _training(self) -> list[str]:
