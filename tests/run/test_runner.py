@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 
+from kd_keras.data import digits
 from kd_keras.distillation import device
 from kd_keras.errors import InputError
 from kd_keras.export import metadata
@@ -165,6 +166,10 @@ def test_a_model_whose_code_is_allowed_teaches_and_is_trained(tmp_path, capsys):
     image = keras.Input((8, 8, 1))
     x = keras.layers.Lambda(lambda pixels: pixels / 255)(image)
     model = keras.Model(image, keras.layers.Dense(10)(keras.layers.Flatten()(x)))
+    # One that only guesses would stop the run.
+    train = digits.Digits().train
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(train.read(range(len(train)))[0], train.labels, epochs=5, verbose=0)
     model.save(file := tmp_path / "code.keras")
     flags = [f"--teacher=saved(path='{file}')", f"--student=saved(path='{file}')", "--teacher_epochs=0"]
     main(tmp_path / "w", *flags, code=2)
