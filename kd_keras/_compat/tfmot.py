@@ -104,7 +104,8 @@ def replace_quantizers(wrapper, make: Callable) -> None:
 
 def make_trainable(variable) -> None:
     """Lets gradients be taken with respect to a variable that was made for none."""
-    variable._trainable = True
+    for part in getattr(variable, "values", (variable,)):  # of each replica
+        part._trainable = True
 
 
 def generator_states(model) -> list:

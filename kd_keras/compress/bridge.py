@@ -175,11 +175,20 @@ class Trainable(keras.Model):
 
     def taps(self, x, training=False):
         """Every tap by name; `Taps` reads a model that is not functional by this method."""
-        return self._tapped()(x, training=training)
+        with self._scope():
+            return self._tapped()(x, training=training)
 
     def call(self, x, training=False):
         """Logits (B, K)."""
-        return self.wrapped()(x, training=training)
+        with self._scope():
+            return self.wrapped()(x, training=training)
+
+    def _scope(self):
+        """That of the strategy, in a call outside of a step: by it tfmot tells whether it runs on one replica."""
+        import tensorflow as tf
+
+        is_inside = tf.distribute.has_strategy() or not tf.executing_eagerly()
+        return contextlib.nullcontext() if is_inside else self.distribute_strategy.scope()
 
 
 def _reached(model) -> set[int]:

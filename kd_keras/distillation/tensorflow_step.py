@@ -120,12 +120,9 @@ class Step(LabelChecks, compat.Trainer):
         return run
 
     def _look_at_whole(self, batch, mode):
-        if mode in self._looked.value:
-            return
-        whole = tf.nest.map_structure(functools.partial(distribute.joined, self.distribute_strategy), batch)
-        # What tfmot wraps tells by the scope whether it runs on one replica.
-        with self.variable_scope():
-            self.look_at(whole, mode)
+        if mode not in self._looked.value:
+            joined = functools.partial(distribute.joined, self.distribute_strategy)
+            self.look_at(tf.nest.map_structure(joined, batch), mode)
 
     def variable_scope(self):
         """The context in which new variables are placed like the model's own."""

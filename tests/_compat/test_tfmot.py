@@ -86,10 +86,13 @@ def test_replace_quantizers(quantised):
     assert kernels == [(4, 3), (3, 2)] and activations == [["max_var", "min_var"]] * 2
 
 
-def test_make_trainable():
+@pytest.mark.parametrize("is_mirrored", [False, True])
+def test_make_trainable(is_mirrored):
     import tensorflow as tf
 
-    variable = tf.Variable(2.0, trainable=False)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"]) if is_mirrored else tf.distribute.get_strategy()
+    with strategy.scope():
+        variable = tf.Variable(2.0, trainable=False)
     tfmot.make_trainable(variable)
     with tf.GradientTape() as tape:
         value = variable * variable

@@ -229,6 +229,15 @@ def test_ranges_begin_where_the_float_model_has_them(learnt, before):
     assert others and not {6.0, -6.0} & set(others)
 
 
+def test_a_pruned_student_of_a_strategy_runs_outside_of_its_scope():
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        model = student()
+        made = compress.prepare(model, step("prune()"), steps=1)
+    images = data()[0][:4]
+    np.testing.assert_allclose(made.model(images), from_float(model, images), rtol=1e-4, atol=1e-5)
+    assert set(made.model.taps(images)) >= {"stage1", "logits"}
+
+
 def from_float(model, images):
     return keras.ops.convert_to_numpy(model(images, training=False)).astype("float64")
 
