@@ -256,13 +256,9 @@ class Taps:
         if self.input_names and not isinstance(given, Mapping):
             given = {"image": given, **batch.inputs}
         if isinstance(given, Mapping):
-            names = self.input_names or tuple(given)
-            if not self.input_names and len(given) > 1:
-                # As in Keras, a model of one input finds it by its name.
-                own = None if self._inputs is None else self._inputs.name
-                names = (own if own in given else "image",)
+            names = self.input_names or (self._name_of_image(given),)
             if not set(names) <= set(given):
-                wanted = "one input" if not self.input_names else f"the inputs {', '.join(self.input_names)}"
+                wanted = f"the inputs {', '.join(self.input_names)}" if self.input_names else "one input"
                 raise InputError(
                     f"the {self.role} takes {wanted}, and the batch has {', '.join(given)}: name the fields so"
                     + ", or give teacher_inputs=function" * (self.role == "teacher")
@@ -271,6 +267,13 @@ class Taps:
             return given if self.input_names else given[names[0]]
         is_single = isinstance(self.input_shape, tuple) and isinstance(given, (list, tuple)) and len(given) == 1
         return given[0] if is_single else given
+
+    def _name_of_image(self, given: Mapping) -> str:
+        """Which of several fields a model of one input takes: that of its name, as in Keras, or ``image``."""
+        if len(given) == 1:
+            return next(iter(given))
+        own = None if self._inputs is None else self._inputs.name
+        return own if own in given else "image"
 
     @property
     def batch_shape(self) -> Any:

@@ -94,11 +94,7 @@ class Runner:
         teacher = self.plan.reference
         if not isinstance(teacher, Train) or teacher.recipe.stop is not None or teacher.key == baseline.key:
             return
-        scores = []
-        for stage in (teacher, baseline):
-            record = self.store.record(stage)
-            name = "val_map" if "val_map" in record["series"] else "val_accuracy"
-            scores.append(record["series"][name][record["best_epoch"]])
+        scores = [_best_score(self.store.record(stage))[0] for stage in (teacher, baseline)]
         if scores[0] <= scores[1]:
             logging.warning(
                 "the %s does not beat the baseline on validation data (%.2f%% against %.2f%%): no student gains by its "
@@ -271,15 +267,20 @@ class Runner:
             return
         text = f"{stage.architecture}: "
         if "series" in record:
-            best, series = record["best_epoch"], record["series"]
-            score, name = ("val_map", "mAP") if "val_map" in series else ("val_accuracy", "accuracy")
-            text += (
-                f"validation {name} {series[score][best]:.4f} in epoch {best + 1} of {len(series['loss'])}, "
-                f"{record['seconds']:.0f} s"
-            )
+            score, name = _best_score(record)
+            epochs = len(record["series"]["loss"])
+            text += f"validation {name} {score:.4f} in epoch {record['best_epoch'] + 1} of {epochs}, "
+            text += f"{record['seconds']:.0f} s"
         else:
             text += "made of " + ", ".join(part.name for part in stage.of) if stage.of else "loaded"
         self.session.console.print(f"{stage.name:<8} {text}")
+
+
+def _best_score(record: dict) -> tuple[float, str]:
+    """What a training's best epoch reached on validation data, and what that is called."""
+    series = record["series"]
+    score, name = ("val_map", "mAP") if "val_map" in series else ("val_accuracy", "accuracy")
+    return series[score][record["best_epoch"]], name
 
 
 def _may_run_code(stage: Stage) -> bool:

@@ -128,12 +128,16 @@ class _Card:
         ]
 
     def _by_class(self) -> list[str]:
-        stage = next((stage for stage in self._exports() if stage.variant.startswith("int8")), self.student)
-        of = f"Of `{stage.name}`, on the test images."
         if self.splits.multi_label:
             return [f"See `{self.student.name}_report.json`."]
+        stage = next((stage for stage in self._exports() if stage.variant.startswith("int8")), self.student)
         report = quality.class_report(self.results.logits(stage), self.results.labels, self.splits.class_names)
-        lines = [of, "", "| class | precision % | recall % | F1 % | images |", "|---|---|---|---|---|"]
+        lines = [
+            f"Of `{stage.name}`, on the test images.",
+            "",
+            "| class | precision % | recall % | F1 % | images |",
+            "|---|---|---|---|---|",
+        ]
         for name in map(str, self.splits.class_names):
             figures = (f"{100 * report[name][key]:.1f}" for key in ("precision", "recall", "f1-score"))
             lines.append(f"| {name.replace('|', '&#124;')} | {' | '.join(figures)} | {report[name]['support']:.0f} |")

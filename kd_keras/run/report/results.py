@@ -3,7 +3,7 @@
 import numpy as np
 
 from kd_keras.evaluate import multilabel, quality
-from kd_keras.run.report import figures, tables
+from kd_keras.run.report import card, figures, tables
 from kd_keras.schemes.plan import Build, Export, Plan, Row, Train
 
 # A file that agrees with its model less often is not what was trained.
@@ -219,7 +219,7 @@ class Results:
             child: gives the tracking run of a stage by its name.
         """
         folder = self.session.config.run.workdir
-        for path in ("results.csv", "results.json", "results.txt", "curves.png", "MODEL_CARD.md"):
+        for path in ("results.csv", "results.json", "results.txt", "curves.png", card.NAME):
             tracker.artifact(folder / path)
         for row in rows:
             name, _, variant = row["stage"].rpartition("_")
