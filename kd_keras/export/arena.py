@@ -19,8 +19,9 @@ _BYTES = {
 def activation_bytes(content: bytes) -> int:
     """The largest sum of a TFLite file's activations that are alive at once, for one image.
 
-    An activation lives from the operator that writes it to the last one that reads it. No plan of the arena needs less;
-    LiteRT for Microcontrollers adds its own structures and the scratch buffers of its kernels.
+    An activation lives from the operator that writes it to the last one that reads it; weights that an operator turns
+    to float are among them. LiteRT for Microcontrollers adds its own structures and the scratch buffers of its kernels,
+    and saves where an operator may write over what it reads.
 
     Args:
         content: the file.

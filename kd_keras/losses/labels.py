@@ -1,8 +1,7 @@
 """Labels in all their forms.
 
 Of a softmax: classes (B,) or (B, 1), −1 for none, or class weights (B, K) after mixup and cutmix, a row of −1 for none.
-Of independent labels
-(multi-label): (B, K), each 0 or 1, between them after mixup, or −1 where it is not known.
+Of independent labels (multi-label): (B, K), each 0 or 1, between them after mixup, or −1 where it is not known.
 """
 
 import numpy as np
