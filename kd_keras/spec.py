@@ -9,6 +9,7 @@ Text is parsed with `ast`, never evaluated.
 import ast
 import dataclasses
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -139,14 +140,23 @@ def parts(package: str) -> dict[str, str]:
 
     A file is a part if it defines, at top level, a class or function with the file's name, underscores and case aside.
     """
-    found = importlib.util.find_spec(package)
-    if found.submodule_search_locations is None:
+    folders = importlib.util.find_spec(package).submodule_search_locations
+    if folders is None:
         return {name: name for name in importlib.import_module(package).__all__}
-    defined = _SCHEME if package.endswith("schemes") else _DEFINED  # the one exception: schemes
     result = {}
-    for path in (file for folder in found.submodule_search_locations for file in pathlib.Path(folder).glob("*.py")):
+    for folder in folders:
+        # A plan asks thousands of times; a file that is added or taken away changes the folder's time.
+        result |= _parts_in(folder, pathlib.Path(folder).stat().st_mtime_ns, package.endswith("schemes"))
+    return result
+
+
+@functools.lru_cache
+def _parts_in(folder: str, changed: int, schemes: bool) -> dict[str, str]:
+    defined = _SCHEME if schemes else _DEFINED  # the one exception: schemes
+    result = {}
+    for path in pathlib.Path(folder).glob("*.py"):
         for name in defined.findall(path.read_text("utf-8")):
-            if defined is _SCHEME or name.lower() == path.stem.replace("_", ""):
+            if schemes or name.lower() == path.stem.replace("_", ""):
                 result[path.stem] = name
     return result
 
