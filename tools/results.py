@@ -7,6 +7,9 @@ The runs have to be of one experiment: their settings may differ in seeds and fo
 no run are passed over, and a run that is named twice, or copied, counts once.
 
 With ``--into``, what stands between ``<!-- begin SECTION -->`` and ``<!-- end SECTION -->`` in that file is replaced.
+Differences are paired by run. The 95 % t interval of two runs or more says what they decide: *better*, *worse*, *equal
+within ± 1* point, or *undecided*.
+
 ``--columns`` chooses some and their order; ``--compare A B`` adds a line on two rows, named by stage or role: their
 accuracies paired by run, and how many times smaller and faster.
 """
@@ -23,6 +26,7 @@ from kd_keras.run.kinds import Folder
 from kd_keras.run.report import tables
 from kd_keras.run.settings import declared
 from kd_keras.run.workdir import SETTINGS
+from kd_keras.sweep import statistics as seeds
 
 PERCENT = {
     "train_accuracy": "train %",
@@ -175,8 +179,18 @@ def gain(runs: list[dict], column: str) -> str:
 
 
 def _points(differences: list[float]) -> str:
+    if not differences:
+        return ""
     singles = ", ".join(f"{difference:+.2f}" for difference in differences)
-    return f"{tables.spread(differences, sign='+')} points ({singles})" if differences else ""
+    return f"{tables.spread(differences, sign='+')} points ({singles}){verdict(differences)}"
+
+
+def verdict(differences: list[float]) -> str:
+    """What paired differences decide; nothing of one alone, which has no interval."""
+    if len(differences) < 2:
+        return ""
+    effect = seeds.effect(differences)
+    return f", 95 % interval [{effect.low:+.2f}, {effect.high:+.2f}]: {effect.verdict()}"
 
 
 def compare(runs: list[dict], first: str, second: str) -> str:

@@ -33,6 +33,7 @@ from kd_keras.run.report import figures, tables
 from kd_keras.run.tracking import mlflow as tracking
 from kd_keras.run.workdir import read_state
 from kd_keras.sweep import __main__ as sweep
+from kd_keras.sweep import statistics as seeds
 
 EXPERIMENTS = pathlib.Path(__file__).resolve().parent.parent / "experiments"
 TEACHER, BASELINE, STUDENT = "teacher", "baseline", "student"
@@ -171,6 +172,12 @@ class Outcome:
         return "–" if not leads else tables.spread(leads, sign="+")
 
     @property
+    def verdict(self) -> str:
+        """What the seeds' leads decide; nothing of one seed."""
+        leads = results.leads(self.runs, "test_accuracy")
+        return f", {seeds.effect(leads).verdict()}" if len(leads) > 1 else ""
+
+    @property
     def is_doubtful(self) -> bool:
         """Whether the teacher, or the ensemble of teachers, does not beat the baseline on validation data."""
         teacher = "ensemble" if self.rows("teacher1") else TEACHER
@@ -238,7 +245,7 @@ def _lines(outcomes) -> str:
             if stage != STUDENT and line in shown:
                 continue
             shown.add(line)
-            gain = f"{outcome.gain}{outcome.mark}" if stage == STUDENT else ""
+            gain = f"{outcome.gain}{outcome.verdict}{outcome.mark}" if stage == STUDENT else ""
             title = outcome.row.baseline if stage == BASELINE and outcome.row.baseline else outcome.row.title
             lines.append(f"| {title} | {role} | `{architecture}` | {len(rows)} | {' | '.join(cells)} | {gain} |")
     return "\n".join(lines)

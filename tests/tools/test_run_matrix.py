@@ -179,9 +179,11 @@ def test_the_table_by_hand(experiments):
     # Both seeds have one teacher.
     assert lines[2] == f"| t_a | teacher | `net_t` | 1 | 91.2 | 90.00 | 1.23 | {same} |  |"
     assert lines[3] == "| t_a | baseline (no teacher) | `net_b` | 2 | – | 52.00 ± 2.83 | – | 1.23 | – | 1.500 |  |"
-    assert lines[4].endswith("| 65.4 | 64.00 ± 5.66 | 0.12 | 1.23 | 1.0 | 1.500 | +12.00 ± 2.83 |")
+    assert lines[4].endswith("| 65.4 | 64.00 ± 5.66 | 0.12 | 1.23 | 1.0 | 1.500 | +12.00 ± 2.83, undecided at n = 2 |")
     # Models that rows share have one line.
-    assert lines[5].startswith("| t_b | student distilled |") and lines[5].endswith("| +0.00 ± 2.83 |")
+    assert lines[5].startswith("| t_b | student distilled |") and lines[5].endswith(
+        "| +0.00 ± 2.83, undecided at n = 2 |"
+    )
     assert lines[6:] == ["", "Not run: t_c."]
 
 
@@ -286,7 +288,9 @@ def test_two_rows_are_compared_by_run_and_columns_chosen(tmp_path, capsys):
         (tmp_path / str(seed) / "results.json").write_text(json.dumps(rows))
     runs = [results.read(tmp_path / str(seed)) for seed in (0, 1)]
     line = results.compare(runs, "a", "b")
-    assert "+7.50 ± 3.54 points (+10.00, +5.00)" in line and "0.250 × the bytes" in line and "0.400 × the lat" in line
+    # Standard error 2.5, t(0.975, 1) = 12.7062.
+    assert "+7.50 ± 3.54 points (+10.00, +5.00), 95 % interval [-24.27, +39.27]: undecided at n = 2" in line
+    assert "0.250 × the bytes" in line and "0.400 × the lat" in line
     text = results.table(runs, ["bytes", "accuracy_change"])
     assert "| n = 2 | architecture | bytes | to float [95 % over images] |" in text
     assert "| a | `a` | 100 | -0.50 [-3.00, +1.50] |" in text
