@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = _lazy.exports(
         "TeacherInputs": "distillation.teacher_inputs",
         "compress": "compress",
         "data": "data",
+        "distill": "run.distill",
         "hinton": "losses.building",
         "losses": "losses",
         "models": "models",

@@ -13,5 +13,6 @@ from kd_keras.distillation.teacher_cache import TeacherCache as TeacherCache
 from kd_keras.distillation.teacher_inputs import TeacherInputs as TeacherInputs
 from kd_keras.errors import InputError as InputError
 from kd_keras.losses.building import hinton as hinton
+from kd_keras.run.distill import distill as distill
 
 __version__: str

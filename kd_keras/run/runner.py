@@ -5,6 +5,7 @@ import functools
 import pathlib
 import shutil
 import zlib
+from collections.abc import Sequence
 
 import keras
 from absl import logging
@@ -78,9 +79,9 @@ class Runner:
                     raise self._nothing_lent()
                 self.trainer.check(stage)
 
-    def run(self) -> None:
-        """Makes whatever is not whole."""
-        for stage in self.plan.stages:
+    def run(self, stages: Sequence[Stage] | None = None) -> None:
+        """Makes whatever is not whole of the plan's stages, or of those given."""
+        for stage in self.plan.stages if stages is None else stages:
             if not stage.name:
                 continue
             self._compare_keys(stage)

@@ -28,6 +28,11 @@ def save_figure(figure, path):
 
 
 def curves(histories, path):
+    """Writes the figure of `curves_figure` as PNG."""
+    save_figure(curves_figure(histories), path)
+
+
+def curves_figure(histories):
     """Draws loss and accuracy over the epochs, training dashed and validation solid.
 
     What a distilled student minimises is a weighted sum of terms that no other model has; where a history holds ``ce``
@@ -36,7 +41,9 @@ def curves(histories, path):
     Args:
         histories: model name to Keras history: ``loss``, ``ce`` or ``bce``, ``val_loss``, ``accuracy``,
             ``val_accuracy``, or ``map`` and ``val_map``, each a value for each epoch. Any may be missing.
-        path: PNG file.
+
+    Returns:
+        The matplotlib figure.
     """
     import matplotlib
     from matplotlib.lines import Line2D
@@ -78,7 +85,7 @@ def curves(histories, path):
         for style, name in (("--", "train"), ("-", "validation"))
     ]
     figure.legend(handles=keys, loc="outside lower center", ncols=min(3, len(keys)), frameon=False)
-    save_figure(figure, path)
+    return figure
 
 
 def confusion_figure(matrix, class_names, path, title):

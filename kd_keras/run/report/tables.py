@@ -214,9 +214,7 @@ def print_table(rows, console=None, title=None, caption=None):
         console = Console()
         if not console.is_terminal and "COLUMNS" not in os.environ:
             console = Console(width=PIPED_WIDTH)
-    texts = [_column(rows, *column) for column in _TEXTS]
-    quality = [_column(rows, *column) for column in _QUALITY if _filled(rows, column)]
-    cost = [_column(rows, *column) for column in _COST if _filled(rows, column)]
+    texts, quality, cost = columns(rows)
     room = console.width - sum(_word_width(column) + 2 for column in texts)
     parts = _pack(quality + cost, room)
     if len(parts) > 1:
@@ -230,6 +228,14 @@ def print_table(rows, console=None, title=None, caption=None):
         console.print(_table(texts, part, room))
     if caption:
         console.print(Text(caption, style="dim"))
+
+
+def columns(rows):
+    """The columns of a table for people that hold anything: texts, quality and cost, each (heading, its cells)."""
+    texts = [_column(rows, *column) for column in _TEXTS]
+    quality = [_column(rows, *column) for column in _QUALITY if _filled(rows, column)]
+    cost = [_column(rows, *column) for column in _COST if _filled(rows, column)]
+    return texts, quality, cost
 
 
 def _table(texts, numbers, room):
