@@ -306,7 +306,11 @@ class Step(LabelChecks, compat.Trainer):
 
         names = ("image", "label", "index", "teacher", "teacher_image", "inputs")
         fields = {name: getattr(batch, name) for name in names}
-        return dataclasses.replace(batch, **tf.nest.map_structure(fill, fields)), lambda tensor: tensor[:count]
+
+        def real(tensor):
+            return None if tensor is None else tensor[:count]
+
+        return dataclasses.replace(batch, **tf.nest.map_structure(fill, fields)), real
 
     def _for_keras(self, logs):
         # Keras averages a step's logs over machines along their first axis, which a scalar does not have.

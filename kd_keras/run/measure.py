@@ -141,19 +141,8 @@ class Measurer:
                 "figures": figures,
                 "runtime": f"Keras rows: {latency.runtime}, {latency.threads} threads, batch 1",
             }
-        path, cores = self._file(stage), cost.cores()
-        loaded = [tflite.load(path, threads=n) for n in (1, cores)]
-        test = self.session.as_input(self.session.splits.test, loaded[0])
-        image = test.read(tf.constant([0]))[0][0].numpy()
-        single, every = (file.latency(image, cost.latency) for file in loaded)
-        figures = {
-            "memory_bytes": cost.peak_memory(path),
-            "latency_ms_median": single.median_ms,
-            "latency_ms_iqr": single.iqr_ms,
-            "latency_all_threads_ms_median": every.median_ms,
-            "latency_all_threads_ms_iqr": every.iqr_ms,
-        }
-        return {"figures": figures, "runtime": f"TFLite rows: {single.runtime}, 1 thread and {cores}, batch 1"}
+        figures, runtime = latency_of_file(self._file(stage), self.session)
+        return {"figures": figures, "runtime": runtime}
 
     def _layers(self, stage, folder) -> dict:
         """The error of each layer of a model's int8 file, as a table."""
@@ -323,3 +312,20 @@ class Measurer:
             source = datasets.take(source, _AGREEMENT_IMAGES, self.session.config.training.seed)
         full, fast = (self._predictor(fast_copy(teacher, name))(source)[0] for name in ("float32", dtype))
         return (self._agree(fast, full) if np.isfinite(fast).all() else 0.0), len(full)
+
+
+def latency_of_file(path: pathlib.Path, session) -> tuple[dict, str]:
+    """Time of a TFLite file at batch 1, with one thread and with all, and its peak memory; and what it was run by."""
+    cores = cost.cores()
+    loaded = [tflite.load(path, threads=n) for n in (1, cores)]
+    test = session.as_input(session.splits.test, loaded[0])
+    image = test.read(tf.constant([0]))[0][0].numpy()
+    single, every = (file.latency(image, cost.latency) for file in loaded)
+    figures = {
+        "memory_bytes": cost.peak_memory(path),
+        "latency_ms_median": single.median_ms,
+        "latency_ms_iqr": single.iqr_ms,
+        "latency_all_threads_ms_median": every.median_ms,
+        "latency_all_threads_ms_iqr": every.iqr_ms,
+    }
+    return figures, f"TFLite rows: {single.runtime}, 1 thread and {cores}, batch 1"
