@@ -80,15 +80,16 @@ class Interpreter:
     def logits(self, images):
         """Computes logits, also of a file made elsewhere that gives probabilities, which may be rounded to 8 bits.
 
-        What the file gives is found out from all that it gives for these images; see `heads`.
-
         Args:
             images: as for `predict`.
 
         Returns:
             float32 (N, K).
         """
-        outputs = self.predict(images)
+        return self.to_logits(self.predict(images))
+
+    def to_logits(self, outputs):
+        """The logits behind what `predict` gave, (N, K); what that is, is found out from all of it, see `heads`."""
         step = self._output["quantization"][0]
         # Each probability is off by half a step at most, and so is one that is 0.
         tolerance = 2e-2 + outputs.shape[-1] * step / 2

@@ -91,7 +91,7 @@ def distill(
     splits = None if is_spec else _splits(train, val, test, class_names)
     if is_spec and (val is not None or test is not None):
         raise InputError(f"train={train!r} has splits of its own: leave val and test out")
-    work = _Work(texts, splits, verbose, _custom_classes(given.values()))
+    work = Work(texts, splits, verbose, _custom_classes(given.values()))
     work.run()
     return Result(work, names, temporary)
 
@@ -101,16 +101,23 @@ def in_memory() -> datasets.Splits:
     raise InputError("images in memory are handed to kd_keras.distill, and are not read by the command line")
 
 
-class _Work:
-    """One plan and what runs it."""
+class Work:
+    """One plan and what runs it.
 
-    def __init__(self, texts: dict[str, str], splits, verbose: bool, classes: dict[str, type]):
-        self.texts, self.splits, self.verbose, self._classes = texts, splits, verbose, classes
+    Args:
+        texts: settings by flag.
+        splits: the data, where they are not what ``data`` names.
+        verbose: whether lines are printed.
+        classes: of models and layers that Keras does not know, by name.
+    """
+
+    def __init__(
+        self, texts: dict[str, str], splits=None, verbose: bool = True, classes: dict[str, type] | None = None
+    ):
+        self.texts, self.splits, self.verbose, self._classes = texts, splits, verbose, classes or {}
         self.config = make(configuration.Config, texts)
         with self.settled():
-            self.session = Session(
-                self.config, Console(quiet=not verbose, markup=False, highlight=False), splits=splits
-            )
+            self.session = Session(self.config, None if verbose else Console(quiet=True), splits=splits)
             self.splits = self.session.splits
             self.store = Store(self.config.run.store, self.config.cache.folder, self.session.made_by)
             self.plan = plan_of(self.config, self.session.facts)
@@ -127,9 +134,9 @@ class _Work:
         with self.settled():
             return load(self.store.folder(stage) / "model.keras", allow_code=True)
 
-    def again(self, **texts: str) -> "_Work":
+    def again(self, **texts: str) -> "Work":
         """The same with other settings, on the same data and store."""
-        return _Work({**self.texts, **texts}, self.splits, self.verbose, self._classes)
+        return Work({**self.texts, **texts}, self.splits, self.verbose, self._classes)
 
     @contextlib.contextmanager
     def settled(self):
@@ -155,7 +162,7 @@ class Result:
         names: of the models, for `model` and `export`.
     """
 
-    def __init__(self, work: _Work, names: dict[str, str], temporary: tempfile.TemporaryDirectory):
+    def __init__(self, work: Work, names: dict[str, str], temporary: tempfile.TemporaryDirectory):
         self._work, self._temporary = work, temporary
         results = Results(work.plan, work.session, work.store)
         rows = results.rows()

@@ -72,7 +72,7 @@ def test_a_name_that_several_kinds_have_is_shown_for_each(monkeypatch, capsys):
         ),
         (
             ["lst"],
-            "kd_keras: unknown name 'lst' in commands: known are describe, list, run, sweep (did you mean 'list'?)",
+            "kd_keras: unknown name 'lst' in commands: known are describe, evaluate, export, list, run, sweep (did you mean 'list'?)",
         ),
     ],
 )
