@@ -170,6 +170,8 @@ def test_a_command_of_a_page_is_read(where, words, monkeypatch):
     name, arguments = start_of(words)
     if name == "run" and "--help" not in arguments:
         config.read(["kd_keras.run", *arguments])
+    elif name in ("evaluate", "export"):  # of files that are the reader's
+        config.read(["kd_keras.run", *(word for word in arguments if word.startswith("-"))])
     elif name == "sweep":
         sweep.plan(["kd_keras.sweep", *arguments])
     else:
