@@ -23,11 +23,19 @@ _SHOWN = 5
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """The best trial, and that of the flags as given, which is None where it has not ended well."""
+    """What the trials say.
+
+    Attributes:
+        best: the best trial.
+        start: that of the flags as given; None where there is none that was completed.
+        metric: what both are judged by, on the validation split.
+        importance: the share of each parameter in the variance of the values, by fANOVA; None of too few trials.
+    """
 
     best: Any
     start: Any
     metric: str
+    importance: dict[str, float] | None
 
 
 def find(search: Search, trials: Trials) -> Found | None:
@@ -37,12 +45,11 @@ def find(search: Search, trials: Trials) -> Found | None:
         return None
     best = max(complete, key=lambda trial: (trial.value, -trial.number))
     start = next((trial for trial in complete if "start" in trial.user_attrs), None)
-    return Found(best, start, best.user_attrs["metric"])
+    return Found(best, start, best.user_attrs["metric"], _importance(trials, complete))
 
 
-def importance(trials: Trials) -> dict[str, float] | None:
-    """The share of each parameter in the variance of the values, by fANOVA; None of fewer than ten trials."""
-    if len(trials.of("complete")) < _ENOUGH or len({trial.value for trial in trials.of("complete")}) == 1:
+def _importance(trials: Trials, complete: list) -> dict[str, float] | None:
+    if len(complete) < _ENOUGH or len({trial.value for trial in complete}) == 1:
         return None
     with warnings.catch_warnings():
         # Optuna says that a parameter of a single value has none.
@@ -72,7 +79,7 @@ def write(search: Search, trials: Trials, found: Found, confirmed: confirm.Confi
         "metric": f"validation {found.metric}",
         "best": _as_json(found.best) | {"flags": flags, "command": shlex.join(_command(search))},
         "as_given": found.start and _as_json(found.start),
-        "importance": importance(trials),
+        "importance": found.importance,
         "confirmed": confirmed and confirm.as_json(confirmed),
     }
     tables.write_json(summary, root / "search.json")
@@ -139,7 +146,7 @@ def show(search: Search, trials: Trials, found: Found, confirmed: confirm.Confir
     counts = {state: len(trials.of(state)) for state in ("complete", "pruned", "running", "waiting")}
     counts |= {"failed": len(trials.refused)}
     console.print("trials     " + ", ".join(f"{count} {state}" for state, count in counts.items() if count))
-    lines = {"importance": _importance_line(trials), "best": _best_line(found)}
+    lines = {"importance": _importance_line(found), "best": _best_line(found)}
     lines |= {"flags": " ".join(map(_quoted, search.space.flags(found.best.params)))}
     lines |= {"command": shlex.join(_command(search))}
     for name, text in lines.items():
@@ -158,11 +165,10 @@ def _quoted(flag: str) -> str:
     return f'"{flag}"' if shlex.quote(flag) != flag and not re.search(r'["$`\\!]', flag) else shlex.quote(flag)
 
 
-def _importance_line(trials) -> str:
-    shares = importance(trials)
-    if shares is None:
+def _importance_line(found: Found) -> str:
+    if found.importance is None:
         return f"not known: it takes {_ENOUGH} complete trials that differ"
-    return ", ".join(f"{path} {share:.0%}" for path, share in shares.items())
+    return ", ".join(f"{path} {share:.0%}" for path, share in found.importance.items())
 
 
 def _best_line(found: Found) -> str:

@@ -46,7 +46,12 @@ def test_ranges(text, expected):
         (("--loss=kd(0.5) + kd()",), "loss.kd#2.weight", 3.0, "--loss=kd(0.5) + kd(weight=3.0)"),
         ((), "epochs", 12, "--epochs=12"),
         ((), "learning_rate", 0.002, "--learning_rate=0.002"),
-        (("--learning_rate=cosine(start=0.1)",), "learning_rate.cosine.start", 0.2, "--learning_rate=cosine(start=0.2)"),
+        (
+            ("--learning_rate=cosine(start=0.1)",),
+            "learning_rate.cosine.start",
+            0.2,
+            "--learning_rate=cosine(start=0.2)",
+        ),
         (
             ("--learning_rate=warmup(to=cosine(start=0.1), over=5)",),
             *("learning_rate.warmup.to.cosine.start", 0.2),
