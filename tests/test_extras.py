@@ -63,7 +63,7 @@ def test_every_import_is_listed_and_optional_packages_are_imported_late(path):
 
 def test_every_hint_names_an_extra():
     hints = {extra for path in FILES for extra in re.findall(r'with needs\("[^"]+", "(\w+)"', path.read_text("utf-8"))}
-    assert hints == {"qat", "tfds", "augment", "hub", "tables"}
+    assert hints == {"qat", "tfds", "augment", "hub", "search", "tables"}
     assert hints <= requirements().keys()
 
 

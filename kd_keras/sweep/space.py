@@ -173,7 +173,8 @@ def auto(config: Config) -> dict[str, str]:
         alone = len(names) == 1
         name = part.name.rpartition(":")[2]
         name += f"#{names[: number + 1].count(part.name)}" if names.count(part.name) > 1 else ""
-        ranges_of_loss = spec.builder("kd_keras.losses", part.name).search
+        # One of the user's own may be a function.
+        ranges_of_loss = getattr(spec.builder("kd_keras.losses", part.name), "search", {})
         # The weight of a single loss only scales the learning rate.
         ranges |= {f"loss.{name}.{key}": r for key, r in ranges_of_loss.items() if not (alone and key == "weight")}
     values = {path: _value_at(config, path)[0] for path in ranges}

@@ -45,8 +45,11 @@ def open_storage(url: str | None, root: pathlib.Path):
         # A connection that the server has closed in the hours of a trial is opened again.
         return storages.RDBStorage(url, engine_kwargs={"pool_pre_ping": True})
     except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
-        reason = " ".join(str(getattr(error, "orig", None) or error).split())
-        raise InputError(f"--storage={shown(url)} can't be used ({reason[:300]}): give sqlite:///FILE …") from error
+        reason = " ".join(str(getattr(error, "orig", None) or error.__cause__ or error.__context__ or error).split())
+        raise InputError(
+            f"--storage={shown(url)} can't be used ({reason[:300]}): give the URL of a database that answers, such as "
+            "sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME, and install its driver"
+        ) from error
 
 
 def shown(url: str | None) -> str:
