@@ -50,8 +50,8 @@ flags.DEFINE_enum(
 flags.DEFINE_string(
     "storage",
     None,
-    "Where a search is kept: the URL of a database, sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME; by default a "
-    "file in --workdir.",
+    "Where a search is kept: the URL of a database, sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME; by default "
+    "a file in --workdir.",
     flag_values=FLAGS,
 )
 flags.DEFINE_integer(

@@ -38,7 +38,7 @@ class Found:
     importance: dict[str, float] | None
 
 
-def find(search: Search, trials: Trials) -> Found | None:
+def find(trials: Trials) -> Found | None:
     """The best trial by the validation split; None where none has ended."""
     complete = trials.of("complete")
     if not complete:
@@ -153,9 +153,10 @@ def show(search: Search, trials: Trials, found: Found, confirmed: confirm.Confir
         console.print(f"{name:<10} {text}", highlight=False, markup=False)
     if confirmed is not None:
         _show_confirmed(confirmed, console)
-    elif not search.options.confirm:
+    else:
         text = "not yet: one seed chose it. --confirm=3 compares it with the baseline on new seeds, on the test split"
-        console.print(f"confirmed  {text}", highlight=False)
+        waits = "not yet: --confirm waits for the last trial, or one of its runs has failed"
+        console.print(f"confirmed  {waits if search.options.confirm else text}", highlight=False)
     names = ["search.json", "search.csv", "best.flags", *(path.name for path in sorted(search.root.glob("*.png")))]
     console.print(f"files      {search.root}/{', '.join(names)}", highlight=False)
 

@@ -121,24 +121,26 @@ def run(common: list[str], options: Options, console: Console) -> int:
     names = {"sampler": options.sampler, "pruner": options.pruner, "digest": search.digest}
     trials = Trials(search.root, search.space, options.storage, **names)
     deadline = time.monotonic() + 60 * options.minutes if options.minutes else math.inf
-    _search(search, trials, deadline, console)
-    found = report.find(search, trials)
+    is_over = _search(search, trials, deadline, console)
+    found = report.find(trials)
     if found is None:
         console.print("no trial has come to its end yet: the same command goes on", highlight=False)
         return 1
-    confirmed, failed = confirm.confirm(search, found, console) if options.confirm else (None, [])
+    confirmed, failed = None, []
+    if options.confirm and is_over:
+        confirmed, failed = confirm.confirm(search, found, console)
     report.write(search, trials, found, confirmed)
     report.show(search, trials, found, confirmed, console)
     return 1 if failed else 0
 
 
-def _search(search: Search, trials: Trials, deadline: float, console: Console) -> None:
-    """Runs trials until the budget is used and no process has one running."""
+def _search(search: Search, trials: Trials, deadline: float, console: Console) -> bool:
+    """Runs trials until the budget is used and no process has one running; whether that is so."""
     while time.monotonic() < deadline:
         claim = trials.claim(search.budget)
         if claim is None:
             if not trials.of("running"):
-                return
+                return True
             time.sleep(1)
             continue
         try:
@@ -153,6 +155,8 @@ def _search(search: Search, trials: Trials, deadline: float, console: Console) -
         if len(refused) >= _PATIENCE and not trials.of("complete", "pruned"):
             reason = refused[-1].user_attrs.get("refused", "its process was killed")
             raise InputError(f"the first {len(refused)} trials failed, the last one with: {reason}")
+    # Minutes alone are a budget as well.
+    return search.budget == math.inf
 
 
 def _short(value) -> str:

@@ -17,16 +17,14 @@ from typing import Any
 from kd_keras import signatures, spec
 from kd_keras.errors import InputError, is_count, is_number
 from kd_keras.run.config import Config
-from kd_keras.run.kinds import Kind, Number, OrNone, Rate
+from kd_keras.run.kinds import Number, OrNone
 from kd_keras.run.settings import declared
 from kd_keras.schedules import Schedule, constant
-from kd_keras.spec import Spec
+from kd_keras.sweep import paths
 
 _NUMBER = r"x?[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _RANGE = re.compile(rf"({_NUMBER})\s*\.\.\s*({_NUMBER})(\s+log)?(?:\s+step\s+({_NUMBER}))?")
 _REST_OF_ONE = re.compile(r"1\s*-\s*(\S+)")
-# Stages whose training a trial is judged by.
-_JUDGED = {"teacher", "baseline", "student", "cache"}
 _EXAMPLE = "such as --search='loss.kd.temperature: 1..20 log'"
 
 
@@ -38,6 +36,9 @@ class Range:
     high: float
     log: bool = False
     step: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.low}..{self.high}{' log' if self.log else ''}{f' step {self.step}' if self.step else ''}"
 
     @property
     def is_whole(self) -> bool:
@@ -75,6 +76,9 @@ class Choice:
     """One of several texts."""
 
     values: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return " | ".join(self.values)
 
     def distribution(self):
         """Optuna's."""
@@ -114,7 +118,7 @@ class Space:
             flag, *steps = path.split(".")
             if steps:
                 text = texts.get(flag, self.config.texts()[flag])
-                texts[flag] = " + ".join(map(str, _walk(_specs(path, text), steps, _package(flag), path, value)[1]))
+                texts[flag] = paths.replaced(path, text, value)
             else:
                 texts[flag] = str(value)
         return [f"--{flag}={text}" for flag, text in texts.items()]
@@ -123,12 +127,12 @@ class Space:
         """The values that the flags give; None where one of them is out of its range."""
         values = {}
         for path, domain in self.domains.items():
-            value, _ = _value_at(self.config, path)
+            value, _ = paths.value_at(self.config, path)
             if _is_range(domain):
                 values[path] = domain.take(value)
             else:
                 values[path] = next((text for text in domain.values if _means(path, text, value)), None)
-        tied = all(abs(_value_at(self.config, p)[0] - 1 + (values[of] or 0)) < 1e-6 for p, of in self.tied.items())
+        tied = all(abs(paths.value_at(self.config, p)[0] - 1 + (values[of] or 0)) < 1e-6 for p, of in self.tied.items())
         return values if tied and None not in values.values() else None
 
 
@@ -151,12 +155,14 @@ def read(texts: tuple[str, ...], config: Config) -> Space:
             given[path] = domain
     if "auto" in items:
         given = {**auto(config), **given}
+    if within := [(path, whole) for path in given for whole in given if path.startswith(f"{whole}.")]:
+        raise InputError("--search names both {1} and {0}, a key of it: search one of them".format(*within[0]))
     tied = {path: match[1] for path, text in given.items() if (match := _REST_OF_ONE.fullmatch(text))}
     domains = {path: _domain(config, path, text) for path, text in given.items() if path not in tied}
     if not domains:
         raise InputError(f"--search names no range: give auto, or one, {_EXAMPLE}")
     for path, of in tied.items():
-        _value_at(config, path)
+        paths.value_at(config, path)
         if not _is_range(domains.get(of)) or not 0 <= domains[of].low <= domains[of].high <= 1:
             raise InputError(f"--search='{path}: 1 - {of}': give {of} a range within 0..1")
     return Space(config, domains, tied)
@@ -177,7 +183,7 @@ def auto(config: Config) -> dict[str, str]:
         ranges_of_loss = getattr(spec.builder("kd_keras.losses", part.name), "search", {})
         # The weight of a single loss only scales the learning rate.
         ranges |= {f"loss.{name}.{key}": r for key, r in ranges_of_loss.items() if not (alone and key == "weight")}
-    values = {path: _value_at(config, path)[0] for path in ranges}
+    values = {path: paths.value_at(config, path)[0] for path in ranges}
     return {p: text for p, text in ranges.items() if values[p] is None or (is_number(values[p]) and values[p] != 0)}
 
 
@@ -194,7 +200,7 @@ def _is_range(domain) -> bool:
 
 def _domain(config: Config, path: str, text: str) -> Range | Choice:
     """What a text says of a path."""
-    value, default = _value_at(config, path)
+    value, default = paths.value_at(config, path)
     match = _RANGE.fullmatch(text)
     try:
         if match is None:
@@ -236,111 +242,10 @@ def _choice(config, path, text) -> Choice:
         raise InputError(f"give a range, 1..20 log, or different values, a | b; {_EXAMPLE}")
     if "." in path:
         for value in values:
-            _literal(value)
+            paths.literal(value)
     return Choice(values)
-
-
-def _literal(text: str) -> Any:
-    return spec.parse(f"x(v={text})").kwargs["v"]
 
 
 def _means(path: str, text: str, value: Any) -> bool:
     """Whether a text stands for the value at a path."""
-    return _literal(text) == value if "." in path else declared(Config)[path].kind.parse(text) == value
-
-
-# ---- values inside of settings ----
-
-
-def _value_at(config: Config, path: str) -> tuple[Any, Any]:
-    """The value at a path and its default; `signatures.MISSING` where it is not known."""
-    flag, *steps = path.split(".")
-    settings = declared(Config)
-    if flag not in settings:
-        raise InputError(f"--search={path!r}: {spec.unknown(flag, 'flags', sorted(settings))}")
-    affects = set(settings[flag].affects)
-    if flag.endswith("seed"):
-        raise InputError(f"--search={path!r}: a seed is no setting to choose; --confirm=3 takes new ones")
-    if "data" in affects:
-        raise InputError(f"--search={path!r}: its values would be compared on different images; search them apart")
-    if not affects & _JUDGED:
-        raise InputError(f"--search={path!r} changes nothing of the student's accuracy on validation data")
-    value = config[flag]
-    if not steps:
-        return (value.value if isinstance(value, constant) else value), signatures.MISSING
-    if len(steps) % 2:
-        raise InputError(f"--search={path!r}: a path is a flag, or a flag, a part and a key, {_EXAMPLE}")
-    return _walk(_specs(path, config.texts()[flag]), steps, _package(flag), path)[0]
-
-
-def _specs(path: str, text: str) -> tuple[Spec, ...]:
-    try:
-        return tuple(spec.parse_many(text))
-    except InputError as error:
-        raise InputError(f"--search={path!r}: {text!r} has no parts to search in; give values, a | b") from error
-
-
-def _package(flag: str) -> str | None:
-    """Where the parts of a setting come from."""
-
-    def package(kind: Kind):
-        inner = getattr(kind, "inner", None) or getattr(kind, "part", None)
-        return package(inner) if inner else getattr(kind, "package", None)
-
-    kind = declared(Config)[flag].kind
-    return "kd_keras.schedules" if isinstance(kind, Rate) else f"kd_keras.{package(kind)}"
-
-
-_KEEP = object()
-
-
-def _walk(specs: tuple[Spec, ...], steps: list[str], package: str | None, path: str, new: Any = _KEEP):
-    """Follows a path into specs.
-
-    Returns:
-        (value, default) at its end, and the specs with ``new`` in its place.
-    """
-    name, key, *rest = steps
-    at = _find(specs, name, path)
-    part, defaults = specs[at], _defaults(package, specs[at].name)
-    values = {**dict(zip(defaults, part.args, strict=False)), **part.kwargs}
-    if defaults and key not in {**defaults, **values}:
-        raise InputError(f"--search={path!r}: {spec.unknown(key, f'the keys of {part.name}', list(defaults))}")
-    value, default = values.get(key, defaults.get(key, signatures.MISSING)), defaults.get(key, signatures.MISSING)
-    # A schedule that takes another writes a number as one.
-    is_number_within = isinstance(value, Spec) and value.name == "constant"
-    found = (value.kwargs["value"] if is_number_within else value, default)
-    if rest:
-        inner = value if isinstance(value, tuple) else (value,)
-        if not all(isinstance(item, Spec) for item in inner):
-            raise InputError(f"--search={path!r}: {key} of {part} has no parts: end the path there")
-        package = "kd_keras.schedules" if inner[0].name in spec.names("kd_keras.schedules") else None
-        found, inner = _walk(inner, rest, package, path, new)
-        value = inner if len(inner) > 1 else inner[0]
-    elif new is not _KEEP:
-        value = _literal(new) if isinstance(new, str) else new
-    if new is not _KEEP:
-        # Where the keys are known, values get theirs, and what is at its default is left out.
-        kwargs = {k: v for k, v in (values if defaults else part.kwargs).items() if defaults.get(k, _KEEP) != v}
-        part = dataclasses.replace(part, args=() if defaults else part.args, kwargs={**kwargs, key: value})
-    return found, (*specs[:at], part, *specs[at + 1 :])
-
-
-def _find(specs, name: str, path: str) -> int:
-    """The place of a part by its name, ``kd`` or ``kd#2``."""
-    base, _, number = name.partition("#")
-    places = [i for i, part in enumerate(specs) if part.name.rpartition(":")[2] == base]
-    if not places or (number and number not in map(str, range(1, len(places) + 1))):
-        known = [part.name.rpartition(":")[2] for part in specs]
-        raise InputError(f"--search={path!r}: {spec.unknown(name, 'the parts', known)}")
-    if len(places) > 1 and not number:
-        raise InputError(f"--search={path!r}: {base} stands there {len(places)} times: write {base}#1, {base}#2 …")
-    return places[int(number or 1) - 1]
-
-
-def _defaults(package: str | None, name: str) -> dict[str, Any]:
-    """The keys of a part and their defaults; empty where only Keras knows them."""
-    kinds = {package: kind for kind, package in signatures.KINDS.items()}
-    if package not in kinds and ":" not in name:
-        return {}
-    return signatures.read(kinds.get(package, "losses"), name).arguments
+    return paths.literal(text) == value if "." in path else declared(Config)[path].kind.parse(text) == value

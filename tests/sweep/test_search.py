@@ -240,7 +240,7 @@ def finished(tmp_path):
 
 def test_the_report(finished, capsys):
     searched, trials = finished
-    found = report.find(searched, trials)
+    found = report.find(trials)
     values = {trial.number: trial.value for trial in trials.of("complete")}
     assert found.best.number == max(values, key=values.get) != 0 and found.start.number == 0
     assert found.start.value == 0.87
@@ -270,7 +270,7 @@ def test_where_nothing_is_better_than_the_flags_as_given_that_is_said(tmp_path, 
     trials = trials_of(searched)
     for value in (0.9, 0.9, 0.8):
         trials.complete(trials.claim(3), value, metric="accuracy")
-    found = report.find(searched, trials)
+    found = report.find(trials)
     report.show(searched, trials, found, None, Console(width=150))
     out = capsys.readouterr().out
     assert "the flags as given; nothing that was tried is better" in out

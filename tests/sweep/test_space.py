@@ -117,6 +117,7 @@ def test_the_ranges_of_a_loss_are_of_its_arguments(name):
         ("", "names no range: give auto"),
         ("epochs 5..10", "give auto, or a path and its range"),
         ("epochs: 5..10; epochs: 5..20", "names epochs twice"),
+        ("loss: kd() | dkd(); loss.kd.weight: 0..1", r"names both loss and loss\.kd\.weight, a key of it"),
         ("epoch: 5..10", "unknown name 'epoch' in flags: .*mean 'epochs'"),
         ("loss.kdd.weight: 1..2", "unknown name 'kdd' in the parts.*mean 'kd'"),
         ("loss.kd#2.weight: 1..2", "unknown name 'kd#2'"),
