@@ -229,11 +229,11 @@ def test_the_guides_teacher_cache_is_filled(variables):
 def test_the_guides_slurm_tasks_agree_on_their_cluster(tmp_path):
     """TensorFlow sorts the nodes by their names, Slurm by number: the index is the place of the node's own name."""
     (code,) = [b.text for b in read_blocks(ROOT / "docs" / "machines.md") if "SlurmClusterResolver" in b.text]
-    nodes = [f"node{number}" for number in range(8, 12)]
-    step = {"SLURM_JOB_ID": "45", "SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_TASKS_PER_NODE": "1(x4)"}
+    nodes = [f"node{number}" for number in (9, 10)]
+    step = {"SLURM_JOB_ID": "45", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
     told = []
     for number, node in enumerate(nodes):
-        own = {"SLURM_PROCID": str(number), "SLURMD_NODENAME": node, "SLURM_STEP_NODELIST": "node[8-11]"}
+        own = {"SLURM_PROCID": str(number), "SLURMD_NODENAME": node, "SLURM_STEP_NODELIST": "node[9-10]"}
         environment = {**os.environ, **step, **own}
         out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout
         told.append(json.loads(out))

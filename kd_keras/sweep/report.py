@@ -77,8 +77,8 @@ def write(search: Search, trials: Trials, found: Found, confirmed: confirm.Confi
         "trials": {state: len(trials.of(state)) for state in ("complete", "pruned", "running", "waiting")}
         | {"failed": len(trials.refused)},
         "metric": f"validation {found.metric}",
-        "best": _as_json(found.best) | {"flags": flags, "command": shlex.join(_command(search))},
-        "as_given": found.start and _as_json(found.start),
+        "best": _as_json(search, found.best) | {"flags": flags, "command": shlex.join(_command(search))},
+        "as_given": found.start and _as_json(search, found.start),
         "importance": found.importance,
         "confirmed": confirmed and confirm.as_json(confirmed),
     }
@@ -95,8 +95,9 @@ def _command(search) -> list[str]:
     return ["python", "-m", "kd_keras.run", *flags]
 
 
-def _as_json(trial) -> dict:
-    return {"trial": trial.number, "value": trial.value, "values": trial.params, **trial.user_attrs}
+def _as_json(search, trial) -> dict:
+    values = search.space.taken(trial.params)
+    return {"trial": trial.number, "value": trial.value, "values": values, **trial.user_attrs}
 
 
 def _row(trial, search) -> dict:
@@ -105,7 +106,8 @@ def _row(trial, search) -> dict:
         "trial": trial.number,
         "state": trial.state.name.lower(),
         "value": trial.value,
-        **{path: trial.params.get(path) for path in search.space.domains},
+        **dict.fromkeys(search.space.domains),
+        **search.space.taken(trial.params),
         **{"as_given": bool(trial.user_attrs.get("start")), **record},
         "last_epoch": max(trial.intermediate_values, default=None),
     }

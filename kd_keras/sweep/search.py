@@ -121,7 +121,10 @@ def run(common: list[str], options: Options, console: Console) -> int:
     names = {"sampler": options.sampler, "pruner": options.pruner, "digest": search.digest}
     trials = Trials(search.root, search.space, options.storage, **names)
     deadline = time.monotonic() + 60 * options.minutes if options.minutes else math.inf
-    is_over = _search(search, trials, deadline, console)
+    try:
+        is_over = _search(search, trials, deadline, console)
+    finally:
+        trials.close()
     found = report.find(trials)
     if found is None:
         console.print("no trial has come to its end yet: the same command goes on", highlight=False)

@@ -105,13 +105,17 @@ class Space:
     domains: dict[str, Range | Choice]
     tied: dict[str, str]
 
+    def taken(self, values: dict[str, Any]) -> dict[str, Any]:
+        """A trial's values as its flags have them, without needless digits."""
+        return {path: self.domains[path].take(v) if _is_range(self.domains[path]) else v for path, v in values.items()}
+
     def flags(self, values: dict[str, Any]) -> list[str]:
         """The flags that set these values.
 
         Args:
             values: path → number or text, as a trial has them.
         """
-        taken = {path: self.domains[path].take(v) if _is_range(self.domains[path]) else v for path, v in values.items()}
+        taken = self.taken(values)
         rest = {path: float(f"{1 - taken[of]:.6g}") for path, of in self.tied.items()}
         texts = {}
         for path, value in {**taken, **rest}.items():

@@ -224,6 +224,10 @@ class Trials:
             marks = {key: value for key, value in trial.user_attrs.items() if key == "start"}
             self.study.enqueue_trial(trial.params, user_attrs={**marks, "attempt": attempt, "of": trial.number})
 
+    def close(self) -> None:
+        """Gives the place of this process to others."""
+        self._place.release()
+
     def complete(self, claim: Claim, value: float, **record: Any) -> None:
         """Ends a trial with its value; ``record`` is kept with it."""
         for key, item in record.items():
