@@ -10,7 +10,7 @@ Where a schedule is expected, a number is accepted too, and so is a spec of one 
 import dataclasses
 import functools
 import math
-from typing import Any, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from kd_keras import spec
 from kd_keras.errors import InputError, plain
@@ -27,6 +27,9 @@ _LOOKED_AT = 10_000
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
     """The base of schedules. ``str()`` returns the text from which `get` makes an equal schedule."""
+
+    #: The field that sets how high the schedule is, a number or another schedule; None where none does.
+    height: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
         if getattr(self, "per", "epoch") not in ("epoch", "step"):
@@ -58,6 +61,8 @@ ScheduleLike: TypeAlias = Schedule | float | str | spec.Spec
 class constant(Schedule):
     """Always ``value``."""
 
+    height = "value"
+
     value: float
 
     def __call__(self, *, epoch, step):
@@ -67,6 +72,8 @@ class constant(Schedule):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class linear(Schedule):
     """Linear from ``start`` to ``end`` over ``over`` epochs or steps, then constant at ``end``."""
+
+    height = "start"
 
     start: float
     end: float
@@ -84,6 +91,8 @@ class cosine(Schedule):
     Reference: SGDR without restarts (arXiv:1608.03983, equation 5).
     """
 
+    height = "start"
+
     start: float
     end: float = 0.0
     over: float | None = None
@@ -97,6 +106,8 @@ class cosine(Schedule):
 class exponential_decay(Schedule):
     """``max(floor, start · rate^t)``, t in epochs or steps."""
 
+    height = "start"
+
     start: float
     rate: float
     floor: float = 0.0
@@ -109,6 +120,8 @@ class exponential_decay(Schedule):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class warmup(Schedule):
     """Linear warm-up: ``to``, a number or another schedule, times min((t + 1) / over, 1)."""
+
+    height = "to"
 
     to: Any = 1.0
     over: float = 1

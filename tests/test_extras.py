@@ -63,7 +63,7 @@ def test_every_import_is_listed_and_optional_packages_are_imported_late(path):
 
 def test_every_hint_names_an_extra():
     hints = {extra for path in FILES for extra in re.findall(r'with needs\("[^"]+", "(\w+)"', path.read_text("utf-8"))}
-    assert hints == {"qat", "tfds", "augment", "hub", "tables"}
+    assert hints == {"qat", "tfds", "augment", "hub", "search", "tables"}
     assert hints <= requirements().keys()
 
 
@@ -111,6 +111,12 @@ def _use_hub():
     networks.keras_hub()
 
 
+def _use_search():
+    from kd_keras.sweep import study
+
+    study.optuna()
+
+
 @pytest.mark.parametrize(
     ("missing", "extra", "use"),
     [
@@ -120,6 +126,7 @@ def _use_hub():
         ("tensorflow_datasets", "tfds", _use_cifar),
         ("keras_cv", "augment", _use_augment),
         ("keras_hub", "hub", _use_hub),
+        ("optuna", "search", _use_search),
     ],
 )
 def test_a_missing_package_is_named_with_its_extra(monkeypatch, missing, extra, use):

@@ -35,6 +35,7 @@ MAY_IMPORT = {
 QUICK = {*BASE, "__init__", "__main__", "run.__main__", "run.config", "export.variants", "sweep.__main__"}
 QUICK |= {f"schemes.{path.stem}" for path in PACKAGE.glob("schemes/*.py")}
 QUICK |= {f"run.commands.{path.stem}" for path in PACKAGE.glob("run/commands/*.py")}
+QUICK |= {f"sweep.{path.stem}" for path in PACKAGE.glob("sweep/*.py")}
 HEAVY = {"tensorflow", "keras", "tf_keras", "keras_cv", "keras_hub", "tensorflow_model_optimization"}
 
 

@@ -8,9 +8,13 @@ has the variables of `variables` at the start. Trainings are shortened to an epo
 import ast
 import dataclasses
 import importlib
+import json
+import os
 import pathlib
 import re
 import shlex
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -22,7 +26,7 @@ from kd_keras.sweep import __main__ as sweep
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _FENCE = re.compile(
-    r"^(?:<!-- not executed: (?P<why>.+) -->\n)?(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$",
+    r"^(?:<!-- not executed: (?P<why>[^\n]+) -->\n)?(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
 # What starts a command, or a line of flags alone.
@@ -173,7 +177,7 @@ def test_a_command_of_a_page_is_read(where, words, monkeypatch):
     elif name in ("evaluate", "export"):  # of files that are the reader's
         config.read(["kd_keras.run", *(word for word in arguments if word.startswith("-"))])
     elif name == "sweep":
-        sweep.plan(["kd_keras.sweep", *arguments])
+        sweep.check(["kd_keras.sweep", *arguments])
     else:
         assert commands.main([name, *arguments]) == 0
 
@@ -221,6 +225,22 @@ def test_the_guides_teacher_cache_is_filled(variables):
     (code,) = [block.text for block in read_blocks(ROOT / "docs" / "distiller.md") if "TeacherCache" in block.text]
     exec(compile(re.sub(r"\bepochs=\d+", "epochs=1", code), "guide", "exec"), variables)
     assert len(list(pathlib.Path.cwd().glob("cache/*/view*-logits.json"))) == 4
+
+
+@pytest.mark.slow
+def test_the_guides_slurm_tasks_agree_on_their_cluster(tmp_path):
+    """TensorFlow sorts the nodes by their names, Slurm by number: the index is the place of the node's own name."""
+    (code,) = [b.text for b in read_blocks(ROOT / "docs" / "machines.md") if "SlurmClusterResolver" in b.text]
+    nodes = [f"node{number}" for number in (9, 10)]
+    step = {"SLURM_JOB_ID": "45", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
+    told = []
+    for number, node in enumerate(nodes):
+        own = {"SLURM_PROCID": str(number), "SLURMD_NODENAME": node, "SLURM_STEP_NODELIST": "node[9-10]"}
+        environment = {**os.environ, **step, **own}
+        out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout
+        told.append(json.loads(out))
+    (workers,) = {tuple(config["cluster"]["worker"]) for config in told}
+    assert [workers[config["task"]["index"]] for config in told] == [f"{node}:20045" for node in nodes]
 
 
 # Flags within a sentence or a table. Some need another: these come first, and a later flag replaces an earlier one.

@@ -32,7 +32,7 @@ from kd_keras.run import config as configuration
 from kd_keras.run.report import figures, tables
 from kd_keras.run.tracking import mlflow as tracking
 from kd_keras.run.workdir import read_state
-from kd_keras.sweep import __main__ as sweep
+from kd_keras.sweep import runs as sweep
 from kd_keras.sweep import statistics as seeds
 
 EXPERIMENTS = pathlib.Path(__file__).resolve().parent.parent / "experiments"

@@ -64,6 +64,9 @@ class Loss(keras.layers.Layer):
     #: ``'sample_weight'`` to be called with the samples' weights (B,) or None, ``'samples'`` to be made with the size
     #: of the training split, which a run fills in.
     needs: frozenset[str] = frozenset()
+    #: The ranges that ``--search=auto`` of a sweep takes, by key: ``'1..20 log'``, or ``'x0.1..x10 log'`` for multiples
+    #: of the value that the flags give.
+    search: Mapping[str, str] = {"weight": "x0.1..x10 log"}
 
     def __init__(self, *, weight: ScheduleLike = 1.0, name: str | None = None, **kwargs: Any) -> None:
         kwargs.pop("dtype", None)
@@ -199,6 +202,8 @@ class HardLabelLoss(Loss):
     """
 
     reads_labels = True
+    # The hard labels' weight stays as it is: those of the other terms are searched against it.
+    search = {}
 
     def __init__(self, *, label_smoothing: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -263,6 +268,8 @@ class ResponseLoss(LogitLoss):
         temperature: T > 0, a number or a schedule.
         **kwargs: see `LogitLoss`.
     """
+
+    search = {**LogitLoss.search, "temperature": "1..20 log"}
 
     def __init__(self, *, temperature: ScheduleLike = 4.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -30,6 +30,7 @@ class BinaryKD(Loss):
 
     heads = frozenset({"multilabel"})
     reads_labels = False
+    search = {**Loss.search, "temperature": "1..20 log"}
 
     def __init__(
         self, *, weight: ScheduleLike = 1.0, temperature: ScheduleLike = 2.0, squared: bool = True, **kwargs: Any

@@ -58,6 +58,7 @@ class CRD(FeatureLoss):
     needs = frozenset({"index", "samples", "sample_weight"})
     takes = ("vector", "map")
     compares_samples = True
+    search = {**FeatureLoss.search, "temperature": "x0.25..x4 log"}
 
     def __init__(
         self,

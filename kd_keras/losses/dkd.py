@@ -38,6 +38,7 @@ class DKD(ResponseLoss):
 
     reads_labels = True
     void_for_two = {"beta": "a softmax over the one other class is 1"}
+    search = {**ResponseLoss.search, "beta": "x0.25..x4 log"}
 
     def __init__(
         self,

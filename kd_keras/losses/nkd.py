@@ -36,6 +36,7 @@ class NKD(ResponseLoss):
     reads_labels = True
     one_temperature = False
     void_for_two = {"gamma": "a softmax over the one other class is 1"}
+    search = {**ResponseLoss.search, "gamma": "x0.25..x4 log"}
 
     def __init__(
         self,

@@ -44,6 +44,7 @@ class TeacherFree(ResponseLoss):
     """
 
     reads_labels = True
+    search = {**ResponseLoss.search, "temperature": "2..40 log"}
 
     def __init__(
         self,

@@ -225,7 +225,7 @@ class Training(Section):
     """Training of student and baseline"""
 
     scheme: Spec = setting("offline()", "Which models are trained, in which order.", parts="schemes", affects=_TAUGHT)
-    epochs: int = setting(10, "Epochs.", minimum=1, affects=_STUDENTS)
+    epochs: int = setting(10, "Epochs.", minimum=1, affects=_STUDENTS, search="x0.5..x2")
     batch_size: int = setting(64, "Global batch size, whatever the number of replicas.", minimum=1, affects=_STUDENTS)
     optimizer: Spec = setting(
         "adam()",
@@ -234,7 +234,10 @@ class Training(Section):
         affects=_STUDENTS,
     )
     learning_rate: Schedule = setting(
-        "0.001", "A number or a schedule: warmup(to=cosine(start=0.1), over=5).", affects=_STUDENTS
+        "0.001",
+        "A number or a schedule: warmup(to=cosine(start=0.1), over=5).",
+        affects=_STUDENTS,
+        search="x0.1..x10 log",
     )
     seed: int = setting(
         0,

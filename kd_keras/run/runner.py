@@ -95,7 +95,7 @@ class Runner:
         teacher = self.plan.reference
         if not isinstance(teacher, Train) or teacher.recipe.stop is not None or teacher.key == baseline.key:
             return
-        scores = [_best_score(self.store.record(stage))[0] for stage in (teacher, baseline)]
+        scores = [best_score(self.store.record(stage))[0] for stage in (teacher, baseline)]
         if scores[0] <= scores[1]:
             logging.warning(
                 "the %s does not beat the baseline on validation data (%.2f%% against %.2f%%): no student gains by its "
@@ -268,7 +268,7 @@ class Runner:
             return
         text = f"{stage.architecture}: "
         if "series" in record:
-            score, name = _best_score(record)
+            score, name = best_score(record)
             epochs = len(record["series"]["loss"])
             text += f"validation {name} {score:.4f} in epoch {record['best_epoch'] + 1} of {epochs}, "
             text += f"{record['seconds']:.0f} s"
@@ -277,7 +277,7 @@ class Runner:
         self.session.console.print(f"{stage.name:<8} {text}")
 
 
-def _best_score(record: dict) -> tuple[float, str]:
+def best_score(record: dict) -> tuple[float, str]:
     """What a training's best epoch reached on validation data, and what that is called."""
     series = record["series"]
     score, name = ("val_map", "mAP") if "val_map" in series else ("val_accuracy", "accuracy")

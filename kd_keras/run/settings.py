@@ -69,6 +69,7 @@ class Setting:
         help: what ``--help`` says.
         affects: the stages whose results depend on it.
         needs: another setting; unless that one is on, only the default is accepted.
+        search: the range that ``--search=auto`` of a sweep takes, or None.
     """
 
     flag: str
@@ -79,6 +80,7 @@ class Setting:
     help: str
     affects: tuple[str, ...]
     needs: str | None
+    search: str | None
 
     def read(self, value: Any) -> Any:
         """Returns the checked value. Text is parsed, so a value may be given as on the command line."""
@@ -97,6 +99,7 @@ def setting(
     flag: str | None = None,
     affects: tuple[str, ...] = (),
     needs: str | None = None,
+    search: str | None = None,
     **limits: Any,
 ) -> Any:
     """Declares a setting, as the default of a field of a `Section`; the field's annotation is the setting's type.
@@ -107,9 +110,10 @@ def setting(
         flag: its name on the command line; by default the section's prefix and the field's name.
         affects: see `Setting`.
         needs: see `Setting`.
+        search: see `Setting`; of a schedule it is the range of its height.
         **limits: see `kinds.kind_of`.
     """
-    declaration = {"flag": flag, "help": help, "affects": affects, "needs": needs, "limits": limits}
+    declaration = {"flag": flag, "help": help, "affects": affects, "needs": needs, "search": search, "limits": limits}
     return dataclasses.field(default=default, metadata={"setting": declaration})
 
 

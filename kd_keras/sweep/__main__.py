@@ -4,37 +4,73 @@ Every combination of the varied flags is one run of `kd_keras.run`, in a process
 a store, so that each teacher and baseline is trained once. The settings of the teacher are those of the first run, but
 for ``teacher`` and ``teacher_`` flags that are varied: a sweep over seeds or learning rates has one teacher. The same
 command goes on where it stopped; started twice, two processes share the work.
+
+With ``--search='learning_rate: 1e-4..1e-2 log; loss.kd.temperature: 1..20 log'`` Optuna chooses the values, by the
+accuracy on the validation split: docs/sweeps.md.
 """
 
-import dataclasses
 import hashlib
 import itertools
 import json
 import os
 import pathlib
-import re
-import subprocess
 import sys
-import time
 
 from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from kd_keras import files, spec
+from kd_keras import files
 from kd_keras.errors import InputError, exit_code
 from kd_keras.run import config as configuration
-from kd_keras.run.lease import Lease
 from kd_keras.run.report import tables
-from kd_keras.run.settings import Follows, declared
 from kd_keras.run.tracking import mlflow
-from kd_keras.run.workdir import Workdir
+from kd_keras.sweep.runs import Run, folder_name, run_all, teacher_flags
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_multi_string(
     "vary", [], "A flag and its values: 'loss: kd() | soft_ce()'; several give every combination.", flag_values=FLAGS
 )
 flags.DEFINE_list("seeds", [], "Short for --vary='seed: …'.", flag_values=FLAGS)
+flags.DEFINE_multi_string(
+    "search",
+    [],
+    "What to search, several separated by ; such as 'loss.kd.temperature: 1..20 log; epochs: 10..40'; auto takes the "
+    "ranges of the losses, the learning rate and the epochs.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_enum("sampler", "tpe", ["tpe", "random", "grid"], "How a search chooses values.", flag_values=FLAGS)
+flags.DEFINE_enum(
+    "pruner",
+    "hyperband",
+    ["hyperband", "none"],
+    "What ends trials early that are worse than others.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_string(
+    "storage",
+    None,
+    "Where a search is kept: the URL of a database, sqlite:///FILE or postgresql+psycopg://USER@HOST/NAME; by default "
+    "a file in --workdir.",
+    flag_values=FLAGS,
+)
+flags.DEFINE_integer(
+    "trials",
+    None,
+    "Trials of a search, of all processes together; by default 20, or without end with --minutes.",
+    lower_bound=1,
+    flag_values=FLAGS,
+)
+flags.DEFINE_float(
+    "minutes", None, "Minutes after which this process ends its part of a search.", lower_bound=0, flag_values=FLAGS
+)
+flags.DEFINE_integer(
+    "confirm",
+    0,
+    "Number of new seeds on which a search's best configuration is compared with that of the flags.",
+    lower_bound=0,
+    flag_values=FLAGS,
+)
 flags.DEFINE_string(
     "workdir", None, "Folder of all runs; by default runs/sweep-<hash of the flags>.", flag_values=FLAGS
 )
@@ -43,29 +79,49 @@ flags.DEFINE_bool(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One of many runs.
+#: Flags that --search alone reads.
+_OF_SEARCH = ("sampler", "pruner", "storage", "trials", "minutes", "confirm")
 
-    Attributes:
-        title: what distinguishes it from the others.
-        flags: its flags, without the workdir.
-        workdir: its folder.
+
+def read(argv: list[str]) -> list[str]:
+    """Reads the flags of the sweep into `FLAGS`; returns those that go to each run.
+
+    Raises:
+        InputError: a flag's value is not accepted.
     """
+    FLAGS.unparse_flags()
+    try:
+        common = FLAGS(argv, known_only=True)[1:]
+    except flags.Error as error:
+        raise InputError(" ".join(str(error).split())) from error
+    given = [f"--{name}" for name in _OF_SEARCH if FLAGS[name].present]
+    if given and not FLAGS.search:
+        raise InputError(f"{', '.join(given)} has no effect without --search: give both, or neither")
+    if FLAGS.search and (FLAGS.vary or FLAGS.seeds):
+        raise InputError("--search goes without --vary and --seeds: give values as --search='loss: kd() | soft_ce()'")
+    return common
 
-    title: str
-    flags: tuple[str, ...]
-    workdir: pathlib.Path
 
-    @property
-    def results(self) -> dict[str, dict] | None:
-        """Rows by stage, or None where it has not ended."""
-        path = self.workdir / "results.json"
-        return tables.read_table(path) if path.exists() else None
+def check(argv: list[str]) -> None:
+    """Raises InputError where a command line is refused; nothing is run."""
+    common = read(argv)
+    if FLAGS.search:
+        from kd_keras.sweep import search
 
-    def command(self) -> list[str]:
-        """What `kd_keras.run` is started with."""
-        return [*self.flags, f"--workdir={self.workdir}"]
+        search.plan(common, _options())
+    else:
+        plan(argv)
+
+
+def _options():
+    from kd_keras.sweep import search
+
+    return search.Options(
+        search=tuple(FLAGS.search),
+        workdir=FLAGS.workdir,
+        shared_teacher=FLAGS.shared_teacher,
+        **{name: FLAGS[name].value for name in _OF_SEARCH},
+    )
 
 
 def plan(argv: list[str]) -> tuple[pathlib.Path, list[Run], list[dict[str, str]]]:
@@ -80,11 +136,7 @@ def plan(argv: list[str]) -> tuple[pathlib.Path, list[Run], list[dict[str, str]]
     Raises:
         InputError: a varied flag has no values, is varied twice or also set, or a run's flags are refused.
     """
-    FLAGS.unparse_flags()
-    try:
-        common = FLAGS(argv, known_only=True)[1:]
-    except flags.Error as error:
-        raise InputError(" ".join(str(error).split())) from error
+    common = read(argv)
     varied = _varied(FLAGS.vary + ([f"seed: {' | '.join(FLAGS.seeds)}"] if FLAGS.seeds else []))
     for flag in ("workdir", "store"):
         if flag in varied:
@@ -101,30 +153,13 @@ def plan(argv: list[str]) -> tuple[pathlib.Path, list[Run], list[dict[str, str]]
             flags_of_teacher = _as_flags({**combinations[0], **own})
             fixed = teacher_flags(configuration.read([argv[0], *shared, *flags_of_teacher, f"--workdir={root}"]))
         title = ", ".join(f"{flag}={value}" for flag, value in combination.items())
-        runs.append(Run(title, (*shared, *fixed, *_as_flags(combination)), root / _folder(combination)))
+        runs.append(Run(title, (*shared, *fixed, *_as_flags(combination)), root / folder_name(combination)))
         configuration.read([argv[0], *runs[-1].command()])
     return root, runs, combinations
 
 
 def _as_flags(values: dict[str, str]) -> list[str]:
     return [f"--{flag}={value}" for flag, value in values.items()]
-
-
-def teacher_flags(config: configuration.Config) -> list[str]:
-    """The flags that fix a teacher's training at what a config says, whatever other runs' settings are."""
-    if not config.teacher.models or config.teacher.folders:
-        return []
-    following = {
-        flag: setting
-        for flag, setting in declared(configuration.Config).items()
-        if flag.startswith("teacher_") and isinstance(setting.default, Follows)
-    }
-    fixed = [f"--{flag}={setting.kind.text(config[flag])}" for flag, setting in following.items()]
-    if config.teacher.epochs is None and not any(
-        spec.constant("kd_keras.models", model.name, "TRAINED") for model in config.teacher.models
-    ):
-        fixed.append(f"--teacher_epochs={config.training.epochs}")
-    return fixed
 
 
 def _varied(texts: list[str]) -> dict[str, list[str]]:
@@ -140,15 +175,8 @@ def _varied(texts: list[str]) -> dict[str, list[str]]:
             raise InputError(f"--vary={text!r} names a value twice: a run would be repeated")
         varied[flag] = values
     if not varied:
-        raise InputError("nothing is varied: give --vary='flag: value | value' or --seeds=0,1,2")
+        raise InputError("nothing is varied: give --vary='flag: value | value', --seeds=0,1,2 or --search=auto")
     return varied
-
-
-def _folder(varied: dict[str, str]) -> str:
-    """A name that can be read, and that stays a run's whatever else is varied later."""
-    text = ",".join(f"{flag}={value}" for flag, value in varied.items())
-    digest = hashlib.sha256(text.encode()).hexdigest()[:6]
-    return f"{re.sub(r'[^A-Za-z0-9.=,_-]+', '_', text)[:80]}-{digest}"
 
 
 def main(argv: list[str]) -> int:
@@ -170,6 +198,11 @@ def _run(argv) -> int:
     # TensorFlow reports every instruction set that it was not built for.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     console = Console(soft_wrap=True)
+    common = read(argv)
+    if FLAGS.search:
+        from kd_keras.sweep import search
+
+        return search.run(common, _options(), console)
     root, runs, varied = plan(argv)
     failed = run_all(runs, console)
     pairs = list(zip(runs, varied, strict=True))
@@ -178,70 +211,6 @@ def _run(argv) -> int:
     _print(pairs, console)
     console.print(f"{root / 'sweep.json'}", highlight=False)
     return 1 if failed else 0
-
-
-def run_all(runs: list[Run], console: Console) -> list[Run]:
-    """Runs each in a process of its own; a failed run does not stop the others.
-
-    A run that another sweep is working on is passed over until that sweep has ended it. It is then started all the
-    same: where it is finished, it makes nothing and says so by its exit code.
-
-    Args:
-        runs: in this order.
-        console: where it is printed how each ended.
-
-    Returns:
-        Those that failed.
-
-    Raises:
-        InputError: a run's flags are refused, or its folder holds another experiment.
-    """
-    waiting, failed = [], []
-    for number, run in enumerate(runs, start=1):
-        config = configuration.read(["kd_keras", *run.command()])
-        Workdir(config).check()
-        waiting.append((number, run, lease_of(config)))
-    while waiting:
-        passed_over = []
-        for number, run, lease in waiting:
-            if lease.take() is not None:
-                passed_over.append((number, run, lease))
-                continue
-            try:
-                failed += _run_one(number, run, len(runs), console)
-            finally:
-                lease.release()
-        if len(passed_over) == len(waiting):
-            time.sleep(0.5)
-        waiting = passed_over
-    return failed
-
-
-def lease_of(config: configuration.Config) -> Lease:
-    """The lease that a sweep holds while it works on a run, from before the run's process has started."""
-    name = hashlib.sha256(str(config.run.workdir).encode()).hexdigest()[:16]
-    return Lease(config.run.store / "leases" / f"run-{name}.json")
-
-
-def _run_one(number, run, count, console) -> list[Run]:
-    """Runs one; the run itself where it failed, else nothing."""
-    title, error = f"run {number}/{count}  {run.title}", None
-    log = run.workdir.with_name(f"{run.workdir.name}.log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "kd_keras.run", *run.command(), "--progress=none", "--wait"]
-    with open(log, "ab") as out, console.status(title):
-        ended = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False)
-    if ended.returncode:
-        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        error = f"failed ({lines[-1] if lines else 'no output'}); see {log}"
-    console.print(f"{title}: {error or _headline(run)}", highlight=False)
-    return [run] if error else []
-
-
-def _headline(run):
-    row = run.results["student"]
-    column, name = tables.score(row)
-    return f"test {name} {row[f'test_{column}']:.4f}"
 
 
 def _print(pairs, console) -> None:

@@ -11,6 +11,7 @@ import pytest
 from kd_keras.errors import InputError
 from kd_keras.run import config
 from kd_keras.sweep import __main__ as sweep
+from kd_keras.sweep import runs
 
 ROOT = pathlib.Path(__file__).parents[2]
 DIGITS = f"--flagfile={ROOT / 'experiments' / 'digits.flags'}"
@@ -110,8 +111,8 @@ def test_help(capsys):
 
 
 def test_a_run_of_another_sweep_is_passed_over_until_it_has_ended(tmp_path, monkeypatch):
-    runs = plan(tmp_path, "--seeds=0,1,2")[1]
-    started, theirs = [], sweep.lease_of(settings(runs[0]))
+    planned = plan(tmp_path, "--seeds=0,1,2")[1]
+    started, theirs = [], runs.lease_of(settings(planned[0]))
     assert theirs.take() is None
 
     def run_one(number, *rest):
@@ -120,8 +121,8 @@ def test_a_run_of_another_sweep_is_passed_over_until_it_has_ended(tmp_path, monk
             theirs.release()
         return [f"run {number}"] if number == 2 else []
 
-    monkeypatch.setattr(sweep, "_run_one", run_one)
-    assert sweep.run_all(runs, None) == ["run 2"]
+    monkeypatch.setattr(runs, "_run_one", run_one)
+    assert runs.run_all(planned, None) == ["run 2"]
     assert started == [2, 3, 1] and not list(tmp_path.glob("store/leases/*.json"))
 
 
