@@ -177,6 +177,9 @@ def _run(argv) -> int:
     files.write(root / "sweep.json", json.dumps(summary, indent=2) + "\n")
     _print(pairs, console)
     console.print(f"{root / 'sweep.json'}", highlight=False)
+    if finished := [Run(run.workdir) for run in runs if run.results is not None]:
+        report.write(finished, root / report.NAME, [f"{run.title} has failed: it is left out." for run in failed])
+        console.print(f"{root / report.NAME}", highlight=False)
     return 1 if failed else 0
 
 
