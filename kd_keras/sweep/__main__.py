@@ -25,6 +25,8 @@ from kd_keras import files, spec
 from kd_keras.errors import InputError, exit_code
 from kd_keras.run import config as configuration
 from kd_keras.run.lease import Lease
+from kd_keras.run.page import report
+from kd_keras.run.page.folders import Run as FinishedRun
 from kd_keras.run.report import tables
 from kd_keras.run.settings import Follows, declared
 from kd_keras.run.tracking import mlflow
@@ -177,7 +179,7 @@ def _run(argv) -> int:
     files.write(root / "sweep.json", json.dumps(summary, indent=2) + "\n")
     _print(pairs, console)
     console.print(f"{root / 'sweep.json'}", highlight=False)
-    if finished := [Run(run.workdir) for run in runs if run.results is not None]:
+    if finished := [FinishedRun(run.workdir) for run in runs if run.results is not None]:
         report.write(finished, root / report.NAME, [f"{run.title} has failed: it is left out." for run in failed])
         console.print(f"{root / report.NAME}", highlight=False)
     return 1 if failed else 0

@@ -23,13 +23,13 @@ _JOINED = 10
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A model or file in the frontier: its mean over a group's runs, ``low`` to ``high`` being how sure it is."""
+    """A model or file in the frontier: its mean over a group's runs, from ``low`` to ``high`` where that is known."""
 
     name: str
     colour: int | str
     score: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     bytes: float | None
     latency: float | None
 
@@ -41,7 +41,7 @@ def points(groups: list[Group], letters: dict[int, str]) -> list[Point]:
         groups: in order.
         letters: what the page calls each group, by its place; empty for a single one.
     """
-    found: dict[tuple, tuple[str, Point]] = {}
+    found: dict[tuple, tuple[str, bool, Point]] = {}
     for place, group in enumerate(groups):
         for number, (stage, row) in enumerate(group.first.rows.items()):
             rows = [run.rows[stage] for run in group.runs.values() if stage in run.rows]
@@ -51,11 +51,11 @@ def points(groups: list[Group], letters: dict[int, str]) -> list[Point]:
             colour = place % COLOURS if letters else COLOUR_OF.get(model, 3 + number % (COLOURS - 3))
             time = statistics.median(times) if times else None
             point = Point(row["role"], colour, statistics.mean(scores), *_spread(group, scores), row["bytes"], time)
-            is_shared = model in ("teacher", "baseline")
-            key = (row["role"], row["architecture"], point.score, point.bytes, "" if is_shared else letters.get(place))
-            found.setdefault(key, (letters.get(place, ""), point))
-    roles = [point.name for _, point in found.values()]
-    return [_named(letter, point, roles.count(point.name) == 1) for letter, point in found.values()]
+            may_be_shared, letter = model in ("teacher", "baseline"), letters.get(place, "")
+            key = (row["role"], row["architecture"], point.score, point.bytes, "" if may_be_shared else letter)
+            found.setdefault(key, (letter, may_be_shared, point))
+    roles = [point.name for _, _, point in found.values()]
+    return [_named(letter, point, shared and roles.count(point.name) == 1) for letter, shared, point in found.values()]
 
 
 def _named(letter: str, point: Point, is_shared: bool) -> Point:
@@ -67,9 +67,11 @@ def _named(letter: str, point: Point, is_shared: bool) -> Point:
     return dataclasses.replace(point, name=f"{letter} · {point.name}")
 
 
-def _spread(group: Group, scores: list[float]) -> tuple[float, float]:
+def _spread(group: Group, scores: list[float]) -> tuple[float, float] | tuple[None, None]:
     run = group.first
-    if len(scores) == 1 and run.score[0] == "accuracy" and run.test_images:
+    if len(scores) == 1:
+        if run.score[0] != "accuracy" or not run.test_images:
+            return None, None
         low, high = interval_of_share(scores[0] / 100, run.test_images)
         return 100 * low, 100 * high
     return min(scores), max(scores)
@@ -94,7 +96,7 @@ def frontier(groups: list[Group], letters: dict[int, str]) -> dict[str, Any]:
         if not chosen:
             continue
         costs = [getattr(shown[i], attribute) for i in chosen]
-        heights = [value for i in chosen for value in (shown[i].low, shown[i].high)]
+        heights = [v for i in chosen for v in (shown[i].low, shown[i].score, shown[i].high) if v is not None]
         x = charts.logarithmic(title, costs, text)
         y = charts.linear(f"test {score}, %", heights, vertical=True, bounds=(0, 100.0))
         first = charts.pareto([(cost, shown[i].score) for cost, i in zip(costs, chosen, strict=True)])
@@ -109,12 +111,15 @@ def frontier(groups: list[Group], letters: dict[int, str]) -> dict[str, Any]:
         )
         chart.line([costs[i] for i in first], [shown[chosen[i]].score for i in first], "line", dashed=True)
         for cost, i in zip(costs, chosen, strict=True):
-            chart.span(cost, shown[i].low, shown[i].high, shown[i].colour)
+            if shown[i].low is not None:
+                chart.span(cost, shown[i].low, shown[i].high, shown[i].colour)
             chart.dots.append((x.at(cost), y.at(shown[i].score), 5, f"f{shown[i].colour}"))
         chart.label([(cost, shown[i].score, str(i + 1)) for cost, i in zip(costs, chosen, strict=True)])
         drawn.append(chart)
-    is_single = all(len(group.runs) == 1 for group in groups)
-    spread = "95 % intervals over the test images" if is_single else "the lowest and the highest score over the seeds"
+    spreads = {"95 % intervals over the test images": any(len(group.runs) == 1 for group in groups)}
+    spreads["the lowest and the highest score over the seeds"] = any(len(group.runs) > 1 for group in groups)
+    has_spread = any(point.low is not None for point in shown)
+    spread = ", or ".join(text for text, is_drawn in spreads.items() if is_drawn and has_spread)
     rows = [(i + 1, point, best_of[i]) for i, point in enumerate(shown)]
     return {"charts": drawn, "rows": rows, "spread": spread}
 
@@ -135,7 +140,7 @@ class Curve:
 
 
 def curves(groups: list[Group], letters: dict[int, str]) -> dict[str, Any] | None:
-    """Score and loss over the epochs: of one run each model's, of several the students'; None where they are not kept."""
+    """Score and loss over the epochs: of one run each model's, of several the students'; None where there are none."""
     found, (column, score) = [], groups[0].first.score
     for place, group in enumerate(groups):
         for seeds, run in group.runs.items():
@@ -239,7 +244,7 @@ def reliability(group: Group) -> dict[str, Any] | None:
     percents = [v / 100 for v in range(0, 101, 20)]
     chart = charts.Chart(
         "Accuracy against confidence",
-        "On the diagonal a model is right as often as it says; below it, it is too sure. The table below has the values.",
+        "On the diagonal a model is right as often as it says; below it, it is too sure. A table has the values.",
         charts.fixed("confidence, %", percents, False, lambda v: f"{100 * v:.0f}"),
         charts.fixed("accuracy, %", percents, True, lambda v: f"{100 * v:.0f}"),
     )

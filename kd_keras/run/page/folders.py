@@ -9,7 +9,7 @@ from kd_keras.errors import InputError
 from kd_keras.run import workdir
 from kd_keras.run.config import Config
 from kd_keras.run.report import predictions, summary, tables
-from kd_keras.run.settings import Follows, Setting, declared
+from kd_keras.run.settings import Follows, declared
 
 #: The models that a report compares.
 MODELS = ("teacher", "baseline", "student")
@@ -49,7 +49,7 @@ class Run:
     def settings(self) -> dict[str, str]:
         """Every setting as text. One that the run's version did not have is at its default."""
         given = self._json(workdir.SETTINGS) or {}
-        return {flag: given.get(flag) or _default(setting, given) for flag, setting in declared(Config).items()}
+        return {flag: _text(flag, given) for flag in declared(Config)}
 
     @functools.cached_property
     def state(self) -> dict:
@@ -116,11 +116,14 @@ class Run:
         return workdir.read_json(path, "run") if path.exists() else None
 
 
-def _default(setting: Setting, given: dict[str, str]) -> str:
-    """The text of a setting that was not declared when the run was made."""
+def _text(flag: str, given: dict[str, str]) -> str:
+    """The text of a setting, by default of one that was not declared when the run was made."""
+    setting = declared(Config)[flag]
+    if flag in given:
+        return given[flag]
     if not isinstance(setting.default, Follows):
         return setting.kind.text(setting.read(setting.default))
-    return given.get(setting.default.flags[0], "none") if len(setting.default.flags) == 1 else "none"
+    return _text(setting.default.flags[0], given) if len(setting.default.flags) == 1 else "none"
 
 
 def find(paths: list[pathlib.Path]) -> tuple[list[Run], list[str]]:

@@ -124,6 +124,11 @@ def _is_of_data(flag: str) -> bool:
     return declared(Config)[flag].affects == ("data",)
 
 
+def letter(place: int) -> str:
+    """What a page calls a group by its place: A, B … Z, A1, B1 …"""
+    return chr(ord("A") + place % 26) + (str(place // 26) if place >= 26 else "")
+
+
 def best(groups: Sequence[Group]) -> Group:
     """The group whose students are best on validation data: the test data have not chosen it."""
 

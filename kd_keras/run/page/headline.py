@@ -3,13 +3,16 @@
 import dataclasses
 
 from kd_keras.run.page.folders import AGAIN
-from kd_keras.run.page.groups import Group, best
+from kd_keras.run.page.groups import Group, best, letter
 from kd_keras.run.report import tables
 from kd_keras.sweep.statistics import MARGIN, Effect
 
 _NO_BASELINE = "There is no baseline to compare it with."
 
 _ONE_TEACHER = " All runs have one teacher: how much another one would change is not in it."
+
+# Characters of a group's name that a sentence has room for.
+_LONGEST_NAME = 120
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Headline:
 def of_groups(groups: list[Group]) -> Headline:
     """The headline of one or more groups of runs."""
     chosen = best(groups)
-    name = "" if len(groups) == 1 else f" Of {chosen.name}, the best of {len(groups)} settings on validation data."
+    name = "" if len(groups) == 1 else f" {_which(chosen, groups)}"
     if chosen.gain is None:
         text = f"The student reaches {spread(chosen.scores('student', 'test'))} % test {chosen.first.score[1]}."
         return Headline(text, f"{_interval_of_score(chosen)}{_NO_BASELINE} {_reached(chosen)}{name}")
@@ -39,6 +42,12 @@ def of_groups(groups: list[Group]) -> Headline:
         interval = f"95 % interval over {found.n} seeds: {found.low:+.2f} to {found.high:+.2f} points (paired t)."
         interval += _ONE_TEACHER * _share_a_teacher(chosen)
     return Headline(_verdict(found, chosen.first.score[1]), f"{interval} {_reached(chosen)}{name}")
+
+
+def _which(chosen: Group, groups: list[Group]) -> str:
+    name = f"{chosen.name}." if len(chosen.name) <= _LONGEST_NAME else f"{chosen.name[:_LONGEST_NAME]}…"
+    line = letter(groups.index(chosen))
+    return f"This is line {line}, the best of {len(groups)} settings on validation data: {name}"
 
 
 def _of_run(group: Group) -> tuple[Effect, str]:
@@ -64,7 +73,7 @@ def _verdict(gain: Effect, score: str) -> str:
         return f"Distillation gains {points} over the baseline."
     if gain.high < 0:
         return f"Distillation loses {points} against the baseline."
-    if -MARGIN < gain.low and gain.high < MARGIN:
+    if gain.low > -MARGIN and gain.high < MARGIN:
         return f"Student and baseline are equal within {MARGIN:g} point: {gain.mean:+.2f} points of test {score}."
     return f"It is undecided whether distillation helps: {gain.mean:+.2f} points of test {score} to the baseline."
 
@@ -73,8 +82,8 @@ def _reached(group: Group) -> str:
     """The test scores of student, baseline and teacher."""
     scores = {model: group.scores(model, "test") for model in ("student", "baseline", "teacher")}
     parts = [f"the {model} {spread(values)} %" for model, values in scores.items() if values]
-    name = group.first.score[1]
-    return f"Test {name} ({'mean ± standard deviation over seeds' if len(group.runs) > 1 else 'one run'}): {', '.join(parts)}."
+    what = "mean ± standard deviation over seeds" if len(group.runs) > 1 else "one run"
+    return f"Test {group.first.score[1]} ({what}): {', '.join(parts)}."
 
 
 def spread(values: list[float]) -> str:

@@ -9,14 +9,15 @@ from kd_keras.errors import InputError
 from kd_keras.run.config import Config
 from kd_keras.run.page import classes, figures, headline
 from kd_keras.run.page.folders import AGAIN, MODELS, Run
-from kd_keras.run.page.groups import Group, best, corrected, differing, group
+from kd_keras.run.page.groups import Group, best, corrected, differing, group, letter
 from kd_keras.run.report import tables
 from kd_keras.run.settings import declared
 
 NAME = "report.html"
 # Settings of which the curves and the frontier are drawn.
 _DRAWN = 8
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+# Settings that have a column each; more of them share one.
+_COLUMNS = 3
 
 
 def write(runs: list[Run], path: pathlib.Path, notes: list[str] | None = None) -> None:
@@ -39,7 +40,7 @@ def page(runs: list[Run], notes: list[str] | None = None) -> str:
     chosen = best(groups)
     ranked = sorted(groups, key=lambda item: item is not chosen and -_validation(item))
     drawn = [item for item in groups if item in ranked[:_DRAWN]]
-    letters = {i: _letter(groups.index(item)) for i, item in enumerate(drawn)} if len(groups) > 1 else {}
+    letters = {i: letter(groups.index(item)) for i, item in enumerate(drawn)} if len(groups) > 1 else {}
     is_single = len(runs) == 1
     several_labels = chosen.first.score[0] == "map"
     return _template().render(
@@ -47,14 +48,17 @@ def page(runs: list[Run], notes: list[str] | None = None) -> str:
         headline=headline.of_groups(groups),
         first=chosen.first,
         chosen=chosen,
-        chosen_letter=_letter(groups.index(chosen)) if letters else None,
+        chosen_letter=letter(groups.index(chosen)) if letters else None,
         runs=runs,
         is_single=is_single,
         score=chosen.first.score,
         tiles=_tiles(chosen),
         tables=_tables(chosen.first),
         groups=_group_rows(groups) if not is_single else [],
-        differing=differing(runs),
+        differing=(flags := differing(runs)),
+        seeds=[flag for flag in flags if flag.endswith("seed")],
+        lines={run: letter(i) for i, item in enumerate(groups) for run in item.runs.values()},
+        columns=list(chosen.values) if len(chosen.values) <= _COLUMNS else [],
         warnings=[*(notes or []), *repeated, *_warnings(runs, groups)],
         frontier=figures.frontier(drawn, letters),
         curves=figures.curves(drawn, letters),
@@ -93,11 +97,6 @@ def _template():
         "p": lambda value: "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}",
     }
     return environment.get_template("report.html")
-
-
-def _letter(place: int) -> str:
-    """A, B … Z, A1, B1 …"""
-    return _LETTERS[place % 26] + (str(place // 26) if place >= 26 else "")
 
 
 def _validation(item: Group) -> float:
@@ -147,7 +146,7 @@ def _group_rows(groups: list[Group]) -> list[dict[str, Any]]:
     against = [None, *(item.against(groups[0]) for item in groups[1:])]
     columns = zip(groups, gains, corrected(gains), against, corrected(against), strict=True)
     return [
-        {"letter": _letter(i), "group": item, "gain": gain, "p": p, "against": other, "p_against": p_other}
+        {"letter": letter(i), "group": item, "gain": gain, "p": p, "against": other, "p_against": p_other}
         for i, (item, gain, p, other, p_other) in enumerate(columns)
     ]
 
@@ -166,8 +165,8 @@ def _warnings(runs: list[Run], groups: list[Group]) -> list[str]:
     ]
     if len({run.data.get("test split") for run in runs}) > 1:
         texts.append(
-            "These runs were tested on different images: scores of different settings can't be compared, the gains over "
-            "each run's baseline can."
+            "These runs were tested on different images: scores of different settings can't be compared, the gains "
+            "over each run's baseline can."
         )
     if len(groups) > 1 and any(len(item.runs) == 1 for item in groups):
         texts.append("Some settings were run with one seed alone: what differs between them may be chance.")

@@ -174,8 +174,8 @@ class Results:
         if (gain := self.gain) is None:
             return []
         return [
-            f"distillation: {100 * gain['change']:+.2f} points of test {gain['score']} over the baseline (95 % interval "
-            f"over the {gain['images']} test images of this one run: {100 * gain['low']:+.2f} to "
+            f"distillation: {100 * gain['change']:+.2f} points of test {gain['score']} over the baseline (95 % "
+            f"interval over the {gain['images']} test images of this one run: {100 * gain['low']:+.2f} to "
             f"{100 * gain['high']:+.2f})"
         ]
 
