@@ -4,8 +4,17 @@ import os
 import pathlib
 
 from kd_keras.errors import InputError
+from kd_keras.run.commands._parser import Parser
 from kd_keras.run.page import comparison, folders
 from kd_keras.run.report.tables import PIPED_WIDTH
+
+
+def parser() -> Parser:
+    """What the command takes."""
+    made = Parser("kd-keras compare", description=__doc__)
+    for name in "AB":
+        made.add_argument(name, type=pathlib.Path, help="the --workdir of a finished run")
+    return made
 
 
 def main(argv: list[str]) -> int:
@@ -17,12 +26,10 @@ def main(argv: list[str]) -> int:
     Raises:
         InputError: they are not two, or one holds no finished run.
     """
-    if {"-h", "--help"} & set(argv):
-        print(f"{__doc__}\n\nA and B are the --workdir of two finished runs.")
-        return 0
-    runs, _ = folders.find([pathlib.Path(argument) for argument in argv])
-    if len(argv) != 2 or len(runs) != 2:
-        raise InputError("compare takes two folders, each the --workdir of a run: kd-keras report takes more of them")
+    arguments = parser().parse_args(argv)
+    runs, _ = folders.find([arguments.A, arguments.B])
+    if len(runs) != 2:
+        raise InputError("compare takes two runs, and a sweep has more: kd-keras report takes any number")
     print_comparison(*runs)
     return 0
 

@@ -1,18 +1,22 @@
 """Writes one page about a run, a sweep or several runs: kd-keras report RUN …"""
 
-import argparse
 import pathlib
 
 from kd_keras.errors import InputError
+from kd_keras.run.commands._parser import Parser
 from kd_keras.run.page import folders, report
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are those of every command."""
-
-    def error(self, message: str):
-        """Raises the message as an InputError."""
-        raise InputError(f"{message}; {self.prog} --help says more")
+def parser() -> Parser:
+    """What the command takes."""
+    made = Parser("kd-keras report", description=__doc__)
+    made.add_argument("runs", nargs="+", type=pathlib.Path, metavar="RUN", help="the --workdir of a run or of a sweep")
+    made.add_argument(
+        "--output",
+        type=pathlib.Path,
+        help="the file; by default report.html in the folder, or of several folders in the current one",
+    )
+    return made
 
 
 def main(argv: list[str]) -> int:
@@ -24,16 +28,7 @@ def main(argv: list[str]) -> int:
     Raises:
         InputError: a folder holds no finished run, or the runs can't be compared.
     """
-    parser = Parser("kd-keras report", description=__doc__)
-    parser.add_argument(
-        "runs", nargs="+", type=pathlib.Path, metavar="RUN", help="the --workdir of a run or of a sweep"
-    )
-    parser.add_argument(
-        "--output",
-        type=pathlib.Path,
-        help="the file; by default report.html in the folder, or of several folders in the current one",
-    )
-    arguments = parser.parse_args(argv)
+    arguments = parser().parse_args(argv)
     runs, unfinished = folders.find(arguments.runs)
     default = arguments.runs[0] / report.NAME if len(arguments.runs) == 1 else pathlib.Path(report.NAME)
     path = arguments.output or default

@@ -132,7 +132,7 @@ def test_the_command_writes_the_page_of_a_sweep_and_says_where(tmp_path, capsys,
         ("report",): "the following arguments are required: RUN",
         ("report", "nothing"): "nothing is no folder",
         ("report", "sweep", "--output=sweep"): "sweep can't be written",
-        ("compare", "sweep/seed=0"): "compare takes two folders",
+        ("compare", "sweep/seed=0"): "the following arguments are required: B",
         ("compare", "sweep/seed=0", "sweep"): "is named twice",
     }.items():
         assert commands.main(list(arguments)) == 2
