@@ -179,10 +179,22 @@ def _run(argv) -> int:
     files.write(root / "sweep.json", json.dumps(summary, indent=2) + "\n")
     _print(pairs, console)
     console.print(f"{root / 'sweep.json'}", highlight=False)
-    if finished := [FinishedRun(run.workdir) for run in runs if run.results is not None]:
-        report.write(finished, root / report.NAME, [f"{run.title} has failed: it is left out." for run in failed])
-        console.print(f"{root / report.NAME}", highlight=False)
+    _report(runs, root / report.NAME, console)
     return 1 if failed else 0
+
+
+def _report(runs, path, console) -> None:
+    """Writes the page of the runs that have ended."""
+    finished = [FinishedRun(run.workdir) for run in runs if run.results is not None]
+    missing = [f"{run.title} has no results: it is left out." for run in runs if run.results is None]
+    if not finished:
+        return
+    try:
+        report.write(finished, path, missing)
+    except InputError as error:  # what is varied can make runs that can't be compared
+        console.print(f"no report: {error}", highlight=False, markup=False)
+    else:
+        console.print(f"{path}", highlight=False, markup=False)
 
 
 def run_all(runs: list[Run], console: Console) -> list[Run]:

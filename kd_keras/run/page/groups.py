@@ -129,14 +129,14 @@ def letter(place: int) -> str:
     return chr(ord("A") + place % 26) + (str(place // 26) if place >= 26 else "")
 
 
-def best(groups: Sequence[Group]) -> Group:
-    """The group whose students are best on validation data: the test data have not chosen it."""
+def ranked(groups: Sequence[Group]) -> list[Group]:
+    """The groups by their students' validation score, the best first: the test data choose nothing."""
 
     def validation(group):
         scores = group.scores("student", "val")
         return statistics.mean(scores) if scores else float("-inf")
 
-    return max(groups, key=validation)
+    return sorted(groups, key=validation, reverse=True)
 
 
 def corrected(effects: Sequence[Effect | None]) -> list[float | None]:

@@ -3,7 +3,7 @@
 import dataclasses
 
 from kd_keras.run.page.folders import AGAIN
-from kd_keras.run.page.groups import Group, best, letter
+from kd_keras.run.page.groups import Group, letter, ranked
 from kd_keras.run.report import tables
 from kd_keras.sweep.statistics import MARGIN, Effect
 
@@ -30,7 +30,7 @@ class Headline:
 
 def of_groups(groups: list[Group]) -> Headline:
     """The headline of one or more groups of runs."""
-    chosen = best(groups)
+    chosen = ranked(groups)[0]
     name = "" if len(groups) == 1 else f" {_which(chosen, groups)}"
     if chosen.gain is None:
         text = f"The student reaches {spread(chosen.scores('student', 'test'))} % test {chosen.first.score[1]}."

@@ -9,7 +9,7 @@ from kd_keras.errors import InputError
 from kd_keras.run.config import Config
 from kd_keras.run.page import classes, figures, headline
 from kd_keras.run.page.folders import AGAIN, MODELS, Run
-from kd_keras.run.page.groups import Group, best, corrected, differing, group, letter
+from kd_keras.run.page.groups import Group, corrected, differing, group, letter, ranked
 from kd_keras.run.report import tables
 from kd_keras.run.settings import declared
 
@@ -37,9 +37,8 @@ def write(runs: list[Run], path: pathlib.Path, notes: list[str] | None = None) -
 def page(runs: list[Run], notes: list[str] | None = None) -> str:
     """The page as text; see `write`."""
     groups, repeated = group(runs)
-    chosen = best(groups)
-    ranked = sorted(groups, key=lambda item: item is not chosen and -_validation(item))
-    drawn = [item for item in groups if item in ranked[:_DRAWN]]
+    chosen, *_ = shown = ranked(groups)[:_DRAWN]
+    drawn = [item for item in groups if item in shown]
     letters = {i: letter(groups.index(item)) for i, item in enumerate(drawn)} if len(groups) > 1 else {}
     is_single = len(runs) == 1
     several_labels = chosen.first.score[0] == "map"
@@ -97,11 +96,6 @@ def _template():
         "p": lambda value: "–" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}",
     }
     return environment.get_template("report.html")
-
-
-def _validation(item: Group) -> float:
-    scores = item.scores("student", "val")
-    return sum(scores) / len(scores) if scores else 0.0
 
 
 def _title(runs: list[Run], groups: list[Group]) -> str:

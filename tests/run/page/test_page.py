@@ -140,6 +140,18 @@ def test_the_command_writes_the_page_of_a_sweep_and_says_where(tmp_path, capsys,
         assert message in error and error.count("\n") == 1
 
 
+def test_of_many_settings_the_best_on_validation_data_are_drawn(tmp_path):
+    for i in range(10):
+        models = {"teacher": 0.9, "baseline": 0.5, "student": 0.1 * (10 - i if i else 1)}
+        make(tmp_path / str(i), f"--epochs={i + 1}", models=models)
+    text = report.page(folders.find([tmp_path])[0])
+    assert "This is line B, the best of 10 settings on validation data: epochs=2." in text
+    assert "The 2 settings with the lowest validation score are not drawn." in text
+    drawn = [name for name in "ABCDEFGHIJ" if f"{name} · student distilled" in text]
+    runs = {"ABCDEFGHIJ"[int(run.name)]: run.row("student")["val_accuracy"] for run in folders.find([tmp_path])[0]}
+    assert drawn == sorted(sorted(runs, key=runs.get)[2:])
+
+
 def test_a_report_needs_no_tensorflow(tmp_path):
     make(tmp_path / "run", images=50)
     code = (
