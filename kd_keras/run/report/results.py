@@ -240,7 +240,7 @@ class Results:
             child: gives the tracking run of a stage by its name.
         """
         folder = self.session.config.run.workdir
-        for path in ("results.csv", "results.json", "results.txt", "curves.png", card.NAME, "report.html"):
+        for path in ("results.csv", "results.json", "results.txt", "curves.png", card.NAME):
             tracker.artifact(folder / path)
         for row in rows:
             name, _, variant = row["stage"].rpartition("_")
