@@ -24,6 +24,8 @@ MAY_IMPORT = {
     # Plans: of export they read which kinds of file there are.
     "schemes": BASE | {"export"},
     "run": BEFORE | LEAVES | OBJECTS | {"schemes"},
+    # Reports of one run and of many: the statistics of many runs are the sweep's.
+    "run.page": BASE | {"evaluate", "run", "sweep"},
     "sweep": BEFORE | LEAVES | OBJECTS | {"schemes", "run"},
     # The console command lies in run/ and starts all that there is.
     "run.commands": BASE | {"run", "sweep"},
@@ -34,8 +36,8 @@ MAY_IMPORT = {
 # Modules that answer at once: no TensorFlow is imported before a function needs it.
 QUICK = {*BASE, "__init__", "__main__", "run.__main__", "run.config", "export.variants", "sweep.__main__"}
 QUICK |= {f"schemes.{path.stem}" for path in PACKAGE.glob("schemes/*.py")}
-QUICK |= {f"run.commands.{path.stem}" for path in PACKAGE.glob("run/commands/*.py")}
 QUICK |= {f"sweep.{path.stem}" for path in PACKAGE.glob("sweep/*.py")}
+QUICK |= {f"run.{room}.{path.stem}" for room in ("commands", "page") for path in PACKAGE.glob(f"run/{room}/*.py")}
 HEAVY = {"tensorflow", "keras", "tf_keras", "keras_cv", "keras_hub", "tensorflow_model_optimization"}
 
 
@@ -69,7 +71,8 @@ def imports(source: str, module: str) -> list[Import]:
 
 def offences(source: str, module: str) -> list[str]:
     """What a module's imports break, a line each; ``module`` is dotted, such as ``kd_keras.losses.kd``."""
-    part = "run.commands" if module.startswith("kd_keras.run.commands") else module.split(".")[1]
+    parts = module.split(".")
+    part = ".".join(parts[1:3]) if ".".join(parts[1:3]) in MAY_IMPORT else parts[1]
     broken = []
     for found in imports(source, module):
         root, *rest = found.name.split(".")

@@ -188,8 +188,12 @@ def accuracy_change(logits, reference, labels):
         ``(change, low, high)``, floats in [-1, 1].
     """
     labels = np.asarray(labels)
-    correct, reference_correct = (np.asarray(z).argmax(axis=-1) == labels for z in (logits, reference))
-    change = correct.astype(np.float64) - reference_correct
+    return paired_change(*(np.asarray(z).argmax(axis=-1) == labels for z in (logits, reference)))
+
+
+def paired_change(correct, reference_correct):
+    """The same of what is right already: bool (N,), bool (N,) -> ``(change, low, high)``; see `accuracy_change`."""
+    change = np.asarray(correct, np.float64) - np.asarray(reference_correct)
     mean, half = change.mean(), 1.96 * change.std(ddof=1) / math.sqrt(len(change)) if len(change) > 1 else math.inf
     return float(mean), float(mean - half), float(mean + half)
 

@@ -4,7 +4,9 @@ import contextlib
 
 from kd_keras._compat import distribute
 from kd_keras.run.config import Config
-from kd_keras.run.report import card, tables
+from kd_keras.run.page import report
+from kd_keras.run.page.folders import Run
+from kd_keras.run.report import card, summary, tables
 from kd_keras.run.report.results import Results
 from kd_keras.run.runner import Runner, plan_of
 from kd_keras.run.session import Session
@@ -110,6 +112,8 @@ def _report(runner, workdir, tracking, is_new) -> None:
     if is_new or not (folder / "curves.png").exists():
         with session.console.status("drawing"):
             results.draw()
+    summary.write(results, rows, is_new)
+    report.write([Run(folder)], folder / report.NAME)
     if is_new:
         results.log(rows, tracking.writer, tracking.child)
         tracking.writer.close()
@@ -122,6 +126,7 @@ def _tell_places(session, folder) -> None:
     config = session.config
     names = ", ".join(sorted(path.name for path in folder.glob("*.keras")))
     lines = {
+        "report": f"{folder / report.NAME}",
         "table": f"{folder}/results.csv, results.json, results.txt",
         "figures": f"{folder}/curves.png, {'' if session.splits.multi_label else '*_confusion.png, '}*_report.png",
         "models": f"{folder}/{names}; {card.NAME}",

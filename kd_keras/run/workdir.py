@@ -12,8 +12,8 @@ from kd_keras.schemes.plan import Export, Plan
 
 #: What a run is, for people: every setting as text.
 SETTINGS = "config.json"
-# What the package itself keeps: the data's fingerprint, what was decided, the tracking runs, the models by name.
-_STATE = "workdir.json"
+#: What the package itself keeps: the data's fingerprint, what was decided, the tracking runs, the models by name.
+STATE = "workdir.json"
 _FORMAT = 2
 
 
@@ -112,12 +112,12 @@ class Workdir:
     @property
     def state(self) -> dict:
         """What the package itself keeps of the run."""
-        return read_json(self.path / _STATE) if (self.path / _STATE).exists() else {}
+        return read_json(self.path / STATE) if (self.path / STATE).exists() else {}
 
     def update(self, **values) -> None:
         """Keeps further values in `state`."""
         state = {"format": _FORMAT, **self.state, **values}
-        files.update(self.path / _STATE, json.dumps(state, indent=2, ensure_ascii=False) + "\n")
+        files.update(self.path / STATE, json.dumps(state, indent=2, ensure_ascii=False) + "\n")
 
     def publish(self, plan: Plan, store: Store) -> None:
         """Copies the finished models and files from the store, where they are not there yet or damaged."""
@@ -154,7 +154,7 @@ def changes(before: dict[str, str], now: dict[str, str]) -> list[str]:
 
 
 def _is_of_version_0_1(folder: pathlib.Path) -> bool:
-    return (folder / "state").is_dir() and not (folder / _STATE).exists()
+    return (folder / "state").is_dir() and not (folder / STATE).exists()
 
 
 def read_state(folder: pathlib.Path, flag: str) -> dict:
@@ -169,6 +169,6 @@ def read_state(folder: pathlib.Path, flag: str) -> dict:
             f"--teacher=\"saved(path='{folder}/teacher.keras')\""
         )
     try:
-        return dict(json.loads((folder / _STATE).read_text(encoding="utf-8")))
+        return dict(json.loads((folder / STATE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{flag}={folder} holds no run: give the --workdir of one") from error

@@ -23,6 +23,8 @@ from rich.table import Table
 from kd_keras import files
 from kd_keras.errors import InputError, exit_code
 from kd_keras.run import config as configuration
+from kd_keras.run.page import report
+from kd_keras.run.page.folders import Run as FinishedRun
 from kd_keras.run.report import tables
 from kd_keras.run.tracking import mlflow
 from kd_keras.sweep.runs import Run, folder_name, run_all, teacher_flags
@@ -210,7 +212,22 @@ def _run(argv) -> int:
     files.write(root / "sweep.json", json.dumps(summary, indent=2) + "\n")
     _print(pairs, console)
     console.print(f"{root / 'sweep.json'}", highlight=False)
+    _report(runs, root / report.NAME, console)
     return 1 if failed else 0
+
+
+def _report(runs, path, console) -> None:
+    """Writes the page of the runs that have ended."""
+    finished = [FinishedRun(run.workdir) for run in runs if run.results is not None]
+    missing = [f"{run.title} has no results: it is left out." for run in runs if run.results is None]
+    if not finished:
+        return
+    try:
+        report.write(finished, path, missing)
+    except InputError as error:  # what is varied can make runs that can't be compared
+        console.print(f"no report: {error}", highlight=False, markup=False)
+    else:
+        console.print(f"{path}", highlight=False, markup=False)
 
 
 def _print(pairs, console) -> None:

@@ -89,6 +89,15 @@ def test_figures_are_by_label(finished):
 
 
 @SLOW
+def test_the_report_is_by_map_and_says_what_it_does_not_show(finished):
+    workdir, rows = finished
+    page = (workdir / "report.html").read_text(encoding="utf-8")
+    gain = abs(100 * (rows["student"]["test_map"] - rows["baseline"]["test_map"]))
+    assert f"{gain:.2f} points of test mAP" in page and "average precision, student minus baseline" in page
+    assert page.count("these images have several labels") == 3 and not (workdir / "predictions.npz").exists()
+
+
+@SLOW
 def test_baseline_and_teacher_learn_by_bce(finished):
     workdir, _ = finished
     series = {}

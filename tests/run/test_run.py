@@ -89,9 +89,28 @@ def test_every_artefact_is_there(finished):
         assert ours <= names
     assert {f"student_{variant}.tflite" for variant in ("float32", "float16", "dynamic", "int8")} <= names
     assert {"curves.png", "mlflow.db", "results.csv", "results.json", "environment.json", "MODEL_CARD.md"} <= names
+    assert {"report.html", "summary.json", "predictions.npz"} <= names
     assert not [name for name in names if "partial" in name]
     for path in finished.glob("*.png"):
         assert path.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_report_says_what_the_table_says(finished):
+    from kd_keras.data import digits
+    from kd_keras.run.report import predictions
+
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    rows = {row["stage"]: row for row in figures(finished)}
+    gain = 100 * (rows["student"]["test_accuracy"] - rows["baseline"]["test_accuracy"])
+    assert f"{abs(gain):.2f} points of test accuracy" in page or f"{gain:+.2f} points of test accuracy" in page
+    assert "Missing, as it is not stored" not in page and len(page.encode()) < 2_000_000
+    made, test = predictions.read(finished / "predictions.npz"), digits.Digits().test
+    assert list(made.classes) == list(rows)
+    for stage, row in rows.items():
+        assert made.is_right(stage).mean() == pytest.approx(row["test_accuracy"], abs=1e-9)
+    images, labels = test.read(np.array(sorted(made.images)))
+    assert np.array_equal(made.labels, test.labels) and len(labels) > 0
+    assert all(np.array_equal(image, made.images[i]) for i, image in zip(sorted(made.images), images, strict=True))
 
 
 def test_mlflow_has_one_parent_and_a_child_a_model(finished):

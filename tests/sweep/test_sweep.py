@@ -175,6 +175,8 @@ def test_three_losses_and_two_seeds_train_one_teacher_and_two_baselines(six_runs
     assert len(rows) == 6 and all(row == teachers[0] for row in teachers)
     assert len({run["student"]["test_accuracy"] for run in rows}) > 1
     assert is_whole(six_runs)
+    page = (six_runs / "report.html").read_text(encoding="utf-8")
+    assert "3 settings, 6 runs" in page and "95 % interval over 2 seeds" in page and "All runs have one teacher" in page
 
 
 @pytest.mark.slow
@@ -237,6 +239,8 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path, capsys):
     assert code == 1 and "failed (" in out and "'stage9'" in out
     first, second = json.loads((tmp_path / "sweep.json").read_text())
     assert first["rows"] is None and second["rows"]["student"]["test_accuracy"] > 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "cache_taps=stage9 has no results: it is left out." in page
 
 
 @pytest.mark.slow

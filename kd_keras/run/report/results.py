@@ -1,5 +1,7 @@
 """The results of a run, made from the records of its stages: rows, notes, figures, and what is logged of them."""
 
+import functools
+
 import numpy as np
 
 from kd_keras.evaluate import multilabel, quality
@@ -120,9 +122,16 @@ class Results:
 
     def notes(self, rows: list[dict]) -> list[str]:
         """What has to be known to read the table."""
+        return [*self._gain_note(), *self.runtimes(), *self.warnings(rows)]
+
+    def runtimes(self) -> list[str]:
+        """What the latencies were measured with."""
         runtimes = [self.store.record(row.measures[2]).get("runtime") for row in self.plan.rows]
-        notes = [*self._gain(), *dict.fromkeys(filter(None, runtimes))]
-        notes += [self.store.record(row.stage)["refused"] for row in self.plan.rows if self.is_refused(row)]
+        return list(dict.fromkeys(filter(None, runtimes)))
+
+    def warnings(self, rows: list[dict]) -> list[str]:
+        """What of the results is not as it may seem."""
+        notes = [self.store.record(row.stage)["refused"] for row in self.plan.rows if self.is_refused(row)]
         records = [(row.stage, self.store.record(row.stage)) for row in self.plan.rows if isinstance(row.stage, Export)]
         notes += filter(None, (doubt_about(stage, record) for stage, record in records))
         for stage in self.plan.compressed:
@@ -144,18 +153,30 @@ class Results:
     def _figures(self, stage) -> dict:
         return self.store.record(stage).get("figures", {})
 
-    def _gain(self) -> list[str]:
-        """How much better the student is than the baseline, in a sentence."""
+    @functools.cached_property
+    def gain(self) -> dict | None:
+        """How much better the student is than the baseline; None where there is no other model as baseline.
+
+        Returns:
+            ``change``, ``low`` and ``high`` of the ``score``, shares in [-1, 1] with the paired 95 % interval over the
+            test ``images``.
+        """
         baseline = next((row.stage for row in self.plan.rows if row.stage.name == "baseline"), None)
         student = self.plan.students[0]
         if baseline is None or student.key == baseline.key:
-            return []
+            return None
         difference = multilabel.map_change if self.session.splits.multi_label else quality.accuracy_change
         change, low, high = difference(self.logits(student), self.logits(baseline), self.labels)
         score = "mAP" if self.session.splits.multi_label else "accuracy"
+        return {"score": score, "change": change, "low": low, "high": high, "images": len(self.labels)}
+
+    def _gain_note(self) -> list[str]:
+        if (gain := self.gain) is None:
+            return []
         return [
-            f"distillation: {100 * change:+.2f} points of test {score} over the baseline (95 % interval over the "
-            f"{len(self.labels)} test images of this one run: {100 * low:+.2f} to {100 * high:+.2f})"
+            f"distillation: {100 * gain['change']:+.2f} points of test {gain['score']} over the baseline (95 % "
+            f"interval over the {gain['images']} test images of this one run: {100 * gain['low']:+.2f} to "
+            f"{100 * gain['high']:+.2f})"
         ]
 
     def _stops(self) -> list[tuple[str, dict]]:

@@ -104,8 +104,8 @@ def write_table(rows, folder, runtime_note=None):
         runtime_note: what the latencies were measured with; goes below results.txt.
     """
     folder = pathlib.Path(folder)
-    columns = (*COLUMNS, *(name for name in LABEL_COLUMNS if any(name in row for row in rows)))
-    rows = _plain([{name: row.get(name) for name in columns} for row in rows])
+    names = (*COLUMNS, *(name for name in LABEL_COLUMNS if any(name in row for row in rows)))
+    rows = _plain([{name: row.get(name) for name in names} for row in rows])
     write_csv(rows, folder / "results.csv")
     write_json(rows, folder / "results.json")
 
@@ -230,12 +230,15 @@ def print_table(rows, console=None, title=None, caption=None):
         console.print(Text(caption, style="dim"))
 
 
-def columns(rows):
-    """The columns of a table for people that hold anything: texts, quality and cost, each (heading, its cells)."""
-    texts = [_column(rows, *column) for column in _TEXTS]
-    quality = [_column(rows, *column) for column in _QUALITY if _filled(rows, column)]
-    cost = [_column(rows, *column) for column in _COST if _filled(rows, column)]
-    return texts, quality, cost
+def columns(rows) -> tuple[list[tuple[str, list[str]]], ...]:
+    """The table's columns, (heading, cells), in three groups: what a row is, its quality, its cost.
+
+    Columns that hold nothing are left out.
+    """
+    groups = (_TEXTS, _QUALITY, _COST)
+    return tuple(
+        [_column(rows, *column) for column in group if group is _TEXTS or _filled(rows, column)] for group in groups
+    )
 
 
 def _table(texts, numbers, room):

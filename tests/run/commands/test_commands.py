@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 def test_help_and_version(capsys):
     assert commands.main(["--help"]) == 0
     text = capsys.readouterr().out
-    for name in ("run", "sweep", "list", "describe"):
+    for name in ("run", "sweep", "list", "describe", "report", "compare"):
         assert f"\n  {name} " in text
     assert commands.main([]) == 2
     assert capsys.readouterr().out == text
@@ -72,7 +72,8 @@ def test_a_name_that_several_kinds_have_is_shown_for_each(monkeypatch, capsys):
         ),
         (
             ["lst"],
-            "kd_keras: unknown name 'lst' in commands: known are describe, evaluate, export, list, run, sweep (did you mean 'list'?)",
+            "kd_keras: unknown name 'lst' in commands: known are compare, describe, evaluate, export, list, report, "
+            "run, sweep (did you mean 'list'?)",
         ),
     ],
 )
