@@ -159,7 +159,13 @@ def test_its_optimizers_augmentations_and_compression_steps_are_built(path):
 @pytest.mark.parametrize(
     ("study", "teachers", "baselines"),
     # The second and third teacher of an ensemble start from other seeds than the single teachers of other rows.
-    [("s1", 10, 6), ("s2", 3, 3), ("s4", 1, 1), ("ensemble", 5, 1), ("assistant", 1, 1)],
+    [
+        pytest.param("s1", 10, 6, marks=pytest.mark.slow),
+        ("s2", 3, 3),
+        ("s4", 1, 1),
+        ("ensemble", 5, 1),
+        ("assistant", 1, 1),
+    ],
 )
 def test_rows_of_a_study_share_teachers_and_baselines(study, teachers, baselines, planned):
     trained = [stage for path in in_study(study) for stage in planned(path)[0].models if isinstance(stage, Train)]

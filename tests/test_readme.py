@@ -134,7 +134,17 @@ def variables(tmp_path, monkeypatch):
 PAGES_WITH_PYTHON = [path for path in PAGES if any(block.language == "python" for block in read_blocks(path))]
 
 
-@pytest.mark.parametrize("path", PAGES_WITH_PYTHON, ids=lambda path: path.name)
+# The pages that most begin with; the others take longer.
+_FAST = ("README.md", "distiller.md")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=() if path.name in _FAST else pytest.mark.slow, id=path.name)
+        for path in PAGES_WITH_PYTHON
+    ],
+)
 def test_the_python_of_a_page_runs(path, variables):
     for block in read_blocks(path):
         if block.language != "python":

@@ -1,5 +1,6 @@
 """Uses every public name as a user's typed code does; checked by mypy in test_public_api.py, never run."""
 
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, assert_type
 
@@ -13,6 +14,7 @@ from kd_keras import (
     TeacherInputs,
     compress,
     data,
+    distill,
     hinton,
     losses,
     models,
@@ -141,6 +143,9 @@ def train(splits: data.Splits) -> None:
     schedules.warmup(to=schedules.cosine(start=1.0, end=0.0), over=5)
     schedules.complement(schedules.exponential_decay(start=1.0, rate=0.9))
     schedules.constant(1.0)(epoch=0, step=0)
+    result = distill(student, teacher, (np.zeros((9, 8, 8, 1), np.uint8), np.zeros(9, int)), epochs=2)
+    path: pathlib.Path = result.export("int8", "student.tflite")
+    result.student.summary(), result.table[0], path
 
 
 def check() -> None:

@@ -135,7 +135,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("role", ["teacher", "student"])
+@pytest.mark.parametrize("role", ["teacher", pytest.param("student", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", HEADS)
 def test_each_loss_is_that_of_the_true_logits(name, role, tmp_path):
     model, logits = HEADS[name](tmp_path)

@@ -27,7 +27,9 @@ def with_shortcut():
     return keras.Model(image, keras.layers.Dense(5)(keras.layers.GlobalAveragePooling2D()(x)))
 
 
-@pytest.mark.parametrize(("make", "values"), [(chain, 192 + 256), (with_shortcut, 3 * 256)])
+@pytest.mark.parametrize(
+    ("make", "values"), [pytest.param(chain, 192 + 256, marks=pytest.mark.slow), (with_shortcut, 3 * 256)]
+)
 @pytest.mark.parametrize(("variant", "size"), [("float32", 4), ("int8_io", 1)])
 def test_the_largest_sum_of_what_is_alive(make, values, variant, size):
     content = tflite.convert(make(), variant, IMAGES)

@@ -14,10 +14,10 @@ PIXELS = np.random.default_rng(0).uniform(0, 255, (20, 6, 6, 1)).astype("float32
     ("images", "says"),
     [
         (PIXELS / 255, "reach from .* to 1,.*pixels 0 to 255"),
-        (PIXELS / 127.5 - 1, "reach from -"),
-        (PIXELS * 257, "reach from"),
+        pytest.param(PIXELS / 127.5 - 1, "reach from -", marks=pytest.mark.slow),
+        pytest.param(PIXELS * 257, "reach from", marks=pytest.mark.slow),
         (np.repeat(PIXELS[:1], 20, axis=0), "all the same"),
-        (PIXELS * 0, "all the same"),
+        pytest.param(PIXELS * 0, "all the same", marks=pytest.mark.slow),
         (PIXELS[:4], "only 4 calibration images"),
     ],
 )

@@ -39,6 +39,7 @@ def net(units):
 @pytest.fixture(scope="module")
 def made(digits, tmp_path_factory):
     """A result of models as objects, what they were before, and the store."""
+    keras.utils.set_random_seed(0)
     teacher, student = net(16), net(4)
     before = [model.get_weights() for model in (teacher, student)]
     keras.config.enable_interactive_logging()
@@ -82,9 +83,10 @@ def test_a_file_gives_what_the_model_gives(made, tmp_path, variant, model):
     result = made[0]
     path = result.export(variant, tmp_path / "out" / "a.tflite", model)
     images, _ = next(iter(data.batches(result._work.splits.test, 40)))
-    want = result.model(model or "student").predict(images, verbose=0).argmax(-1)
-    seen = interpreter.Interpreter(path.read_bytes())
-    assert np.mean(seen.predict(images.numpy()).argmax(-1) == want) > 0.9
+    want = result.model(model or "student").predict(images, verbose=0)
+    seen = interpreter.load(path).predict(images.numpy())
+    # Rounding to 8 bits moves logits a little, and classes that are close to each other are swapped.
+    assert np.corrcoef(seen.ravel(), want.ravel())[0, 1] > 0.98
 
 
 def test_the_same_call_trains_nothing_again(made, digits):
@@ -109,6 +111,7 @@ def test_specs_give_what_the_command_gives(command, tmp_path):
             assert row[name] == seen[name], name
 
 
+@pytest.mark.slow
 def test_images_without_a_label_teach_too(digits):
     images, labels = digits
     some = np.where(np.arange(len(labels)) % 4 == 0, labels, -1)

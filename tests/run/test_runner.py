@@ -260,6 +260,7 @@ def copy(finished, tmp_path):
 GIVEN = [f"--teacher={A}", "--export=float32,int8"]
 
 
+@pytest.mark.slow
 def test_a_moved_run_is_finished(copy):
     before = made(copy)
     assert made_again(main(copy, *GIVEN), before) == []
