@@ -86,8 +86,8 @@ def distill(
     texts["store"] = str(pathlib.Path(store).expanduser().absolute() if store is not None else folder / "store")
     texts["allow_code_in"] = ",".join(f'"{folder / role}.keras"' for role in given) or "none"
     if teacher is None:
-        texts["loss"] = texts.get("baseline_loss", "ce()")
-        texts["baseline"] = "false"
+        texts.setdefault("loss", texts.get("baseline_loss", "ce()"))
+        texts.setdefault("baseline", "false")
     splits = None if is_spec else _splits(train, val, test, class_names)
     if is_spec and (val is not None or test is not None):
         raise InputError(f"train={train!r} has splits of its own: leave val and test out")

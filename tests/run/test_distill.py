@@ -123,6 +123,15 @@ def test_images_without_a_label_teach_too(digits):
     assert rows["baseline"]["unlabelled_images"] == 0
 
 
+def test_without_a_teacher_the_losses_are_those_that_are_given(digits):
+    with pytest.raises(InputError, match="kd"):
+        kd_keras.distill(STUDENT, None, digits, loss="kd()", verbose=False)
+    images, labels = digits
+    several = np.eye(10, dtype=int)[labels]
+    result = kd_keras.distill(STUDENT, None, (images, several), epochs=1, loss="bce()", verbose=False)
+    assert [("bce" in curves) for curves in result.history.values()] == [True]
+
+
 def test_nothing_stays_on_disk(digits, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.chdir(tmp_path)
