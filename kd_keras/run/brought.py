@@ -16,7 +16,8 @@ from kd_keras.run.distill import Work
 from kd_keras.run.measure import latency_of_file
 from kd_keras.run.report import tables
 from kd_keras.run.report.results import Results
-from kd_keras.run.settings import read_flags
+from kd_keras.run.session import Session
+from kd_keras.run.settings import make, read_flags
 from kd_keras.schemes.plan import Export
 
 # A run of this kind trains nothing.
@@ -108,7 +109,7 @@ def _of_model(path, flags, folder) -> tuple[dict, str]:
 
 def _of_file(path, flags, folder) -> tuple[dict, str]:
     """The row of a ``.tflite`` file, of this package or of another."""
-    session = Work({**_NO_TRAINING, **flags, "export": "none", "workdir": folder}).session
+    session = Session(make(Config, {**_NO_TRAINING, **flags, "workdir": folder}))
     splits, file = session.splits, tflite.load(path)
     outputs = {}
     for name, source in (("val", splits.val), ("test", splits.test)):

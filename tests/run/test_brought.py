@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kd_keras import data, models
-from kd_keras.export import interpreter
+from kd_keras.export import interpreter, tflite
 from kd_keras.run import commands
 
 DATA = "--data=digits()"
@@ -39,6 +39,15 @@ def test_the_file_lies_beside_the_model_and_agrees_with_it(folder, capsys):
     rows = {name: next(line for line in lines if line.startswith(name)) for name in names}
     assert f" {100 * right:.2f} " in rows["mine.keras"] and f" {100 * of_file:.2f} " in rows["mine_int8.tflite"]
     assert abs(right - of_file) < 0.02 and right > 0.3
+
+
+def test_a_file_of_several_labels_is_measured(tmp_path, capsys):
+    splits = data.DigitPairs()
+    model = models.CNN(splits.num_classes, splits.image_shape, filters=(4,), dense=())
+    (tmp_path / "pairs.tflite").write_bytes(tflite.convert(model, "float32"))
+    assert commands.main(["evaluate", str(tmp_path / "pairs.tflite"), "--data=digit_pairs()"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("pairs.tflite") for line in lines) and any("mAP %" in line for line in lines)
 
 
 def test_nothing_is_overwritten(folder, capsys):
