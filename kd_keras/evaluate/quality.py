@@ -107,12 +107,15 @@ def _calibration_error(logits, correct):
     from scipy.special import softmax
 
     confidence = softmax(logits, axis=-1).max(axis=-1)
-    # The paper's bins ((m - 1) / M, m / M] include their right edge.
-    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]
-    bins = np.digitize(confidence, edges, right=True)
+    bins = calibration_bins(confidence)
     # |accuracy − confidence| of a bin, weighted by its share of the samples, is |sum of the differences| / N.
     gaps = np.bincount(bins, weights=correct - confidence, minlength=CALIBRATION_BINS)
     return float(np.abs(gaps).sum() / len(confidence))
+
+
+def calibration_bins(confidence):
+    """The bin of each confidence (N,) in [0, 1], counted from 0; the paper's bins ((m - 1) / M, m / M] hold m / M."""
+    return np.digitize(confidence, np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1], right=True)
 
 
 def agreement(logits_a, logits_b):

@@ -13,7 +13,7 @@ from kd_keras.spec import Spec
 
 # Stages whose training a trial is judged by.
 _JUDGED = {"teacher", "baseline", "student", "cache"}
-_EXAMPLE = "such as --search='loss.kd.temperature: 1..20 log'"
+EXAMPLE = "such as --search='loss.kd.temperature: 1..20 log'"
 
 
 def value_at(config: Config, path: str) -> tuple[Any, Any]:
@@ -33,7 +33,7 @@ def value_at(config: Config, path: str) -> tuple[Any, Any]:
     if not steps:
         return (value.value if isinstance(value, constant) else value), signatures.MISSING
     if len(steps) % 2:
-        raise InputError(f"--search={path!r}: a path is a flag, or a flag, a part and a key, {_EXAMPLE}")
+        raise InputError(f"--search={path!r}: a path is a flag, or a flag, a part and a key, {EXAMPLE}")
     return _walk(_specs(path, config.texts()[flag]), steps, _package(flag), path)[0]
 
 

@@ -13,7 +13,7 @@ from kd_keras import files
 from kd_keras.run import config as configuration
 from kd_keras.run.report import figures, tables
 from kd_keras.sweep import confirm
-from kd_keras.sweep.search import Search
+from kd_keras.sweep.search import Search, short
 from kd_keras.sweep.study import Trials, optuna, shown
 
 # Of fewer trials the importance of a parameter is noise.
@@ -142,7 +142,7 @@ def show(search: Search, trials: Trials, found: Found, confirmed: confirm.Confir
     table = Table(*(Column(name, overflow="fold") for name in names))
     for trial in complete[:_SHOWN] + [t for t in complete[_SHOWN:] if t is found.start]:
         name = f"{trial.number}{' (as given)' if trial is found.start else ''}"
-        values = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in map(trial.params.get, search.space.domains)]
+        values = [short(trial.params.get(path)) for path in search.space.domains]
         table.add_row(name, *values, f"{100 * trial.value:.2f}")
     console.print(table)
     counts = {state: len(trials.of(state)) for state in ("complete", "pruned", "running", "waiting")}

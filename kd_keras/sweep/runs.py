@@ -119,10 +119,15 @@ def _run_one(number, run, count, console) -> list[Run]:
     with open(log, "ab") as out, console.status(title):
         ended = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False)
     if ended.returncode:
-        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        error = f"failed ({lines[-1] if lines else 'no output'}); see {log}"
+        error = f"failed ({last_line(log)}); see {log}"
     console.print(f"{title}: {error or _headline(run)}", highlight=False)
     return [run] if error else []
+
+
+def last_line(log: pathlib.Path) -> str:
+    """What a process has said last, which is why it failed."""
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "no output"
 
 
 def _headline(run):

@@ -16,7 +16,7 @@ from kd_keras.errors import InputError
 from kd_keras.run import config as configuration
 from kd_keras.run.tracking import mlflow
 from kd_keras.sweep import space as spaces
-from kd_keras.sweep.runs import teacher_flags
+from kd_keras.sweep.runs import last_line, teacher_flags
 from kd_keras.sweep.study import Claim, Trials, optuna
 
 # Trials that may be refused before any has succeeded.
@@ -151,7 +151,7 @@ def _search(search: Search, trials: Trials, deadline: float, console: Console) -
         except BaseException:
             trials.put_back(claim)
             raise
-        values = ", ".join(f"{path}={_short(value)}" for path, value in claim.trial.params.items())
+        values = ", ".join(f"{path}={short(value)}" for path, value in claim.trial.params.items())
         as_given = " (the flags as given)" if claim.is_start else ""
         console.print(f"trial {claim.trial.number}  {values}{as_given}: {text}", highlight=False)
         refused = trials.refused
@@ -162,7 +162,8 @@ def _search(search: Search, trials: Trials, deadline: float, console: Console) -
     return search.budget == math.inf
 
 
-def _short(value) -> str:
+def short(value) -> str:
+    """A trial's value for a line."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -214,7 +215,6 @@ def _run_trial(search: Search, trials: Trials, claim: Claim, deadline: float) ->
     if process.returncode < 0:
         trials.put_back(claim, is_killed=True)
         return f"killed by signal {-process.returncode}; see {log}"
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    reason = (lines[-1] if lines else "no output").removeprefix("kd_keras: ")
+    reason = last_line(log).removeprefix("kd_keras: ")
     trials.refuse(claim, reason)
     return f"failed ({reason}); see {log}"

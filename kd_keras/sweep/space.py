@@ -25,7 +25,6 @@ from kd_keras.sweep import paths
 _NUMBER = r"x?[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _RANGE = re.compile(rf"({_NUMBER})\s*\.\.\s*({_NUMBER})(\s+log)?(?:\s+step\s+({_NUMBER}))?")
 _REST_OF_ONE = re.compile(r"1\s*-\s*(\S+)")
-_EXAMPLE = "such as --search='loss.kd.temperature: 1..20 log'"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +151,7 @@ def read(texts: tuple[str, ...], config: Config) -> Space:
         path, colon, domain = (part.strip() for part in item.partition(":"))
         path = path.lstrip("-")
         if item != "auto" and not (colon and path and domain):
-            raise InputError(f"--search={item!r}: give auto, or a path and its range, {_EXAMPLE}")
+            raise InputError(f"--search={item!r}: give auto, or a path and its range, {paths.EXAMPLE}")
         if path in given:
             raise InputError(f"--search names {path} twice: give its range once")
         if item != "auto":
@@ -164,7 +163,7 @@ def read(texts: tuple[str, ...], config: Config) -> Space:
     tied = {path: match[1] for path, text in given.items() if (match := _REST_OF_ONE.fullmatch(text))}
     domains = {path: _domain(config, path, text) for path, text in given.items() if path not in tied}
     if not domains:
-        raise InputError(f"--search names no range: give auto, or one, {_EXAMPLE}")
+        raise InputError(f"--search names no range: give auto, or one, {paths.EXAMPLE}")
     for path, of in tied.items():
         paths.value_at(config, path)
         if not _is_range(domains.get(of)) or not 0 <= domains[of].low <= domains[of].high <= 1:
@@ -243,7 +242,7 @@ def _wants_whole(path, value, default) -> bool:
 def _choice(config, path, text) -> Choice:
     values = tuple(value.strip() for value in text.split("|"))
     if len(values) < 2 or not all(values) or len(set(values)) < len(values):
-        raise InputError(f"give a range, 1..20 log, or different values, a | b; {_EXAMPLE}")
+        raise InputError(f"give a range, 1..20 log, or different values, a | b; {paths.EXAMPLE}")
     if "." in path:
         for value in values:
             paths.literal(value)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from kd_keras.evaluate.quality import CALIBRATION_BINS
+from kd_keras.evaluate.quality import CALIBRATION_BINS, calibration_bins
 from kd_keras.run.page import charts
 from kd_keras.run.page.folders import MODELS
 from kd_keras.run.page.groups import Group
@@ -261,9 +261,7 @@ def reliability(group: Group) -> dict[str, Any] | None:
 
 
 def _reliability(name, colour, confidence, right) -> Reliability:
-    # The bins of the calibration error in the table.
-    edges = np.linspace(0, 1, CALIBRATION_BINS + 1)[1:-1]
-    bins = np.digitize(confidence, edges, right=True)
+    bins = calibration_bins(confidence)
     counts = np.bincount(bins, minlength=CALIBRATION_BINS)
     sums = (np.bincount(bins, weights=values, minlength=CALIBRATION_BINS) for values in (confidence, right))
     return Reliability(name, colour, counts, *(total / np.maximum(counts, 1) for total in sums))

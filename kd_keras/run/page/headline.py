@@ -68,12 +68,12 @@ def _share_a_teacher(group: Group) -> bool:
 
 
 def _verdict(gain: Effect, score: str) -> str:
-    points = f"{abs(gain.mean):.2f} points of test {score}"
-    if gain.low > 0:
+    points, verdict = f"{abs(gain.mean):.2f} points of test {score}", gain.verdict()
+    if verdict == "better":
         return f"Distillation gains {points} over the baseline."
-    if gain.high < 0:
+    if verdict == "worse":
         return f"Distillation loses {points} against the baseline."
-    if gain.low > -MARGIN and gain.high < MARGIN:
+    if verdict.startswith("equal"):
         return f"Student and baseline are equal within {MARGIN:g} point: {gain.mean:+.2f} points of test {score}."
     return f"It is undecided whether distillation helps: {gain.mean:+.2f} points of test {score} to the baseline."
 
