@@ -127,7 +127,7 @@ def run(common: list[str], options: Options, console: Console) -> int:
         trials.close()
     found = report.find(trials)
     if found is None:
-        console.print("no trial has come to its end yet: the same command goes on", highlight=False)
+        console.print("no trial is finished yet: the same command goes on", highlight=False)
         return 1
     confirmed, failed = None, []
     if options.confirm and is_over:

@@ -66,8 +66,8 @@ def sentences(a: Run, b: Run) -> Iterator[str]:
     change, low, high = _difference(a, b)
     yield (
         f"The student of {b.name} is {change:+.2f} points of test accuracy from that of {a.name} (95 % interval "
-        f"over the {len(a.predictions.labels)} test images: {low:+.2f} to {high:+.2f}). Each is one training: how "
-        "much another seed would change is not in it."
+        f"over the {len(a.predictions.labels)} test images: {low:+.2f} to {high:+.2f}). Each is one training: "
+        "the interval does not include the variation between seeds."
     )
 
 

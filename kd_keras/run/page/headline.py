@@ -9,7 +9,7 @@ from kd_keras.sweep.statistics import MARGIN, Effect
 
 _NO_BASELINE = "There is no baseline to compare it with."
 
-_ONE_TEACHER = " All runs have one teacher: how much another one would change is not in it."
+_ONE_TEACHER = " All runs share one teacher: the interval does not include the variation between teachers."
 
 # Characters of a group's name that a sentence has room for.
 _LONGEST_NAME = 120
@@ -58,7 +58,7 @@ def _of_run(group: Group) -> tuple[Effect, str]:
     change, low, high = (100 * gain[end] for end in ("change", "low", "high"))
     return Effect(change, low, high, 1.0, 1), (
         f"95 % interval over the {gain['images']} test images: {low:+.2f} to {high:+.2f} points. This is one training: "
-        "how much another seed would change is not in it."
+        "the interval does not include the variation between seeds."
     )
 
 

@@ -130,7 +130,7 @@ class Results:
         return list(dict.fromkeys(filter(None, runtimes)))
 
     def warnings(self, rows: list[dict]) -> list[str]:
-        """What of the results is not as it may seem."""
+        """Sentences on what a reader of the table could take wrongly."""
         notes = [self.store.record(row.stage)["refused"] for row in self.plan.rows if self.is_refused(row)]
         records = [(row.stage, self.store.record(row.stage)) for row in self.plan.rows if isinstance(row.stage, Export)]
         notes += filter(None, (doubt_about(stage, record) for stage, record in records))

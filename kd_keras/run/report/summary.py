@@ -1,4 +1,4 @@
-"""What of a run's results is in no other of its files: `summary.json`, from which reports are made."""
+"""`summary.json`: those results of a run that none of its other files hold. Reports are made from it."""
 
 import pathlib
 import shlex
