@@ -2,13 +2,23 @@
 
 import dataclasses
 
+from kd_keras import schedules
 from kd_keras.errors import InputError, check_switch, is_count
 from kd_keras.schemes import common
 from kd_keras.schemes.plan import Build, Measure, Part, Plan, Train
 from kd_keras.spec import Spec
 
 
-def plan(config, facts, *, loss, epochs: int | None = None, probe: bool = False, knn: bool = False) -> Plan:
+def plan(
+    config,
+    facts,
+    *,
+    loss,
+    epochs: int | None = None,
+    finetune_learning_rate: schedules.ScheduleLike | None = None,
+    probe: bool = False,
+    knn: bool = False,
+) -> Plan:
     """The baseline, a student pretrained by a teacher's features on all images, then trained by ``--loss``.
 
     ``pretrain(loss=hint(pairs='pooled:output'))``: the first of ``--teacher`` teaches by its features alone, so it
@@ -19,6 +29,8 @@ def plan(config, facts, *, loss, epochs: int | None = None, probe: bool = False,
     Args:
         loss: the loss on features, or several joined by ``+``; none may read labels or the teacher's logits.
         epochs: of the pretraining; by default ``--epochs``.
+        finetune_learning_rate: a number or a schedule, of the training by ``--loss`` alone; by default
+            ``--learning_rate``, which may be so large that the training forgets what the pretraining taught.
         probe: also trains a classifier alone, on the pretrained student and on one that is not trained, by
             ``--baseline_loss``: what the features are worth.
         knn: also measures both by the k nearest neighbours among the labelled images (k 20, cosine similarities at the
@@ -33,6 +45,8 @@ def plan(config, facts, *, loss, epochs: int | None = None, probe: bool = False,
         raise InputError(f"pretrain(epochs={epochs!r}): give a whole number of at least 1")
     check_switch("pretrain's probe", probe)
     check_switch("pretrain's knn", knn)
+    rate = config.training.learning_rate if finetune_learning_rate is None else schedules.get(finetune_learning_rate)
+    schedules.check(rate, "pretrain's finetune_learning_rate", total=1)
     first, *others = common.teachers(config, facts, "pretrain", least=1, most=2)
     second = others[0] if others else first
     new = common.new(config, facts, config.student.model)
@@ -52,6 +66,7 @@ def plan(config, facts, *, loss, epochs: int | None = None, probe: bool = False,
     student = common.train(
         config, facts, "student", common.STUDENT, pretrained, losses, second, architecture=new.architecture
     )
+    student = dataclasses.replace(student, recipe=dataclasses.replace(student.recipe, learning_rate=rate))
     teachers = [model for model in (first, *others) if facts.is_classifier(model)]
     models = [*teachers, *common.baseline(config, facts)]
     if probe:

@@ -41,6 +41,7 @@ def test_the_student_is_pretrained_by_all_images_and_trained_by_the_labelled(bac
     seen = [(stage.samples.labelled, stage.samples.unlabelled) for stage in (pretrained, student)]
     assert seen == [(50, 50), (50, 0)] and student.model == pretrained
     assert pretrained.recipe.epochs == 2 and student.recipe.epochs == 1
+    assert student.recipe == stage_of(runner, "baseline").recipe
     # All start alike; the features move in pretraining, and not in a probe.
     new, before = weights(runner, "untrained_probe"), weights(runner, "pretrained")
     after, probe = weights(runner, "student"), weights(runner, "pretrained_probe")
@@ -50,6 +51,15 @@ def test_the_student_is_pretrained_by_all_images_and_trained_by_the_labelled(bac
         map(np.array_equal, before[body], after[body])
     )
     assert not any(map(np.array_equal, before[head][:1], probe[head][:1]))
+
+
+def test_the_fine_tuning_has_a_learning_rate_of_its_own(backbone, tmp_path):
+    runner = checked(tmp_path, *flags(backbone, f"{LOSS}, finetune_learning_rate=cosine(start=0.01)"))
+    rates = {name: str(stage_of(runner, name).recipe.learning_rate) for name in ("pretrained", "student", "baseline")}
+    assert (
+        rates["student"].startswith("cosine(start=0.01,")
+        and rates["pretrained"] == rates["baseline"] != rates["student"]
+    )
 
 
 @pytest.mark.slow
@@ -88,6 +98,7 @@ def test_a_second_teacher_teaches_while_the_student_learns_from_labels(backbone,
         ("loss=ce()", "ce()", "has ce: give losses that read features and no labels"),
         ("loss=3", "ce()", "give losses on features"),
         (f"{LOSS}, epochs=0", "ce()", "epochs=0"),
+        (f"{LOSS}, finetune_learning_rate=-1", "ce()", "finetune_learning_rate=-1"),
         (LOSS, "ce() + kd()", "logits"),
     ],
 )
