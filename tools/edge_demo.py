@@ -5,7 +5,9 @@
     python edge_demo.py student_int8.tflite photo.jpg
     python edge_demo.py student_int8.tflite photos/ --top=3 --threads=4
 
-What the file takes and what its classes are called it says itself, in the zip archive behind the model.
+The zip archive behind the model says what the file takes and what its classes are called. Images in folders that are
+named as classes (photos/cat/1.jpg) are scored too. Where an image may have several labels, each has a threshold: a
+label below its own stands in brackets.
 """
 
 import argparse
@@ -46,7 +48,9 @@ def classify(options) -> int:
     for name in ("top", "threads"):
         if getattr(options, name) < 1:
             raise BadInput(f"--{name}={getattr(options, name)} is not a positive number")
-    names, paths = class_names(options.model), image_files(options.images)
+    about, paths = metadata(options.model), image_files(options.images)
+    names = about["class_names"]
+    thresholds = [about["thresholds"][name] for name in names] if "thresholds" in about else None
     try:
         runner = Interpreter(model_path=str(options.model), num_threads=options.threads)
         runner.allocate_tensors()
@@ -56,7 +60,7 @@ def classify(options) -> int:
     # The first run sets the kernels up, and is not counted.
     runner.set_tensor(given["index"], np.zeros(given["shape"], given["dtype"]))
     runner.invoke()
-    times, unread = [], 0
+    times, right, unread = [], [], 0
     for path in paths:
         try:
             image = pixels(path, given["shape"][1:])
@@ -68,9 +72,18 @@ def classify(options) -> int:
         start = time.perf_counter()
         runner.invoke()
         times.append(1000 * (time.perf_counter() - start))
-        shares = softmax(real(runner.get_tensor(made["index"])[0], made))
+        logits = real(runner.get_tensor(made["index"])[0], made)
+        shares = softmax(logits) if thresholds is None else 1 / (1 + np.exp(-logits))
         best = np.argsort(shares)[::-1][: options.top]
-        print(f"{path}: " + ", ".join(f"{names[i]} {shares[i]:.1%}" for i in best))
+        told = [f"{names[i]} {shares[i]:.1%}" for i in best]
+        if thresholds is not None:
+            told = [text if shares[i] >= thresholds[i] else f"({text})" for i, text in zip(best, told, strict=True)]
+        elif path.parent.name in names:
+            right.append(names[best[0]] == path.parent.name)
+        print(f"{path}: {', '.join(told)}")
+    if right:
+        others = f"; {len(times) - len(right)} others are in no class's folder" if len(right) < len(times) else ""
+        print(f"right: {sum(right)} of {len(right)} ({np.mean(right):.1%}){others}")
     if times:
         low, median, high = np.percentile(times, [25, 50, 75])
         told = f"median {median:.3f} ms, IQR {high - low:.3f} ms an image"
@@ -78,11 +91,12 @@ def classify(options) -> int:
     return 2 if unread else 0
 
 
-def class_names(model: pathlib.Path) -> list[str]:
-    """The names that travel with the file."""
+def metadata(model: pathlib.Path) -> dict:
+    """What travels with the file: ``class_names``, and ``thresholds`` by name where an image has several labels."""
     try:
         with zipfile.ZipFile(model) as archive:
-            return json.loads(archive.read("metadata.json"))["class_names"]
+            found = json.loads(archive.read("metadata.json"))
+            return {**found, "class_names": list(found["class_names"])}
     except OSError as error:
         raise BadInput(f"cannot read {model}: {error.strerror}") from error
     except (KeyError, ValueError, zipfile.BadZipFile) as error:

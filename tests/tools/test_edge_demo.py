@@ -38,6 +38,10 @@ def folder(tmp_path_factory):
     for variant in ("float32", "int8", "int8_io"):
         content = metadata.attach(tflite.convert(model, variant, seen), NAMES, variant=variant)
         (folder / f"{variant}.tflite").write_bytes(content)
+    several = metadata.attach(
+        tflite.convert(model, "float32"), NAMES, thresholds={"red": 0.5, "green": 0.99, "blue": 0.5}
+    )
+    (folder / "several.tflite").write_bytes(several)
     (folder / "bare.tflite").write_bytes(tflite.convert(model, "float32"))
     photos = folder / "photos"
     photos.mkdir()
@@ -76,6 +80,27 @@ def test_it_gives_the_probabilities_that_keras_gives(folder):
     done = demo(folder / "float32.tflite", folder / "photos" / "blue.png", "--top=1")
     share = 1 / (1 + 2 * np.exp(-255 / 40))
     assert f"blue {share:.1%}" in done.stdout
+
+
+def test_images_in_folders_of_classes_are_scored(folder, tmp_path):
+    for path, colour in {
+        "red/1": (250, 20, 20),
+        "red/2": (0, 0, 255),
+        "blue/1": (0, 0, 255),
+        "other": (0, 0, 0),
+    }.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), colour).save(tmp_path / f"{path}.png")
+    done = demo(folder / "float32.tflite", tmp_path)
+    assert "right: 2 of 3 (66.7%); 1 others are in no class's folder\n" in done.stdout, done.stderr
+
+
+def test_labels_that_are_independent_have_a_sigmoid_and_a_threshold_each(folder, tmp_path):
+    (tmp_path / "red").mkdir()
+    Image.new("RGB", (8, 8), (240, 160, 0)).save(tmp_path / "red" / "1.png")
+    done = demo(folder / "several.tflite", tmp_path)
+    assert done.stdout.splitlines()[0].endswith("1.png: red 99.8%, (green 98.2%), blue 50.0%"), done.stderr
+    assert "right:" not in done.stdout
 
 
 def test_a_broken_image_does_not_end_the_folder(folder):
