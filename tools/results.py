@@ -11,7 +11,8 @@ Differences are paired by run. The 95 % t interval of two runs or more says what
 within ± 1* point, or *undecided*.
 
 ``--columns`` chooses some and their order; ``--compare A B`` adds a line on two rows, named by stage or role: their
-accuracies paired by run, and how many times smaller and faster.
+accuracies paired by run, and how many times smaller and faster. ``--beside plain runs/plain-*`` adds the rows of other
+runs of the same data, matched by seed, as "plain, …".
 """
 
 import argparse
@@ -25,7 +26,7 @@ from kd_keras.run.config import EXPERIMENT, Config
 from kd_keras.run.kinds import Folder
 from kd_keras.run.report import tables
 from kd_keras.run.settings import declared
-from kd_keras.run.workdir import SETTINGS
+from kd_keras.run.workdir import SETTINGS, read_state
 from kd_keras.sweep import statistics as seeds
 
 PERCENT = {
@@ -109,6 +110,33 @@ def check_one_experiment(workdirs: Sequence[pathlib.Path], runs: Sequence[dict[s
                 f"{first[0]} and {workdir} are two experiments (they differ in {', '.join(differing)}): a mean over "
                 "them says nothing; make a table of each"
             )
+
+
+def beside(workdirs: Sequence[pathlib.Path], runs: list[dict[str, dict]], name: str, others: Iterable[str]) -> None:
+    """Adds to each run the rows of another experiment's run of the same seed, with a name before their roles."""
+    folders = runs_among(map(pathlib.Path, others))
+    tables_of = [read(folder) for folder in folders]
+    check_one_experiment(folders, tables_of)
+    found = {_seed(folder): (folder, rows) for folder, rows in zip(folders, tables_of, strict=True)}
+    for workdir, run in zip(workdirs, runs, strict=True):
+        if _seed(workdir) not in found:
+            sys.exit(
+                f"--beside {name}: no run of the seed of {workdir}, {_seed(workdir)}, is among {', '.join(others)}"
+            )
+        folder, rows = found[_seed(workdir)]
+        if _test_images(folder) != _test_images(workdir):
+            sys.exit(f"--beside {name}: {folder} and {workdir} have other test images, so they can't be compared")
+        for stage, row in rows.items():
+            roles = {key: f"{name}, {row[key]}" for key in ("role", "stored_role")}
+            run[f"{name}_{stage}"] = {**row, **roles}
+
+
+def _seed(workdir: pathlib.Path) -> str:
+    return _json(workdir / SETTINGS).get("seed", "0")
+
+
+def _test_images(workdir: pathlib.Path) -> str:
+    return read_state(workdir, "--beside")["data"]["test split"]
 
 
 def tell_missing_rows(workdirs: Sequence[pathlib.Path], runs: Sequence[dict[str, dict]]) -> None:
@@ -264,6 +292,7 @@ def main() -> None:
     parser.add_argument("--section")
     parser.add_argument("--columns", default="", help="names of figures in results.json, joined by commas")
     parser.add_argument("--compare", nargs=2, action="append", default=[], metavar=("ROW", "ROW"))
+    parser.add_argument("--beside", nargs="+", action="append", default=[], metavar=("NAME", "RUN"))
     options = parser.parse_args()
     if options.into and not options.section:
         sys.exit("--into needs --section, the part of the page that is replaced")
@@ -271,6 +300,8 @@ def main() -> None:
     runs = [read(workdir) for workdir in workdirs]
     check_one_experiment(workdirs, runs)
     tell_missing_rows(workdirs, runs)
+    for name, *others in options.beside:
+        beside(workdirs, runs, name, others)
     lines = [compare(runs, *roles) for roles in options.compare]
     text = "\n\n".join([table(runs, [name for name in options.columns.split(",") if name]), *lines])
     if options.into is None:

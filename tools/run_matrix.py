@@ -1,16 +1,22 @@
 """Runs a study's whole set of flagfiles and prints their results, with the published ones, as a table.
 
-    python tools/run_matrix.py s2 --seeds=0,1,2
+    python tools/run_matrix.py s2
     python tools/run_matrix.py s4 --figure=experiments/figures/s4_curves.png -- --epochs=5
     python tools/run_matrix.py s1 --print --into=experiments/RESULTS.md --section=s1
+    python tools/run_matrix.py s1 --print --compare 's1_defective_*' 's1_normal_*'
 
 Every row (``experiments/<STUDY>_*.flags``) and seed is a run of `kd_keras.run`, in a process and a folder of its own,
 with one MLflow store for all. The flags after ``--`` go to every run. All runs share a store of models, so that each
-teacher and baseline is trained once; a row's teacher has the settings of the first seed and serves all seeds. The same
-command goes on where it stopped; a row that fails does not stop the others, and makes the exit code 1.
+teacher and baseline is trained once; a row's teacher has the settings of the first seed and serves all seeds. A row has
+as many seeds as the line ``# n: 3`` of its header says, or those of ``--seeds``. The same command goes on where it
+stopped; a row that fails does not stop the others, and makes the exit code 1.
 
 The table: mean ± sample standard deviation over n models, gains over the baseline (the student trained without a
 teacher) paired by seed. † marks rows whose teacher does not beat the baseline on validation data.
+
+``--compare A B`` adds a line on two groups of rows, globs whose ``*`` stand for the same: the students of A minus those
+of B, test accuracy, each pair of rows one difference, the mean over its seeds. p values of several such lines are
+corrected by Holm's method.
 """
 
 import argparse
@@ -62,6 +68,7 @@ class Row:
         baseline: what the baseline is called, or None where it has the row's title.
         columns: those of the study's tables, of `COLUMNS`.
         published: stage → column → the printed figure.
+        n: how many seeds it is run with; decided before it is run.
     """
 
     path: pathlib.Path
@@ -69,13 +76,14 @@ class Row:
     baseline: str | None
     columns: tuple[str, ...]
     published: dict[str, dict[str, str]]
+    n: int = 1
 
 
 def read_row(path: pathlib.Path) -> Row:
     """Reads a flagfile's header.
 
     Raises:
-        InputError: its line ``# Published:`` is missing or can't be read.
+        InputError: its line ``# Published:`` is missing or can't be read, or ``# n:`` is no count.
     """
     header = {}
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -97,7 +105,10 @@ def read_row(path: pathlib.Path) -> Row:
             known = ", ".join((TEACHER, BASELINE, STUDENT))
             raise InputError(f"{path}: '{part}' can't be read: write {known} and {len(columns)} figures")
         published[name] = dict(zip(columns, values, strict=True))
-    return Row(path, header.get("Row", path.stem), header.get("Baseline"), columns, published)
+    count = re.match(r"[1-9]\d*(?!\S)", header.get("n", "1").replace(",", " "))
+    if count is None:
+        raise InputError(f"{path}: '# n: {header['n']}' can't be read: write a number of seeds, '# n: 3'")
+    return Row(path, header.get("Row", path.stem), header.get("Baseline"), columns, published, int(count[0]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,12 +120,12 @@ class Member:
     run: sweep.Run
 
 
-def plan(rows: list[Row], seeds: list[str], root: pathlib.Path, common: list[str]) -> list[Member]:
+def plan(rows: list[Row], seeds: list[str] | None, root: pathlib.Path, common: list[str]) -> list[Member]:
     """Every row and seed, in the order in which they are run.
 
     Args:
         rows: of the study.
-        seeds: of the runs.
+        seeds: of the runs; None for 0 to n − 1, by each row's header.
         root: folder of all runs.
         common: flags of every run.
 
@@ -122,35 +133,40 @@ def plan(rows: list[Row], seeds: list[str], root: pathlib.Path, common: list[str
         InputError: a row's flags are refused.
     """
     shared = [f"--tracking_uri={tracking.local_store(root)}", f"--store={root / 'store'}"]
-    fixed = {}
-    for row in rows:
-        flags = [*shared, f"--flagfile={row.path}", *common]
-        first = configuration.read(["kd_keras", *flags, f"--seed={seeds[0]}", f"--workdir={root}"])
-        fixed[row.path] = [*flags, *sweep.teacher_flags(first)]
     members = []
-    for seed in seeds:
-        for row in rows:
-            title = row.path.stem if len(seeds) == 1 else f"{row.path.stem}, seed {seed}"
-            flags = (*fixed[row.path], f"--seed={seed}")
-            members.append(Member(row, seed, sweep.Run(title, flags, root / f"{row.path.stem}-seed{seed}")))
-            configuration.read(["kd_keras", *members[-1].run.command()])
-    return members
+    for row in rows:
+        of_row = seeds or [str(seed) for seed in range(row.n)]
+        flags = [*shared, f"--flagfile={row.path}", *common]
+        first = configuration.read(["kd_keras", *flags, f"--seed={of_row[0]}", f"--workdir={root}"])
+        flags += sweep.teacher_flags(first)
+        for at, seed in enumerate(of_row):
+            title = row.path.stem if len(of_row) == 1 else f"{row.path.stem}, seed {seed}"
+            run = sweep.Run(title, (*flags, f"--seed={seed}"), root / f"{row.path.stem}-seed{seed}")
+            configuration.read(["kd_keras", *run.command()])
+            members.append((at, Member(row, seed, run)))
+    # One seed of all rows before the next.
+    return [member for _, member in sorted(members, key=lambda member: member[0])]
 
 
 # ---- the table ----
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Outcome:
     """The results of one row's seeds.
 
     Attributes:
         row: the flagfile.
-        runs: the table's rows by stage, without files, for each finished seed.
+        by_seed: the table's rows by stage, without files, for each finished seed.
     """
 
     row: Row
-    runs: list[dict[str, dict]]
+    by_seed: dict[str, dict[str, dict]]
+
+    @property
+    def runs(self) -> list[dict[str, dict]]:
+        """Those of all seeds."""
+        return list(self.by_seed.values())
 
     def rows(self, stage: str) -> list[dict]:
         """What the seeds gave for a stage; seeds that share a model give one row."""
@@ -193,9 +209,9 @@ def gather(members: list[Member]) -> list[Outcome]:
     """The finished runs by row, rows in their flagfiles' order."""
     outcomes = {}
     for member in sorted(members, key=lambda member: (member.row.path.name, member.seed)):
-        runs = outcomes.setdefault(member.row.path, Outcome(member.row, [])).runs
+        by_seed = outcomes.setdefault(member.row.path, Outcome(member.row, {})).by_seed
         if (rows := member.run.results) is not None:
-            runs.append({stage: row for stage, row in rows.items() if "TFLite" not in row["role"]})
+            by_seed[member.seed] = {stage: row for stage, row in rows.items() if "TFLite" not in row["role"]}
     return list(outcomes.values())
 
 
@@ -295,6 +311,55 @@ def _pairs(direction, outcome_of) -> str:
     return "\n".join(lines)
 
 
+def contrasts(outcomes: list[Outcome], asked: list[tuple[str, str]]) -> list[str]:
+    """A line for each two groups of rows: what their students' test accuracies show over all pairs of rows together.
+
+    Args:
+        asked: two globs each, of flagfiles' names without ending, with as many ``*`` in either.
+
+    Raises:
+        InputError: the globs differ in their ``*``, or no pair of rows has ended with a seed in common.
+    """
+    told = []
+    for first, second in asked:
+        differences = _differences(outcomes, first, second)
+        unit = f"{len(differences)} pairs of rows"
+        if len(differences) == 1:
+            (differences,) = differences.values()
+            unit = f"{len(differences)} seeds of one pair of rows"
+        else:
+            differences = [statistics.mean(of_seeds) for of_seeds in differences.values()]
+        told.append((first, second, unit, seeds.effect(differences)))
+    lines, method = [], ", Holm" if len(told) > 1 else ""
+    adjusted = seeds.holm([effect.p for *_, effect in told])
+    for (first, second, unit, effect), p in zip(told, adjusted, strict=True):
+        # What only the correction takes away is undecided.
+        verdict = effect.verdict() if p < 0.05 or effect.p >= 0.05 else f"undecided at n = {effect.n}"
+        shown = f"{effect.mean:+.2f} [{effect.low:+.2f}, {effect.high:+.2f}], p = {p:.2g}{method}: {verdict}"
+        lines.append(f"**{first}** minus **{second}**, students' test points, {unit}: {shown}.")
+    return lines
+
+
+def _differences(outcomes, first, second) -> dict[tuple[str, ...], list[float]]:
+    """What the ``*`` stand for → the differences of the two rows in points, for each seed that both have."""
+    if first.count("*") != second.count("*"):
+        raise InputError(f"--compare {first} {second}: write as many * in either, which stand for the same")
+    groups = []
+    for pattern in (first, second):
+        expression = "(.+)".join(map(re.escape, pattern.split("*")))
+        matches = {outcome: re.fullmatch(expression, outcome.row.path.stem) for outcome in outcomes}
+        groups.append({match.groups(): outcome for outcome, match in matches.items() if match})
+    found = {}
+    for key in groups[0].keys() & groups[1].keys():
+        sides = [groups[i][key].by_seed for i in (0, 1)]
+        pairs = [[side[seed][STUDENT]["test_accuracy"] for side in sides] for seed in sides[0] if seed in sides[1]]
+        if pairs:
+            found[key] = [100 * (a - b) for a, b in pairs]
+    if not found:
+        raise InputError(f"--compare {first} {second}: no two such rows have ended with a seed in common")
+    return found
+
+
 def draw(members: list[Member], path: pathlib.Path) -> None:
     """Draws loss and accuracy of every row's student and of the baselines, of the first seed.
 
@@ -345,12 +410,15 @@ def main(argv: list[str]) -> int:
     at = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", help="what the flagfiles' names begin with: s0, s1, s2, s3, s4, ensemble …")
-    parser.add_argument("--seeds", default="0", help="seeds, joined by commas")
+    parser.add_argument("--seeds", help="seeds, joined by commas; by default as many as each row's header says (# n:)")
     parser.add_argument("--rows", default="*", help="only these flagfiles: globs, joined by commas")
     parser.add_argument("--workdir", type=pathlib.Path, help="folder of all runs; by default runs/<study>")
     parser.add_argument("--experiments", type=pathlib.Path, default=EXPERIMENTS, help="folder of the flagfiles")
     parser.add_argument("--print", action="store_true", help="run nothing, print what has ended")
     parser.add_argument("--dry_run", action="store_true", help="run nothing, print the commands")
+    parser.add_argument(
+        "--compare", nargs=2, action="append", default=[], metavar=("A", "B"), help="compare two groups of rows"
+    )
     parser.add_argument("--figure", type=pathlib.Path, help="draw the students' curves of the first seed to this PNG")
     parser.add_argument("--into", type=pathlib.Path, help="put the table into this Markdown page …")
     parser.add_argument("--section", help="… in place of what stands in this section; by default the study's")
@@ -367,8 +435,8 @@ def _main(options, common) -> int:
     ]
     if not rows:
         raise InputError(f"{options.experiments} has no {options.study}_*.flags that --rows={options.rows} selects")
-    seeds = list(dict.fromkeys(options.seeds.split(",")))
-    members = plan(rows, seeds, _root(options, common), common)
+    chosen = None if options.seeds is None else list(dict.fromkeys(options.seeds.split(",")))
+    members = plan(rows, chosen, _root(options, common), common)
     if options.dry_run:
         for member in members:
             print(shlex.join(["python", "-m", "kd_keras.run", *member.run.command()]))
@@ -377,7 +445,8 @@ def _main(options, common) -> int:
     failed = []
     if not options.print:
         failed = sweep.run_all([member.run for member in members], console)
-    text = table(gather(members))
+    outcomes = gather(members)
+    text = "\n\n".join([table(outcomes), *contrasts(outcomes, options.compare)])
     if options.figure is not None:
         draw(members, options.figure)
     if options.into is None:

@@ -61,6 +61,24 @@ def test_a_run_that_is_named_twice_or_copied_counts_once(tmp_path, monkeypatch, 
     assert "n = 1 " in capsys.readouterr().out
 
 
+def test_rows_of_other_runs_stand_beside_by_seed(tmp_path, monkeypatch, capsys):
+    def made(name, accuracy, seed, images="x", **config):
+        folder = workdir(tmp_path, name, accuracy, {"seed": seed, **config})
+        state = {"format": 2, "data": {"test split": images}, "models": {}}
+        (folder / "workdir.json").write_text(json.dumps(state))
+        return folder
+
+    ours = made("a", 0.5, "1"), made("b", 0.75, "0")
+    theirs = [made("c", 0.25, "0", student="vit()"), made("d", 0.375, "1", student="vit()")]
+    compared = ("--compare", "student", "plain, student distilled")
+    run(monkeypatch, *ours, *compared, "--beside", "plain", *theirs)
+    page = capsys.readouterr().out
+    assert "+31.25 ± 26.52 points (+12.50, +50.00)" in page and "| plain, baseline (no teacher) | `cnn()` |" in page
+    assert "no run of the seed of" in refusal(monkeypatch, *ours, "--beside", "plain", theirs[0])
+    other = made("e", 0.25, "0", "y"), made("f", 0.5, "1", "y")
+    assert "have other test images" in refusal(monkeypatch, *ours, "--beside", "plain", *other)
+
+
 def test_what_is_no_run_is_passed_over_and_named(tmp_path, monkeypatch, capsys):
     (tmp_path / "mlartifacts").mkdir()
     (tmp_path / "train.log").write_text("x")

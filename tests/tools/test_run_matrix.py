@@ -45,9 +45,9 @@ def read_rows(experiments, pattern="t_*"):
     return [run_matrix.read_row(path) for path in sorted(experiments.glob(f"{pattern}.flags"))]
 
 
-def plan(experiments, *common, seeds=("0",), rows=tuple(ROWS)):
-    chosen = [row for row in read_rows(experiments) if row.path.stem in rows]
-    members = run_matrix.plan(chosen, list(seeds), experiments.parent / "runs", list(common))
+def plan(experiments, *common, seeds=("0",), rows=tuple(ROWS), study="t_*"):
+    chosen = [row for row in read_rows(experiments, study) if row.path.stem in rows]
+    members = run_matrix.plan(chosen, seeds, experiments.parent / "runs", list(common))
     return {member.run.workdir.name: member for member in members}
 
 
@@ -122,6 +122,36 @@ def test_rows_with_the_same_teacher_share_it(experiments, flags, is_same):
     (experiments / "t_b.flags").write_text(f"{HEADER}{COMMON}{ROWS['t_a']}{flags}\n")
     members = plan(experiments, rows=("t_a", "t_b"))
     assert (teacher_of(members["t_a-seed0"]) == teacher_of(members["t_b-seed0"])) == is_same
+
+
+def test_a_row_has_as_many_seeds_as_its_header_says(experiments):
+    path = experiments / "t_b.flags"
+    path.write_text(f"# n: 2, for want of time.\n{path.read_text()}")
+    assert list(plan(experiments, seeds=None, rows=("t_a", "t_b"))) == ["t_a-seed0", "t_b-seed0", "t_b-seed1"]
+    path.write_text(path.read_text().replace("# n: 2", "# n: many"))
+    with pytest.raises(InputError, match="'# n: many, for want of time' can't be read"):
+        plan(experiments)
+
+
+def test_groups_of_rows_are_compared_over_all_pairs_together(experiments):
+    names = {"a_x": (0.5, 0.6), "b_x": (0.4, 0.5), "a_y": (0.7, 0.8), "b_y": (0.6, 0.75), "a_z": (0.9, 0.9)}
+    for name in names:
+        (experiments / f"g_{name}.flags").write_text(HEADER + COMMON + ROWS["t_a"])
+    members = plan(experiments, seeds=("0", "1"), rows=[f"g_{name}" for name in names], study="g_*")
+    for name, accuracies in names.items():
+        for seed, accuracy in enumerate(accuracies):
+            finish(members[f"g_{name}-seed{seed}"], student=accuracy)
+    outcomes = run_matrix.gather(list(members.values()))
+    # Two pairs, 10 and 7.5 points on average: t = 7 on one degree of freedom, p = 2 atan(1 / 7) / pi.
+    (line,) = run_matrix.contrasts(outcomes, [("g_a_*", "g_b_*")])
+    shown = "**g_a_*** minus **g_b_***, students' test points, 2 pairs of rows: +8.75 [-7.13, +24.63], p = 0.09: "
+    assert line == f"{shown}undecided at n = 2."
+    (line,) = run_matrix.contrasts(outcomes, [("g_a_y", "g_b_y")])
+    assert "2 seeds of one pair of rows: +7.50 [" in line
+    assert run_matrix.contrasts(outcomes, [("g_a_*", "g_b_*")] * 2)[0].endswith("p = 0.18, Holm: undecided at n = 2.")
+    for pattern, reason in (("g_*_*", "as many"), ("g_c_*", "no two such rows")):
+        with pytest.raises(InputError, match=reason):
+            run_matrix.contrasts(outcomes, [("g_a_*", pattern)])
 
 
 def test_the_seeds_of_a_row_share_its_teacher(experiments):
