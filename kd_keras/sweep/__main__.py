@@ -27,6 +27,7 @@ from kd_keras.run.page import report
 from kd_keras.run.page.folders import Run as FinishedRun
 from kd_keras.run.report import tables
 from kd_keras.run.tracking import mlflow
+from kd_keras.sweep import curve
 from kd_keras.sweep.runs import Run, folder_name, run_all, teacher_flags
 
 FLAGS = flags.FlagValues()
@@ -212,6 +213,8 @@ def _run(argv) -> int:
     files.write(root / "sweep.json", json.dumps(summary, indent=2) + "\n")
     _print(pairs, console)
     console.print(f"{root / 'sweep.json'}", highlight=False)
+    if curve.draw(pairs, root / curve.NAME):
+        console.print(f"{root / curve.NAME}", highlight=False)
     _report(runs, root / report.NAME, console)
     return 1 if failed else 0
 
