@@ -40,8 +40,13 @@ def exit_code(work: Callable[[], int], interrupted: str) -> int:
         message, code = str(error), 3
     except KeyboardInterrupt:
         message, code = interrupted, 130
-    print(f"kd_keras: {message}", file=sys.stderr)
+    print(f"kd_keras: {shortened(message)}", file=sys.stderr)
     return code
+
+
+def shortened(message: str, most: int = 1500) -> str:
+    """A message without its middle where it is long: it may quote anything that the user gave."""
+    return message if len(message) <= most else f"{message[: most * 2 // 3]} … {message[-most // 4 :]}"
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ Patients: MURA numbers its 11 184 + 783 patients from patient00001 to patient119
 number under two ``XR_`` folders is the same person; both are on the same side of a split.
 """
 
+import collections
 import csv
 import dataclasses
 import os
@@ -173,15 +174,31 @@ def _read_split(root, split):
             named = ", ".join(missing[:_NAMED]) + (" …" if len(missing) > _NAMED else "")
             what = f"{len(missing)} of the {len(paths)} files that {listing} names are missing from {root / split}"
             raise InputError(f"{what} ({named}): unpack {_FOLDER} again, or remove the CSV to take what is there")
+        if len(set(paths)) < len(paths):
+            twice = next(path for path, count in collections.Counter(paths).items() if count > 1)
+            raise InputError(f"{listing} names {twice} twice: download it again, or remove it")
     else:
         paths = _visible(_walk(root / split))
-    published = {}
-    studies = root / f"{split}_labeled_studies.csv"
-    if studies.is_file():
-        published = {_below(row[0], split, studies).rstrip("/"): row[-1].strip() for row in _rows(studies)}
     if not paths:
         raise InputError(f"{root / split} has no radiograph: {ADVICE}")
+    studies = root / f"{split}_labeled_studies.csv"
+    published = _published(studies, split, paths) if studies.is_file() else {}
     return [_radiograph(root / split, path, published) for path in paths]
+
+
+def _published(file, split, paths) -> dict[str, int]:
+    """Study → its label, as the CSV says; it has to know all studies of the images."""
+    labels = {}
+    for number, row in enumerate(_rows(file), 1):
+        if len(row) != 2 or row[1].strip() not in ("0", "1"):
+            what = f"{file}, row {number}, is {','.join(row)!r} where a study and its label, 0 or 1, belong"
+            raise InputError(f"{what}: download it again, or remove it")
+        labels[_below(row[0], split, file).rstrip("/")] = int(row[1])
+    unknown = sorted({path.rpartition("/")[0] for path in paths} - labels.keys())
+    if unknown:
+        named = ", ".join(unknown[:_NAMED]) + (" …" if len(unknown) > _NAMED else "")
+        raise InputError(f"{file} lacks {len(unknown)} studies ({named}): download it again, or remove it")
+    return labels
 
 
 def _visible(paths):
@@ -219,7 +236,7 @@ def _radiograph(folder, path, published):
     if part not in BODY_PARTS:
         raise InputError(f"{folder / path} is not of MURA's layout, XR_<PART>/patient<id>/study<k>_…/…: {ADVICE}")
     by_name = _FOUND_IN_NAMES.get(match["finding"])
-    by_csv = {"0": 0, "1": 1}.get(published.get(path.rpartition("/")[0]))
+    by_csv = published.get(path.rpartition("/")[0])
     abnormal = by_name if by_csv is None else by_csv
     if abnormal is None:
         raise InputError(f"{folder / path}: neither its study's name nor a CSV says positive or negative: {ADVICE}")

@@ -119,6 +119,8 @@ class Number(Kind):
         # Both comparisons are False for NaN.
         if not is_number or not low <= value <= high:
             raise InputError(f"give {self._wanted()}")
+        if self.type is int and self.maximum is None and value >= 2**31:  # TensorFlow's counts have 32 bits.
+            raise InputError(f"give a number below {2**31}")
 
     def _wanted(self):
         noun = "a whole number" if self.type is int else "a number"
