@@ -67,6 +67,7 @@ def MURA(
     seed: int = 0,
     cache: str = "none",
     skip_bad_images: bool = False,
+    max_image_pixels: int | None = None,
 ) -> Splits:
     """MURA's radiographs, of varying sizes: ``image_size`` is needed.
 
@@ -94,6 +95,7 @@ def MURA(
         seed: of the split and of the images that are drawn or repeated.
         cache: where decoded images are stored, ``'none'``, ``'memory'`` or ``'disk'``: see `kd_keras.data.folder`.
         skip_bad_images: leave out files that cannot be decoded, with a warning, instead of stopping.
+        max_image_pixels: files whose headers say more are refused before they are decoded; by default 100 million.
 
     Raises:
         InputError: the folder does not exist or has another layout, a CSV contradicts the tree or lists missing files,
@@ -113,7 +115,7 @@ def MURA(
         if value is not None and not is_count(value):
             raise InputError(f"{name}={value!r}: give a whole number of images, such as 250")
     check_seed(seed)
-    reader = ImageReader(image_size, channels, cache, skip_bad_images)
+    reader = ImageReader(image_size, channels, cache, skip_bad_images, max_image_pixels)
     names = _LABELS[label]
     listed = read(existing_folder(folder))
     _refuse_shared_patients(folder, listed)
