@@ -359,6 +359,13 @@ def test_the_workdir_does_not_depend_on_spelling(flagfile):
     assert read(f"--flagfile={flagfile}").run.workdir.parent == pathlib.Path("runs").absolute()
 
 
+def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read("--workdir=~/run").run.workdir == tmp_path / "run"
+    with pytest.raises(InputError, match=r"--workdir=~nobody-of-that-name/x: Could not determine home"):
+        read("--workdir=~nobody-of-that-name/x")
+
+
 def test_the_store_is_in_the_workdir_unless_named():
     assert read("--workdir=w").run.store == pathlib.Path("w/store").absolute()
     assert read("--workdir=w", "--store=s").run.store == pathlib.Path("s").absolute()
