@@ -87,7 +87,6 @@ def test_optimizers_are_not_compared(workdirs):
     [
         ({"test_accuracy": 0.7500000001}, "test_accuracy: 0.75 and 0.7500000001"),
         ({"parameters": None}, "parameters: 10 and None"),
-        ({"f1": 0.5}, "f1: no such column and 0.5"),
     ],
 )
 def test_a_number_of_the_table_counts(workdirs, change, message):
@@ -95,6 +94,16 @@ def test_a_number_of_the_table_counts(workdirs, change, message):
     (new / "results.json").write_text(json.dumps([{**NEW_ROW, **change}]))
     (text,) = differences.compare(old, new).differences
     assert text == f"results.json, row 1 (student without KD), {message}"
+
+
+def test_a_column_that_is_new_is_a_note_and_one_that_is_gone_counts(workdirs):
+    old, new, _ = workdirs
+    (new / "results.json").write_text(json.dumps([{**NEW_ROW, "f1": 0.5}]))
+    compared = differences.compare(old, new)
+    assert compared.differences == [] and compared.notes == ["results.json has new columns: f1"]
+    (new / "results.json").write_text(json.dumps([{k: v for k, v in NEW_ROW.items() if k != "parameters"}]))
+    (text,) = differences.compare(old, new).differences
+    assert text.endswith("parameters: 10 and no such column")
 
 
 def test_the_size_of_a_keras_file_is_a_note_while_its_weights_are_equal(workdirs):

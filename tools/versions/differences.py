@@ -110,7 +110,10 @@ def _compare_tables(old: list[dict], new: list[dict], result: Comparison) -> Non
     sizes_count = {"tflite": not any("metadata" in note for note in result.notes), "keras": bool(result.differences)}
     for number, (first, second) in enumerate(zip(old, new, strict=False), start=1):
         result.rows += 1
-        for column in sorted((first.keys() | second.keys()) - set(_TEXTS)):
+        added = sorted(second.keys() - first.keys() - set(_TEXTS))
+        if added and number == 1:
+            result.notes.append(f"results.json has new columns: {', '.join(added)}")
+        for column in sorted(first.keys() - set(_TEXTS)):
             values = [row.get(column, "no such column") for row in (first, second)]
             if column.startswith(_MEASURED) or _equal(*values):
                 continue
