@@ -243,6 +243,27 @@ def test_the_guides_teacher_cache_is_filled(variables):
 
 
 @pytest.mark.slow
+def test_what_the_migration_page_says_of_others_is_so(variables):
+    import keras
+
+    def run(*marks):
+        for block in read_blocks(ROOT / "docs" / "migrate.md"):
+            if block.language == "python" and any(mark in block.text for mark in marks):
+                exec(compile(re.sub(r"\bepochs=\d+", "epochs=1", block.text), block.where, "exec"), variables)
+
+    teacher = variables["teacher"]
+    start = [weight.numpy() for weight in teacher.weights]
+    variables["keras"] = keras
+    run("class OldDistiller")
+    assert any((weight.numpy() != before).any() for weight, before in zip(teacher.weights, start, strict=True))
+    run("keras.distillation.Distiller", "import Distiller, losses", "z_s, z_t")
+    np.testing.assert_allclose(variables["before"], np.mean(variables["after"]), rtol=1e-4)
+    assert not teacher.trainable
+    negative = -1 - np.abs(np.random.default_rng(0).normal(size=(2, 8, 10)))
+    assert float(keras.distillation.LogitsDistillation().compute_loss(*negative)) == 0
+
+
+@pytest.mark.slow
 def test_the_guides_slurm_tasks_agree_on_their_cluster(tmp_path):
     """TensorFlow sorts the nodes by their names, Slurm by number: the index is the place of the node's own name."""
     (code,) = [b.text for b in read_blocks(ROOT / "docs" / "machines.md") if "SlurmClusterResolver" in b.text]

@@ -148,6 +148,7 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch):
     printed = "".join(
         output.get("text", "") for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
     )
+    print(printed)
     gains = [float(value) for value in re.findall(r"(?:mean gain |distillation: )([+-][\d.]+)", printed)]
     assert gains or "student.cc" in printed, printed
     assert all(gain > 0 for gain in gains), printed
