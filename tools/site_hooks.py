@@ -18,6 +18,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 # The target of a link that is not an address or an anchor alone.
 _LINK = re.compile(r"(\]\()(?![a-z]+:|#)([^)#\s]+)")
+# A link whose text is the name of its file, as is usual in a repository.
+_NAMED = re.compile(r"\[[\w/]+\.md\](\((?![a-z]+:|#)([^)#\s]+))")
+_FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _PUBLIC = re.compile(r"^from (kd_keras\.[\w.]+) import (\w+)", re.MULTILINE)
 
 
@@ -56,6 +59,11 @@ def on_page_markdown(markdown, page, config, files):
     uri = page.file.src_uri
     source = DOCS / uri if (DOCS / uri).exists() or (DOCS / uri).with_suffix(".ipynb").exists() else ROOT / uri
 
+    def titled(match):
+        path = source.parent / match[2]
+        title = re.search(r"^# (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE) if path.is_file() else None
+        return f"[{title[1]}]{match[1]}" if title else match[0]
+
     def linked(match):
         path = pathlib.Path(os.path.normpath(source.parent / match[2]))
         if path.suffix == ".ipynb" and source.with_suffix(".ipynb") != path:
@@ -64,7 +72,18 @@ def on_page_markdown(markdown, page, config, files):
         target = path.relative_to(DOCS if path.is_relative_to(DOCS) else ROOT)
         return match[1] + pathlib.PurePath(os.path.relpath(target, pathlib.Path(uri).parent)).as_posix()
 
-    return _LINK.sub(linked, markdown)
+    return with_one_title(_LINK.sub(linked, _NAMED.sub(titled, markdown)))
+
+
+def with_one_title(markdown: str) -> str:
+    """The page with one heading of the highest level: where it has several, all but the first go a level down."""
+    fences = _FENCED.findall(markdown)
+    first, *rest = re.split(r"^(?=# )", _FENCED.sub("\0", markdown), flags=re.MULTILINE)[1:] or [markdown]
+    if rest:
+        title, _, text = first.partition("\n")
+        lower = re.sub(r"^#", "##", "".join([text, *rest]), flags=re.MULTILINE)
+        markdown = re.sub("\0", lambda _: fences.pop(0), f"{title}\n{lower}")
+    return markdown
 
 
 def public_names(package: str) -> str:
