@@ -1,9 +1,8 @@
-"""Errors whose message is all that the user needs, the exit codes of the command line, and checks of values."""
+"""Errors whose message is all that the user needs, and checks of values."""
 
 import contextlib
 import math
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 
@@ -22,26 +21,9 @@ class WorkerError(RuntimeError):
     """
 
 
-def exit_code(work: Callable[[], int], interrupted: str) -> int:
-    """Does a command's work; what the user has to know becomes one line on stderr.
-
-    Args:
-        work: gives the exit code.
-        interrupted: what to say after Ctrl-C.
-
-    Returns:
-        What ``work`` gives; 2 for bad input, 3 where another machine is lost, 130 after Ctrl-C.
-    """
-    try:
-        return work()
-    except InputError as error:
-        message, code = str(error), 2
-    except WorkerError as error:
-        message, code = str(error), 3
-    except KeyboardInterrupt:
-        message, code = interrupted, 130
-    print(f"kd_keras: {message}", file=sys.stderr)
-    return code
+def shortened(message: str, most: int = 1500) -> str:
+    """A message without its middle where it is long: it may quote anything that the user gave."""
+    return message if len(message) <= most else f"{message[: most * 2 // 3]} … {message[-most // 4 :]}"
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from kd_keras.errors import InputError
@@ -28,7 +28,9 @@ _DEFINED = re.compile(r"^(?:class|def) (\w+)", re.MULTILINE)
 _SCHEME = re.compile(r"^def (plan)\(", re.MULTILINE)
 # package.module:name outside quotes. Python's grammar has no such name, so it is parsed as one identifier, in which two
 # letters that nobody types stand for the colon and the dots.
-_FOREIGN = re.compile(r"""('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|\b([^\W\d][\w.]*:[^\W\d]\w*)""")
+_FOREIGN = re.compile(r"""('(?:\\.|[^'\\])*+'?|"(?:\\.|[^"\\])*+"?)|(?<![\w.])([^\W\d][\w.]*+:[^\W\d]\w*)""")
+# More is a mistake, or somebody's attempt to exhaust the parser.
+_MOST_CHARACTERS, _MOST_TERMS, _DEEPEST = 200_000, 200, 30
 _ENCODE, _DECODE = str.maketrans(":.", "ǃǀ"), str.maketrans("ǃǀ", ":.")
 
 
@@ -84,21 +86,41 @@ def parse_many(text: str) -> list[Spec]:
     """
     if text.strip() in ("", "none"):
         return []
+    if len(text) > _MOST_CHARACTERS:
+        raise InputError(f"it has {len(text)} characters: give at most {_MOST_CHARACTERS}")
+    if _depth(text) > _DEEPEST:
+        raise InputError(f"it is nested {_depth(text)} deep: give at most {_DEEPEST} brackets in each other")
     encoded = _FOREIGN.sub(lambda match: match[1] or match[2].translate(_ENCODE), text.strip())
     try:
         # In brackets, so that a long sum may go over several lines.
         tree = ast.parse(f"({encoded})", mode="eval").body
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise InputError(f"{text!r} cannot be read as name(key=value) + …: check its brackets and quotes") from error
-    return [_spec(node, text) for node in _terms(tree)]
+    terms = _terms(tree)
+    if len(terms) > _MOST_TERMS:
+        raise InputError(f"it is a sum of {len(terms)}: give at most {_MOST_TERMS}")
+    return [_spec(node, text) for node in terms]
 
 
-def _terms(node: ast.expr) -> Iterator[ast.expr]:
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        yield from _terms(node.left)
-        yield from _terms(node.right)
-    else:
-        yield node
+def _depth(text: str) -> int:
+    """How deep brackets stand in each other."""
+    depth = deepest = 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _terms(node: ast.expr) -> list[ast.expr]:
+    """The terms of a sum. Not by recursion: Python's grammar nests them as deep as there are terms."""
+    terms, left = [], [node]
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+            left += [node.left, node.right]
+        else:
+            terms.append(node)
+    return terms[::-1]
 
 
 def _spec(node: ast.expr, text: str) -> Spec:
@@ -115,12 +137,14 @@ def _spec(node: ast.expr, text: str) -> Spec:
 
 
 def _value(node: ast.expr, text: str) -> Any:
-    terms = list(_terms(node))
+    terms = _terms(node)
     if all(isinstance(term, (ast.Call, ast.Name)) for term in terms):
         found = tuple(_spec(term, text) for term in terms)
         return found if len(found) > 1 else found[0]
     try:
         return ast.literal_eval(node)
+    except (RecursionError, MemoryError) as error:
+        raise InputError(f"a value in {text!r} has too many signs: put text in quotes") from error
     except (ValueError, TypeError, SyntaxError) as error:
         message = f"{ast.unparse(node)!r} in {text!r} is neither a literal nor a spec: put text in quotes"
         raise InputError(message) from error

@@ -103,6 +103,11 @@ def test_text_is_canonical():
         ("kd(a=[b])", "neither a literal nor a spec"),
         ("kd(a=f'{b}')", "neither a literal nor a spec"),
         ("kd(a=lambda: 1)", "neither a literal nor a spec"),
+        ("x" * 200_001, "it has 200001 characters: give at most 200000"),
+        (" + ".join(["kd()"] * 201), "it is a sum of 201: give at most 200"),
+        ("f(" * 31 + "1" + ")" * 31, "it is nested 31 deep: give at most 30"),
+        (f"f(a={'-' * 5000}1)", "cannot be read|too many signs"),
+        (f"f(a={'+'.join('1' * 5000)})", "cannot be read|too many signs"),
     ],
 )
 def test_refuses_what_is_no_spec(text, message):
@@ -155,6 +160,13 @@ def test_names_are_the_files_of_a_package_but_for_what_they_share(room, shared):
     folder = pathlib.Path(spec.__file__).parent / room
     files = {path.stem for path in folder.glob("*.py")} - {"__init__"}
     assert spec.names(f"kd_keras.{room}") == sorted(files - shared)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("repeated", ["a.b", "'\\", "'", "a:", '"', "a.b:c", "(", "-", "1+"])
+def test_long_text_is_refused_soon(repeated):
+    with pytest.raises(InputError):
+        spec.parse_many(f"f({repeated * (190_000 // len(repeated))})")
 
 
 def test_names_of_a_module_are_its_functions():

@@ -106,6 +106,7 @@ def every_data_set() -> list[data.Splits]:
     assert_type(data.steps_per_epoch(len(memory), 2), int)
     data.Views(memory, 2)
     assert_type(data.Digits().num_classes, int)
+    assert_type(data.doubts(data.Digits()), list[str])
     return [
         data.CIFAR10(),
         data.CIFAR100(coarse=True),

@@ -33,7 +33,8 @@ import sys
 import results
 from rich.console import Console
 
-from kd_keras.errors import InputError, exit_code
+from kd_keras.errors import InputError
+from kd_keras.processes import exit_code
 from kd_keras.run import config as configuration
 from kd_keras.run.report import figures, tables
 from kd_keras.run.tracking import mlflow as tracking

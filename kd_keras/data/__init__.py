@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = _lazy.exports(
         "Views": "pipeline",
         "augmentations": "augment",
         "batches": "pipeline",
+        "doubts": "overlaps",
         "join": "missing_labels",
         "keep_labels": "missing_labels",
         "labelled": "missing_labels",

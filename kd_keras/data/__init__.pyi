@@ -14,6 +14,7 @@ from kd_keras.data.missing_labels import keep_labels as keep_labels
 from kd_keras.data.missing_labels import labelled as labelled
 from kd_keras.data.missing_labels import without_labels as without_labels
 from kd_keras.data.mura import MURA as MURA
+from kd_keras.data.overlaps import doubts as doubts
 from kd_keras.data.pipeline import Views as Views
 from kd_keras.data.pipeline import batches as batches
 from kd_keras.data.pipeline import steps_per_epoch as steps_per_epoch

@@ -1,5 +1,6 @@
 """Stratified splits and subsets, by group where there are groups; of one class or of several labels for each sample."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ def check_seed(seed: Any) -> None:
         raise InputError(f"seed={seed!r}: give a whole number from 0 to {2**32 - 1}")
 
 
-def carve(labels: Any, fraction: float, seed: int, groups: Any = None) -> tuple[np.ndarray, np.ndarray]:
+def carve(
+    labels: Any, fraction: float, seed: int, groups: Any = None, names: Sequence[str] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Splits samples in two, stratified by class.
 
     Args:
@@ -26,6 +29,7 @@ def carve(labels: Any, fraction: float, seed: int, groups: Any = None) -> tuple[
         fraction: part of the samples for the second split, between 0 and 1; with groups, approximately.
         seed: the same seed gives the same split.
         groups: (N,) group, such as the patient, of each sample; a group is never in both splits.
+        names: of the K classes or labels, for messages; by default their numbers.
 
     Returns:
         Indices (int64, ascending) of the first split and of the second.
@@ -39,9 +43,10 @@ def carve(labels: Any, fraction: float, seed: int, groups: Any = None) -> tuple[
         raise InputError(f"a split's fraction is {fraction!r}: give a number between 0 and 1, such as 0.1")
     classes, counts = _counted(labels)
     word = "class" if labels.ndim == 1 else "label"
+    called = (lambda number: number) if names is None else lambda number: repr(names[number])
     advice = "add samples, or change the fraction or the seed"
     if len(classes) == 0 or counts.min() < 2:
-        what = f"{word} {classes[counts.argmin()]} has 1 sample" if len(classes) else "there are no samples"
+        what = f"{word} {called(classes[counts.argmin()])} has 1 sample" if len(classes) else "there are no samples"
         raise InputError(f"{what} where a split in two needs at least 2 of each {word}: {advice}")
     positions = np.arange(len(labels))
     if groups is None:
@@ -60,7 +65,7 @@ def carve(labels: Any, fraction: float, seed: int, groups: Any = None) -> tuple[
         missing = np.setdiff1d(classes, _counted(labels[side])[0])
         if len(missing):
             count = counts[classes == missing[0]][0]
-            few = f"{word} {missing[0]} has too few samples ({count}) or groups to be on both sides of a split"
+            few = f"{word} {called(missing[0])} has too few samples ({count}) or groups to be on both sides of a split"
             raise InputError(f"{few} at fraction {fraction}: {advice}")
     return np.sort(first), np.sort(second)
 
@@ -122,7 +127,12 @@ def _draw(labels, n: int, seed: int) -> np.ndarray:
 
 
 def carve_three(
-    labels: Any, val_fraction: float, test_fraction: float, seed: int, groups: Any = None
+    labels: Any,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    groups: Any = None,
+    names: Sequence[str] | None = None,
 ) -> tuple[np.ndarray, ...]:
     """Splits samples in train, validation and test; the fractions are of all samples, ``groups`` as in `carve`.
 
@@ -133,13 +143,13 @@ def carve_three(
         InputError: see `carve`; or the fractions leave nothing to train on.
     """
     labels = np.asarray(labels)
-    rest, test = carve(labels, test_fraction, seed, groups)
+    rest, test = carve(labels, test_fraction, seed, groups, names)
     if not isinstance(val_fraction, (int, float)) or not 0 < val_fraction < 1 - test_fraction:
         raise InputError(
             f"val_fraction={val_fraction!r} and test_fraction={test_fraction!r} leave no train: sum below 1"
         )
     left = None if groups is None else np.asarray(groups)[rest]
-    train, val = carve(labels[rest], val_fraction / (1 - test_fraction), seed, left)
+    train, val = carve(labels[rest], val_fraction / (1 - test_fraction), seed, left, names)
     return rest[train], rest[val], test
 
 

@@ -32,6 +32,7 @@ def ChestXray(
     seed: int = 0,
     cache: str = "none",
     skip_bad_images: bool = False,
+    max_image_pixels: int | None = None,
 ) -> Splits:
     """Chest radiographs of varying sizes: ``image_size`` is needed.
 
@@ -48,6 +49,7 @@ def ChestXray(
         seed: of the split.
         cache: where decoded images are stored, ``'none'``, ``'memory'`` or ``'disk'``: see `kd_keras.data.folder`.
         skip_bad_images: leave out files that cannot be decoded, with a warning, instead of stopping.
+        max_image_pixels: files whose headers say more are refused before they are decoded; by default 100 million.
 
     Raises:
         InputError: the folder does not exist or has another layout, a class has no images, a value is out of range, or
@@ -56,7 +58,7 @@ def ChestXray(
     Reference: Kermany et al., "Identifying Medical Diagnoses and Treatable Diseases by Image-Based Deep Learning",
     Cell 172 (2018); https://data.mendeley.com/datasets/rscbjbr9sj
     """
-    reader = ImageReader(image_size, channels, cache, skip_bad_images)
+    reader = ImageReader(image_size, channels, cache, skip_bad_images, max_image_pixels)
     check_switch("keep_val", keep_val)
     listed = read(existing_folder(folder))
     if keep_val and "val" not in listed:

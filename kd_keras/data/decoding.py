@@ -11,12 +11,13 @@ def decode_rgb(content: tf.Tensor) -> tf.Tensor:
     return image
 
 
-def decode(path: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tensor:
+def decode(path: tf.Tensor, image_shape: tuple[int, int, int], orientation: tf.Tensor | None = None) -> tf.Tensor:
     """Reads one image file as TensorFlow operations.
 
     Args:
         path: string scalar.
         image_shape: (H, W, C), C being 1 or 3.
+        orientation: integer scalar, how the camera was held (EXIF, 1 to 8); by default as the pixels are stored.
 
     Returns:
         uint8 (H, W, C): 16-bit values are scaled down, alpha is dropped, of an animation the first frame is taken.
@@ -24,7 +25,22 @@ def decode(path: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tensor:
     Raises:
         tf.errors.InvalidArgumentError: the file is no whole image.
     """
-    return fit(decode_rgb(tf.io.read_file(path)), image_shape)
+    image = decode_rgb(tf.io.read_file(path))
+    return fit(image if orientation is None else upright(image, orientation), image_shape)
+
+
+def upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
+    """An image (H, W, C) turned as its EXIF orientation says, so that what was up in the scene is up.
+
+    Reference: CIPA DC-008 (Exif 2.32), tag 0x0112: 2 and 4 mirror, 3 turns by 180°, 5 to 8 exchange rows and columns.
+    """
+
+    def among(*values):
+        return tf.reduce_any(tf.equal(orientation, tf.constant(values, orientation.dtype)))
+
+    image = tf.cond(among(5, 6, 7, 8), lambda: tf.transpose(image, (1, 0, 2)), lambda: image)
+    image = tf.cond(among(2, 3, 6, 7), lambda: tf.reverse(image, (1,)), lambda: image)
+    return tf.cond(among(3, 4, 7, 8), lambda: tf.reverse(image, (0,)), lambda: image)
 
 
 def fit(images: tf.Tensor, image_shape: tuple[int, int, int]) -> tf.Tensor:

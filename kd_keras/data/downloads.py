@@ -17,9 +17,12 @@ def existing_folder(folder: str | os.PathLike, key: str = "folder") -> pathlib.P
     """
     if not isinstance(folder, (str, os.PathLike)):
         raise InputError(f"{key}={folder!r} is not a path: give the folder's name in quotes")
-    path = pathlib.Path(folder).expanduser()
-    if not path.is_dir():
-        problem = "is a file" if path.exists() else "does not exist"
+    try:
+        path = pathlib.Path(folder).expanduser()
+        problem = None if path.is_dir() else "is a file" if path.exists() else "does not exist"
+    except (RuntimeError, OSError, ValueError) as error:  # no home of that user, a name too long, a null character
+        problem = f"is no name of a folder ({getattr(error, 'strerror', None) or error})"
+    if problem:
         raise InputError(f"{key}={str(folder)!r} {problem}: give the folder that holds the data")
     return path
 

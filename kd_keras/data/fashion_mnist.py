@@ -30,6 +30,7 @@ _FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
+_MOST_BYTES = 2**32
 _ADVICE = (
     f"put {', '.join(name for pair in _FILES.values() for name in pair)} (plain or .gz) in a folder and name it: "
     "--data='fashion_mnist(folder=…)'"
@@ -65,8 +66,15 @@ def _read_split(folder, split):
         raise InputError(f"{images_path} has shape {images.shape} where (N, 28, 28) belongs: download it again")
     if labels.shape != (len(images),):
         raise InputError(f"{labels_path} has shape {labels.shape} for {len(images)} images: download both files again")
-    if len(labels) and labels.max() >= len(CLASS_NAMES):
+    if not len(labels):
+        raise InputError(f"{images_path} and {labels_path} hold no image: download both files again")
+    if labels.max() >= len(CLASS_NAMES):
         raise InputError(f"{labels_path} has the label {labels.max()} where 0…9 belong: download it again")
+    missing = np.setdiff1d(range(len(CLASS_NAMES)), labels)
+    if len(missing):
+        raise InputError(
+            f"{labels_path} has no image of {CLASS_NAMES[missing[0]]!r}, label {missing[0]}: download it again"
+        )
     return images[..., None], labels
 
 
@@ -101,15 +109,20 @@ def read_idx(path: pathlib.Path) -> np.ndarray:
     Reference: LeCun et al., http://yann.lecun.com/exdb/mnist/, "the IDX file format".
     """
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            # Two zero bytes, the type (8: unsigned byte), the number of dimensions; then each dimension, big-endian.
+            start = file.read(4)
+            sizes = file.read(4 * start[3]) if len(start) == 4 else b""
+            if start[:3] != b"\x00\x00\x08" or len(start) < 4 or len(sizes) < 4 * start[3]:
+                raise InputError(f"{path} is no IDX file of bytes: download it again")
+            shape = struct.unpack(f">{start[3]}I", sizes)
+            if math.prod(shape) > _MOST_BYTES:
+                raise InputError(f"{path} says that it holds {math.prod(shape)} bytes: download it again")
+            # No more than it says is unpacked.
+            data = file.read(math.prod(shape) + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path} is corrupt or truncated ({error}): download it again") from error
-    # Two zero bytes, the type (8: unsigned byte), the number of dimensions; then each dimension, big-endian.
-    if len(data) < 4 or data[:3] != b"\x00\x00\x08" or len(data) < 4 + 4 * data[3]:
-        raise InputError(f"{path} is no IDX file of bytes: download it again")
-    head = 4 + 4 * data[3]
-    shape = struct.unpack(f">{data[3]}I", data[4:head])
-    if len(data) - head != math.prod(shape):
-        mismatch = f"{len(data) - head} bytes where {math.prod(shape)} belong"
+    if len(data) != math.prod(shape):
+        mismatch = f"{len(data)} bytes or more where {math.prod(shape)} belong"
         raise InputError(f"{path} is corrupt or truncated ({mismatch}): download it again")
-    return np.frombuffer(data, np.uint8, offset=head).reshape(shape)
+    return np.frombuffer(data, np.uint8).reshape(shape)

@@ -17,6 +17,7 @@ _SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
 _SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _UNLABELLED = "unlabelled"
 _NAMED = 5  # classes that a message lists
+_CRUMBS = ("__MACOSX", "@eaDir")  # what archives of macOS and network storage leave
 
 
 def Folder(
@@ -28,6 +29,7 @@ def Folder(
     seed: int = 0,
     cache: str = "none",
     skip_bad_images: bool = False,
+    max_image_pixels: int | None = None,
     unlabelled: str | None = None,
     labels: str | None = None,
 ) -> Splits:
@@ -49,6 +51,7 @@ def Folder(
             or ``'disk'`` (N · H · W · C bytes, written once to Keras' cache, ``$KERAS_HOME/datasets``, and mapped from
             there by later runs; a warning says how many bytes).
         skip_bad_images: leave out files that cannot be decoded, with a warning, instead of stopping.
+        max_image_pixels: files whose headers say more are refused before they are decoded; by default 100 million.
         unlabelled: folder, in ``path`` or elsewhere, of further images for training that have no label, at any depth.
         labels: a CSV file in ``path``, for images with several labels: the first column is the image's file, below
             ``path``, the others are 0 or 1 (−1: not known), and the header names them. Files below ``train``, ``val``
@@ -60,7 +63,7 @@ def Folder(
             room for ``cache='disk'``; or the table of labels is not of that form, or names a file that is not there.
     """
     root = existing_folder(path, "path")
-    reader = ImageReader(image_size, channels, cache, skip_bad_images)
+    reader = ImageReader(image_size, channels, cache, skip_bad_images, max_image_pixels)
     further = None if unlabelled is None else existing_folder(root / unlabelled, "unlabelled")
     others = [] if further is None else _images_below(further)
     if labels is not None:
@@ -79,7 +82,9 @@ def Folder(
         for label, name in enumerate(names):
             if not np.any((origin == split) & (labels == label)):
                 raise InputError(f"{trees[split] / name} has no readable image: add images or remove the class")
-    train, val, test = (source.subset(rows) for rows in _split(origin, labels, val_fraction, test_fraction, seed))
+    train, val, test = (
+        source.subset(rows) for rows in _split(origin, labels, names, val_fraction, test_fraction, seed)
+    )
     rest = None if further is None else source.subset(np.flatnonzero(origin == _UNLABELLED))
     return Splits(train, val, test, tuple(names), source.image_shape, rest)
 
@@ -106,7 +111,7 @@ def _of_table(root, table, reader, fractions, others) -> Splits:
     labels = np.concatenate([labels, np.full((len(others), len(names)), -1, np.int32)])
     origin = np.concatenate([origin, np.repeat(_UNLABELLED, len(others))])
     source, usable = reader.source([*files, *others], labels)
-    rows = _split(origin[usable], labels[usable], *fractions)
+    rows = _split(origin[usable], labels[usable], names, *fractions)
     rest = source.subset(np.flatnonzero(origin[usable] == _UNLABELLED)) if others else None
     return Splits(*(source.subset(part) for part in rows), tuple(names), source.image_shape, rest)
 
@@ -121,6 +126,7 @@ def _tell_others(root, table, files) -> None:
 
 def _folders(root: pathlib.Path, but: pathlib.Path | None = None) -> list[pathlib.Path]:
     folders = (entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    folders = (entry for entry in folders if entry.name not in _CRUMBS)
     return sorted(entry for entry in folders if but is None or entry.resolve() != but.resolve())
 
 
@@ -165,11 +171,7 @@ def _list(
         listed[split] = []
         for label, name in enumerate(names):
             with os.scandir(tree / name) as entries:
-                images = sorted(
-                    entry.path
-                    for entry in entries
-                    if entry.name.lower().endswith(_SUFFIXES) and not entry.name.startswith(".") and entry.is_file()
-                )
+                images = sorted(entry.path for entry in entries if _is_image(entry))
             if not images:
                 kinds = ", ".join(_SUFFIXES)
                 raise InputError(f"{tree / name} has no image ({kinds}): add images or remove the class")
@@ -177,14 +179,21 @@ def _list(
     return names, listed
 
 
-def _split(origin, labels, val_fraction, test_fraction, seed):
+def _is_image(entry: os.DirEntry) -> bool:
+    try:
+        return entry.name.lower().endswith(_SUFFIXES) and not entry.name.startswith(".") and entry.is_file()
+    except OSError as error:  # links in a circle
+        raise InputError(f"{entry.path} can't be read ({error.strerror}): remove it") from error
+
+
+def _split(origin, labels, names, val_fraction, test_fraction, seed):
     """Rows of train, val and test; missing splits are carved from train."""
     rows = {split: np.flatnonzero(origin == split) for split in ("train", "val", "test")}
     train = rows["train"]
     if not len(rows["val"]) and not len(rows["test"]):
-        return [train[part] for part in carve_three(labels[train], val_fraction, test_fraction, seed)]
+        return [train[part] for part in carve_three(labels[train], val_fraction, test_fraction, seed, names=names)]
     for split, fraction in (("val", val_fraction), ("test", test_fraction)):
         if not len(rows[split]):
-            remaining, held_out = carve(labels[train], fraction, seed)
+            remaining, held_out = carve(labels[train], fraction, seed, names=names)
             rows["train"], rows[split] = train[remaining], train[held_out]
     return rows["train"], rows["val"], rows["test"]

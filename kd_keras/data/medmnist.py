@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import pathlib
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -109,7 +110,8 @@ def MedMNIST(
     try:
         with zipfile.ZipFile(file) as archive:
             sources = [_source(archive, file, split, image_size, channels, cache) for split in ("train", "val", "test")]
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError) as error:
+    # zipfile: RuntimeError for a member with a password, NotImplementedError for an unknown compression.
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:
         raise InputError(f"{file} is corrupt or truncated ({error}): {_ADVICE}") from error
     is_multi = sources[0].labels.ndim == 2
     widths = {source.labels.shape[1:] for source in sources}
@@ -151,9 +153,9 @@ def _find(name, size):
 
 
 def _source(archive, file, split, image_size, channels, cache):
-    labels = _labels(archive, file, split)
     with _member(archive, file, f"{split}_images") as member:
         given, dtype = _head(member, file)
+    labels = _labels(archive, file, split, given[0] if given else 0)
     if len(given) == 3:
         given = (*given, 1)
     if len(given) != 4 or given[-1] not in (1, 3) or dtype != np.uint8 or given[0] != len(labels):
@@ -178,13 +180,20 @@ def _source(archive, file, split, image_size, channels, cache):
     return NumpySource(images, labels)
 
 
-def _labels(archive, file, split):
+def _labels(archive, file, split, count):
+    """The labels of a split of ``count`` images; what can't be theirs is not unpacked."""
     with _member(archive, file, f"{split}_labels") as member:
         shape, dtype = _head(member, file)
-        labels = np.frombuffer(member.read(), dtype)
-    what = f"{file}: {split}_labels is {dtype} {shape}"
-    if len(shape) not in (1, 2) or not labels.size or labels.size != math.prod(shape) or dtype.kind not in "ui":
-        raise InputError(f"{what} where classes (N, 1) or labels (N, K) belong: {_ADVICE}")
+        what = f"{file}: {split}_labels is {dtype} {shape}"
+        if len(shape) not in (1, 2) or not math.prod(shape) or dtype.kind not in "ui":
+            raise InputError(f"{what} where classes (N, 1) or labels (N, K) belong: {_ADVICE}")
+        if shape[0] != count or math.prod(shape[1:]) > _MOST_CLASSES:
+            raise InputError(f"{what} for {count} images: {_ADVICE}")
+        size = math.prod(shape) * dtype.itemsize
+        content = member.read(size + 1)
+    if len(content) != size:
+        raise InputError(f"{file}: {split}_labels is truncated, or longer than it says: {_ADVICE}")
+    labels = np.frombuffer(content, dtype)
     if len(shape) == 2 and shape[1] > 1:
         if labels.min() < 0 or labels.max() > 1:
             raise InputError(f"{what}, several labels for each image, of which some are neither 0 nor 1: {_ADVICE}")
@@ -207,8 +216,11 @@ def _head(member, file) -> tuple[tuple[int, ...], np.dtype]:
         version = np.lib.format.read_magic(member)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, by_column, dtype = read(member)
-    except ValueError as error:
-        raise InputError(f"{file} is corrupt or truncated ({error}): {_ADVICE}") from error
+    # NumPy reads a header by Python's tokenizer and parser.
+    except (ValueError, SyntaxError, TypeError, tokenize.TokenError, RecursionError, MemoryError) as error:
+        raise InputError(f"{file} is corrupt or truncated ({str(error)[:200]}): {_ADVICE}") from error
+    if any(size < 0 for size in shape):
+        raise InputError(f"{file} is corrupt: an array has the shape {shape}: {_ADVICE}")
     if by_column or dtype.hasobject:
         raise InputError(f"{file} holds arrays of another layout than MedMNIST's: {_ADVICE}")
     return shape, dtype

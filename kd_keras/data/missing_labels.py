@@ -69,6 +69,9 @@ class _Relabelled(Source):
         with tf.device("CPU:0"):
             return self._source.read(indices)[0], tf.gather(self._labels, indices)
 
+    def name_of(self, row):
+        return self._source.name_of(row)
+
     def _at(self, image_shape):
         return _Relabelled(self._source.at(image_shape), self.labels)
 
@@ -94,6 +97,10 @@ class _Joined(Source):
                 for source, place, start in zip(self._sources, places, (0, self._first), strict=True)
             ]
             return tuple(tf.dynamic_stitch(places, list(part)) for part in zip(*parts, strict=True))
+
+    def name_of(self, row):
+        first, second = self._sources
+        return first.name_of(row) if row < self._first else second.name_of(row - self._first)
 
     def _at(self, image_shape):
         return _Joined(*(source.at(image_shape) for source in self._sources))

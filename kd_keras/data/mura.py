@@ -6,6 +6,7 @@ Patients: MURA numbers its 11 184 + 783 patients from patient00001 to patient119
 number under two ``XR_`` folders is the same person; both are on the same side of a split.
 """
 
+import collections
 import csv
 import dataclasses
 import os
@@ -66,6 +67,7 @@ def MURA(
     seed: int = 0,
     cache: str = "none",
     skip_bad_images: bool = False,
+    max_image_pixels: int | None = None,
 ) -> Splits:
     """MURA's radiographs, of varying sizes: ``image_size`` is needed.
 
@@ -93,6 +95,7 @@ def MURA(
         seed: of the split and of the images that are drawn or repeated.
         cache: where decoded images are stored, ``'none'``, ``'memory'`` or ``'disk'``: see `kd_keras.data.folder`.
         skip_bad_images: leave out files that cannot be decoded, with a warning, instead of stopping.
+        max_image_pixels: files whose headers say more are refused before they are decoded; by default 100 million.
 
     Raises:
         InputError: the folder does not exist or has another layout, a CSV contradicts the tree or lists missing files,
@@ -112,7 +115,7 @@ def MURA(
         if value is not None and not is_count(value):
             raise InputError(f"{name}={value!r}: give a whole number of images, such as 250")
     check_seed(seed)
-    reader = ImageReader(image_size, channels, cache, skip_bad_images)
+    reader = ImageReader(image_size, channels, cache, skip_bad_images, max_image_pixels)
     names = _LABELS[label]
     listed = read(existing_folder(folder))
     _refuse_shared_patients(folder, listed)
@@ -173,15 +176,31 @@ def _read_split(root, split):
             named = ", ".join(missing[:_NAMED]) + (" …" if len(missing) > _NAMED else "")
             what = f"{len(missing)} of the {len(paths)} files that {listing} names are missing from {root / split}"
             raise InputError(f"{what} ({named}): unpack {_FOLDER} again, or remove the CSV to take what is there")
+        if len(set(paths)) < len(paths):
+            twice = next(path for path, count in collections.Counter(paths).items() if count > 1)
+            raise InputError(f"{listing} names {twice} twice: download it again, or remove it")
     else:
         paths = _visible(_walk(root / split))
-    published = {}
-    studies = root / f"{split}_labeled_studies.csv"
-    if studies.is_file():
-        published = {_below(row[0], split, studies).rstrip("/"): row[-1].strip() for row in _rows(studies)}
     if not paths:
         raise InputError(f"{root / split} has no radiograph: {ADVICE}")
+    studies = root / f"{split}_labeled_studies.csv"
+    published = _published(studies, split, paths) if studies.is_file() else {}
     return [_radiograph(root / split, path, published) for path in paths]
+
+
+def _published(file, split, paths) -> dict[str, int]:
+    """Study → its label, as the CSV says; it has to know all studies of the images."""
+    labels = {}
+    for number, row in enumerate(_rows(file), 1):
+        if len(row) != 2 or row[1].strip() not in ("0", "1"):
+            what = f"{file}, row {number}, is {','.join(row)!r} where a study and its label, 0 or 1, belong"
+            raise InputError(f"{what}: download it again, or remove it")
+        labels[_below(row[0], split, file).rstrip("/")] = int(row[1])
+    unknown = sorted({path.rpartition("/")[0] for path in paths} - labels.keys())
+    if unknown:
+        named = ", ".join(unknown[:_NAMED]) + (" …" if len(unknown) > _NAMED else "")
+        raise InputError(f"{file} lacks {len(unknown)} studies ({named}): download it again, or remove it")
+    return labels
 
 
 def _visible(paths):
@@ -219,7 +238,7 @@ def _radiograph(folder, path, published):
     if part not in BODY_PARTS:
         raise InputError(f"{folder / path} is not of MURA's layout, XR_<PART>/patient<id>/study<k>_…/…: {ADVICE}")
     by_name = _FOUND_IN_NAMES.get(match["finding"])
-    by_csv = {"0": 0, "1": 1}.get(published.get(path.rpartition("/")[0]))
+    by_csv = published.get(path.rpartition("/")[0])
     abnormal = by_name if by_csv is None else by_csv
     if abnormal is None:
         raise InputError(f"{folder / path}: neither its study's name nor a CSV says positive or negative: {ADVICE}")

@@ -45,6 +45,10 @@ class Source:
         """
         raise NotImplementedError
 
+    def name_of(self, row: int) -> str:
+        """What a message calls a sample: its file, or its number."""
+        return f"number {row}"
+
     @functools.cached_property
     def digests(self) -> np.ndarray:
         """A hash of each image, (N, 16) uint8; by default every image is read for it."""
@@ -141,6 +145,9 @@ class NumpySource(Source):
         with tf.device("CPU:0"):
             return self._images(indices), tf.gather(self._labels, indices)
 
+    def name_of(self, row):
+        return super().name_of(row) if self._files is None else self._files.name_of(row)
+
     def _at(self, image_shape):
         return super()._at(image_shape) if self._files is None else self._files.at(image_shape)
 
@@ -156,22 +163,34 @@ class FileSource(Source):
         paths: N files (JPEG, PNG, GIF or BMP).
         labels: integers (N,).
         image_shape: (H, W, C), C being 1 or 3; an image of another size is resized with antialiasing.
+        orientations: (N,) EXIF orientation of each file, 1 to 8, by which its image is turned; by default none is.
     """
 
-    def __init__(self, paths: Sequence[str], labels: Any, image_shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self,
+        paths: Sequence[str],
+        labels: Any,
+        image_shape: tuple[int, int, int],
+        orientations: Any = None,
+    ) -> None:
         self.paths = tuple(os.fspath(path) for path in paths)
         self.labels = _checked(labels, len(self.paths), "files")
         self.image_shape = tuple(image_shape)
+        orientations = np.ones(len(self.paths)) if orientations is None else orientations
+        self._orientations = np.asarray(orientations, np.uint8)
+        turns = bool(np.any(self._orientations > 1))
         with tf.device("CPU:0"):
-            self._paths = tf.constant(np.asarray(self.paths, dtype=object), tf.string)
+            # Bytes: the name of a file need not be UTF-8.
+            self._paths = tf.constant(np.asarray([os.fsencode(path) for path in self.paths], dtype=object), tf.string)
+            self._turns = tf.constant(self._orientations)
             self._labels = tf.constant(self.labels)
 
         # A graph, so that files are decoded in parallel in eager code too.
-        @tf.function(input_signature=[tf.TensorSpec((None,), tf.string)])
-        def decode_batch(paths):
+        @tf.function(input_signature=[tf.TensorSpec((None,), tf.string), tf.TensorSpec((None,), tf.uint8)])
+        def decode_batch(paths, orientations):
             return tf.map_fn(
-                lambda path: decode(path, self.image_shape),
-                paths,
+                lambda file: decode(file[0], self.image_shape, file[1] if turns else None),
+                (paths, orientations),
                 fn_output_signature=tf.TensorSpec(self.image_shape, tf.uint8),
                 parallel_iterations=os.cpu_count() or 1,
             )
@@ -180,14 +199,24 @@ class FileSource(Source):
 
     def read(self, indices: Any) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.device("CPU:0"):
-            return self._decode_batch(tf.gather(self._paths, indices)), tf.gather(self._labels, indices)
+            files = tf.gather(self._paths, indices), tf.gather(self._turns, indices)
+            return self._decode_batch(*files), tf.gather(self._labels, indices)
+
+    def name_of(self, row):
+        return self.paths[row]
 
     def _at(self, image_shape):
-        return FileSource(self.paths, self.labels, image_shape)
+        return FileSource(self.paths, self.labels, image_shape, self._orientations)
 
     @functools.cached_property
     def digests(self) -> np.ndarray:
-        return fingerprints.of_files(self.paths)
+        digests = fingerprints.of_files(self.paths)
+        # Turned images are others than those of the same file before it was turned, which earlier versions read.
+        turned = np.flatnonzero(self._orientations > 1)
+        if len(turned):
+            digests = digests.copy()
+            digests[turned, 0] ^= self._orientations[turned]
+        return digests
 
 
 def _checked(labels, count, what) -> np.ndarray:
@@ -219,6 +248,9 @@ class _Subset(Source):
         with tf.device("CPU:0"):
             return self._source.read(tf.gather(self._rows, indices))
 
+    def name_of(self, row):
+        return self._source.name_of(int(self._rows[row]))
+
     def _at(self, image_shape):
         return _Subset(self._source.at(image_shape), self._rows.numpy())
 
@@ -249,6 +281,9 @@ class _Resized(Source):
             images, labels = self._source.read(indices)
             images = tf.cast(tf.round(tf.clip_by_value(resized(images, self.image_shape), 0.0, 255.0)), tf.uint8)
             return images, labels
+
+    def name_of(self, row):
+        return self._source.name_of(row)
 
     @property
     def digests(self) -> np.ndarray:

@@ -1,16 +1,14 @@
 """The command line: ``python -m kd_keras.run --flagfile=experiments/digits.flags``.
 
 Exit codes: 0 finished, 2 bad input (one line says what), 3 another machine has stopped or never started (likewise),
-130 interrupted; anything else is a bug.
+129, 130 or 143 ended by SIGHUP, Ctrl-C or SIGTERM; anything else is a bug.
 """
 
 import os
 import sys
 import time
 
-from kd_keras.errors import exit_code
-from kd_keras.run import config as configuration
-from kd_keras.run.workdir import Workdir
+from kd_keras.processes import exit_code, show
 
 _HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort", "-?"}
 
@@ -24,14 +22,17 @@ def main(argv: list[str]) -> int:
     Returns:
         The exit code.
     """
-    if _HELP & set(argv[1:]):
-        print(configuration.help_page())
-        return 0
     return exit_code(lambda: _run(argv), "stopped; the same command goes on from the last epoch")
 
 
 def _run(argv) -> int:
     start = time.perf_counter()
+    # Here, so that Ctrl-C while they are imported is told of in a line too.
+    from kd_keras.run import config as configuration
+    from kd_keras.run.workdir import Workdir
+
+    if _HELP & set(argv[1:]):
+        return show(configuration.help_page())
     config = configuration.read(argv)
     workdir = Workdir(config)
     workdir.check()

@@ -74,6 +74,9 @@ class Data(Section):
         None, "Side of photographs in pixels, or height,width; by default as they are.", affects=("data",)
     )
     skip_bad_images: bool = setting(False, "Skip and list unreadable images instead of stopping.", affects=("data",))
+    max_image_pixels: int | None = setting(
+        None, "Most pixels of a photograph, by default 100 million; a file that says more is bad.", affects=("data",)
+    )
     augment: tuple[Spec, ...] = setting(
         "none",
         "Augmentation of the training split: pad_crop(4) + flip() + mixup(0.2) …",

@@ -63,14 +63,18 @@ class Text(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class Folder(Kind):
-    """A path. A relative path is taken from the current folder when it is read."""
+    """A path, ``~`` being the user's home. A relative path is taken from the current folder when it is read."""
 
     accepts = "FOLDER"
 
     def parse(self, text):
         if not text.strip():
             raise InputError("give the name of a folder")
-        return pathlib.Path(text.strip()).absolute()
+        try:
+            # No shell has seen what stands in a flagfile.
+            return pathlib.Path(text.strip()).expanduser().absolute()
+        except RuntimeError as error:
+            raise InputError(f"{error}: give the name of a folder") from error
 
     def check(self, value):
         name = str(value)
@@ -119,6 +123,8 @@ class Number(Kind):
         # Both comparisons are False for NaN.
         if not is_number or not low <= value <= high:
             raise InputError(f"give {self._wanted()}")
+        if self.type is int and self.maximum is None and value >= 2**31:  # TensorFlow's counts have 32 bits.
+            raise InputError(f"give a number below {2**31}")
 
     def _wanted(self):
         noun = "a whole number" if self.type is int else "a number"

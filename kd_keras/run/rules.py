@@ -10,7 +10,7 @@ from kd_keras.errors import InputError
 from kd_keras.spec import Spec
 
 #: Settings of the data that have a flag of their own.
-DATA_OPTIONS = ("val_fraction", "skip_bad_images", "image_size")
+DATA_OPTIONS = ("val_fraction", "skip_bad_images", "max_image_pixels", "image_size")
 
 
 def add_data_options(config):

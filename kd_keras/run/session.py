@@ -79,6 +79,8 @@ class Session:
             tf.config.experimental.enable_op_determinism()
         _check_parts(config)
         self.splits = splits or _read_data(config)
+        for sentence in datasets.doubts(self.splits):
+            logging.warning("%s", sentence)
         #: Seconds of this process by what they went into.
         self.seconds = collections.Counter()
 

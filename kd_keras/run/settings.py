@@ -261,8 +261,10 @@ def expand_flagfiles(arguments: list[str], outer: tuple[str, ...] = ()) -> tuple
             expanded.append(argument)
             continue
         file = file if equals else next(rest, "")
-        if not file or file in outer:
-            raise InputError(f"--flagfile={file}: {'it includes itself' if file else 'give the name of a file'}")
+        if not file:
+            raise InputError("--flagfile=: give the name of a file")
+        if file in outer:  # A file that includes itself; absl reads it once too.
+            continue
         try:
             lines = pathlib.Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()
         except (OSError, ValueError) as error:

@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from kd_keras import files
-from kd_keras.errors import InputError, exit_code
+from kd_keras.errors import InputError
+from kd_keras.processes import exit_code, show
 from kd_keras.run import config as configuration
 from kd_keras.run.page import report
 from kd_keras.run.page.folders import Run as FinishedRun
@@ -192,8 +193,7 @@ def main(argv: list[str]) -> int:
         The exit code: 0 finished, 1 where a run failed, 2 bad input, 130 interrupted.
     """
     if {"--help", "-h"} & set(argv[1:]):
-        print(f"{__doc__}\n{FLAGS.get_help()}\nEvery other flag goes to each run: python -m kd_keras.run --help")
-        return 0
+        return show(f"{__doc__}\n{FLAGS.get_help()}\nEvery other flag goes to each run: python -m kd_keras.run --help")
     return exit_code(lambda: _run(argv), "stopped; the same command goes on where it stopped")
 
 

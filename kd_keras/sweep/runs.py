@@ -11,6 +11,7 @@ import time
 from rich.console import Console
 
 from kd_keras import spec
+from kd_keras.processes import run_child
 from kd_keras.run import config as configuration
 from kd_keras.run.lease import Lease
 from kd_keras.run.report import tables
@@ -117,8 +118,8 @@ def _run_one(number, run, count, console) -> list[Run]:
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "kd_keras.run", *run.command(), "--progress=none", "--wait"]
     with open(log, "ab") as out, console.status(title):
-        ended = subprocess.run(command, stdout=out, stderr=subprocess.STDOUT, check=False)
-    if ended.returncode:
+        code = run_child(command, stdout=out, stderr=subprocess.STDOUT)
+    if code:
         error = f"failed ({last_line(log)}); see {log}"
     console.print(f"{title}: {error or _headline(run)}", highlight=False)
     return [run] if error else []

@@ -13,6 +13,7 @@ import time
 from rich.console import Console
 
 from kd_keras.errors import InputError
+from kd_keras.processes import end_with_parent
 from kd_keras.run import config as configuration
 from kd_keras.run.tracking import mlflow
 from kd_keras.sweep import space as spaces
@@ -177,7 +178,13 @@ def _run_trial(search: Search, trials: Trials, claim: Claim, deadline: float) ->
     with (
         open(log, "ab") as err,
         subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err, text=True, encoding="utf-8"
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=err,
+            text=True,
+            encoding="utf-8",
+            preexec_fn=end_with_parent(),
         ) as process,
     ):
         # Killed at any moment, the training goes on from the end of its last epoch.

@@ -10,7 +10,8 @@ import json
 import os
 import sys
 
-from kd_keras.errors import InputError, exit_code
+from kd_keras.errors import InputError
+from kd_keras.processes import exit_code
 from kd_keras.run import config as configuration
 
 

@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 from absl import logging
-from PIL import Image
+from PIL import Image, ImageOps
 
-from kd_keras.data import batches, folder
+from kd_keras.data import FileSource, batches, folder
 from kd_keras.data import image_files as _image_files
 from kd_keras.errors import InputError
 from kd_keras.run import __main__ as run
@@ -204,6 +204,96 @@ def test_a_file_read_by_way_of_pillow_is_converted_once(tmp_path, keras_home, mo
     shutil.rmtree(png.parent)
     png.parent.write_text("in the way")
     with pytest.raises(InputError, match=r"palette\.bmp has to be converted to .* cannot be written .*KERAS_HOME"):
+        folder.Folder(str(tmp_path))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_turned_as_its_camera_says(tmp_path, orientation):
+    """Against Pillow, which decodes and turns on its own."""
+    pixels = np.kron(np.random.default_rng(0).integers(0, 256, (3, 2, 3)), np.ones((16, 16, 1))).astype("uint8")
+    write_tree(tmp_path, size=(48, 32) if orientation < 5 else (32, 48))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "cat" / "turned.jpg"
+    Image.fromarray(pixels).save(path, quality=95, exif=exif)
+    with Image.open(path) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    splits = folder.Folder(str(tmp_path))
+    sources = (splits.train, splits.val, splits.test)
+    source, row = next((s, row) for s in sources for row in range(len(s)) if s.name_of(row) == str(path))
+    seen = source.read([row])[0][0].numpy()
+    assert seen.shape == expected.shape and np.abs(seen.astype(int) - expected).max() <= 2
+    # Another size is drawn from the upright image.
+    assert source.at((16, 16, 1)).read([0])[0].shape == (1, 16, 16, 1)
+
+
+def test_the_digest_of_a_turned_image_is_its_own(tmp_path):
+    paths = [str(tmp_path / name) for name in ("a.jpg", "b.jpg")]
+    for path in paths:
+        picture(3).save(path)
+    plain, turned = (FileSource(paths, [0, 1], (10, 12, 3), o) for o in (None, [1, 6]))
+    assert (plain.digests[0] == turned.digests[0]).all() and (plain.digests[1] != turned.digests[1]).any()
+    assert plain.fingerprint == FileSource(paths, [0, 1], (10, 12, 3), [1, 1]).fingerprint
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.gif", "x.bmp"])
+def test_postscript_is_opened_by_nobody(tmp_path, monkeypatch, name):
+    """Pillow starts Ghostscript on it, whatever it is called."""
+    write_tree(tmp_path)
+    text = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n0 0 8 8 rectfill\nshowpage\n%%EOF\n"
+    (tmp_path / "cat" / name).write_bytes(text)
+    programs = tmp_path.parent / "programs"
+    programs.mkdir(exist_ok=True)
+    (programs / "gs").write_text(f"#!/bin/sh\necho started >> {programs / 'log'}\n")
+    (programs / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    with pytest.raises(InputError, match=rf"1 of .* images cannot be decoded: .*{name}"):
+        folder.Folder(str(tmp_path))
+    assert not (programs / "log").exists()
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
+    write_tree(tmp_path)
+    picture(0, (3000, 2000)).save(tmp_path / "cat" / "large.png")
+    size = {"image_size": 8}
+    with pytest.raises(InputError, match=r"large.png says that it has 3000×2000 pixels: remove it, leave it out"):
+        folder.Folder(str(tmp_path), max_image_pixels=5_999_999, **size)
+    left_out = folder.Folder(str(tmp_path), max_image_pixels=5_999_999, skip_bad_images=True, **size)
+    taken = folder.Folder(str(tmp_path), **size)
+    counts = [sum(len(source) for source in (s.train, s.val, s.test)) for s in (left_out, taken)]
+    assert counts[1] == counts[0] + 1
+    # The limit holds for what an earlier check has taken, too.
+    with pytest.raises(InputError, match=r"large.png says"):
+        folder.Folder(str(tmp_path), max_image_pixels=5_999_999, **size)
+
+
+def test_odd_names_and_links(tmp_path):
+    write_tree(tmp_path)
+    for crumb in ("__MACOSX", "@eaDir"):
+        (tmp_path / crumb).mkdir()
+        (tmp_path / crumb / "._a.png").write_bytes(b"no image")
+    name = os.fsencode(tmp_path / "cat") + b"/caf\xe9.png"
+    os.rename(os.fsencode(tmp_path / "cat" / "000.png"), name)
+    splits = folder.Folder(str(tmp_path))
+    assert splits.class_names == ("cat", "dog")
+    every = [source.read(range(len(source)))[0] for source in (splits.train, splits.val, splits.test)]
+    assert sum(map(len, every)) == sum(len(os.listdir(tmp_path / kind)) for kind in ("cat", "dog"))
+    os.symlink("loop.png", tmp_path / "cat" / "loop.png")
+    with pytest.raises(InputError, match=r"loop.png can't be read .*: remove it"):
+        folder.Folder(str(tmp_path))
+
+
+@pytest.mark.parametrize("path", ["~nobody-of-that-name/x", "a\0b", "x" * 5000])
+def test_what_is_no_name_of_a_folder_is_told(path):
+    with pytest.raises(InputError, match=r"path=.*: give the folder that holds the data"):
+        folder.Folder(path)
+
+
+def test_a_class_of_one_image_is_named(tmp_path):
+    write_tree(tmp_path, counts=9)
+    for path in sorted((tmp_path / "cat").iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(InputError, match=r"class 'cat' has 1 sample where a split in two needs at least 2"):
         folder.Folder(str(tmp_path))
 
 
@@ -447,7 +537,7 @@ def test_a_run_names_a_broken_file_and_trains_on_the_rest(tmp_path, capsys, monk
 RUN = """
 import sys
 from kd_keras.data import augment as _augment
-from kd_keras.data import batches, folder
+from kd_keras.data import FileSource, batches, folder
 splits = folder.Folder(sys.argv[1], image_size=128, cache=sys.argv[2], val_fraction=0.01, test_fraction=0.01)
 augment = (_augment.pad_crop(pixels=4), _augment.flip())
 most = 0

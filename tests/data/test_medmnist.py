@@ -2,7 +2,10 @@
 
 import os
 import pathlib
+import re
+import struct
 import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -109,7 +112,7 @@ def test_a_large_file_is_held_once(tmp_path, monkeypatch):
         ("mine", {"train_labels": np.zeros((30, 14), np.uint8)}, "its splits differ in the number of labels"),
         ("mine", {"train_labels": np.full((30, 14), 2)}, "of which some are neither 0 nor 1"),
         ("mine", {"train_labels": np.zeros((30, 1), np.float32)}, r"float32 \(30, 1\) where classes \(N, 1\)"),
-        ("mine", {"val_labels": np.zeros((9, 1), np.uint8)}, r"val_images is uint8 .*\(9, H, W\)"),
+        ("mine", {"val_labels": np.zeros((9, 1), np.uint8)}, r"val_labels is uint8 \(9, 1\) for 10 images"),
         ("mine", {"val_labels": np.full((10, 1), -1)}, "with no class, or one outside 0…65535"),
         # As int32 it would be class 0.
         ("mine", {"val_labels": np.full((10, 1), 2**40)}, "with no class, or one outside 0…65535"),
@@ -136,8 +139,51 @@ def test_a_damaged_file_is_named(tmp_path):
         with pytest.raises(InputError, match=r"mine\.npz is corrupt or truncated"):
             medmnist.MedMNIST(str(path))
     np.savez(path, images=np.zeros(3))
-    with pytest.raises(InputError, match="lacks train_labels, so it is no file of MedMNIST"):
+    with pytest.raises(InputError, match="lacks train_images, so it is no file of MedMNIST"):
         medmnist.MedMNIST(str(path))
+
+
+def head(shape, descr="|u1", text=None):
+    """The start of an array's file, whatever follows."""
+    text = (text or f"{{'descr': {descr!r}, 'fortran_order': False, 'shape': {shape}, }}") + "\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("train_images", head(None, text="{'descr': '|u1', 'shape': (6, 8"), "corrupt or truncated"),
+        ("train_images", head(None, text="(" * 5000), "corrupt or truncated"),
+        ("train_images", head((30, -6, -7)) + bytes(1260), r"corrupt: an array has the shape \(30, -6, -7\)"),
+        ("train_labels", head((30, 1), "<u8") + bytes(237), "train_labels is truncated"),
+        ("train_labels", head((30, 1)) + bytes(31), "or longer than it says"),
+        ("train_labels", head((2**28, 1)) + bytes(1000), r"train_labels is uint8 \(268435456, 1\) for 30 images"),
+    ],
+)
+def test_a_damaged_array_is_named(tmp_path, name, content, message):
+    path = write(tmp_path / "mine.npz", arrays())
+    with zipfile.ZipFile(path) as archive:
+        members = {member: archive.read(member) for member in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, old in members.items():
+            archive.writestr(member, content if member == f"{name}.npy" else old)
+    with pytest.raises(InputError, match=rf"mine\.npz.*{message}") as caught:
+        medmnist.MedMNIST(str(path))
+    assert len(str(caught.value)) < 600
+
+
+def test_what_zipfile_cannot_open_is_named(tmp_path):
+    path = pathlib.Path(write(tmp_path / "mine.npz", arrays()))
+    whole = path.read_bytes()
+    # The two places of a member's flags and of its compression: bit 0 says that it is encrypted, 9 is Deflate64.
+    for offsets, value in (((6, 8), 1), ((8, 10), 9)):
+        content = bytearray(whole)
+        for signature, offset in zip((b"PK\x03\x04", b"PK\x01\x02"), offsets, strict=True):
+            for match in re.finditer(re.escape(signature), whole):
+                content[match.start() + offset] = value
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"mine\.npz is corrupt or truncated"):
+            medmnist.MedMNIST(str(path))
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,25 @@ def another_folder(root):
     file.write_text(file.read_text().replace("/valid/", "/test/"))
 
 
+def relabelled(old, new):
+    def change(root):
+        file = root / "train_labeled_studies.csv"
+        file.write_text(file.read_text().replace(old, new, 1))
+
+    return change
+
+
+def halve(root):
+    file = root / "train_labeled_studies.csv"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join(lines[: len(lines) // 2]))
+
+
+def twice(root):
+    file = root / "train_image_paths.csv"
+    file.write_text(file.read_text() + file.read_text().splitlines()[0] + "\n")
+
+
 def without_hands(root):
     shutil.rmtree(root / "valid" / "XR_HAND")
     for file in root.glob("*.csv"):
@@ -231,6 +250,11 @@ def foot(root):
     [
         (lambda root: shutil.rmtree(root / "valid"), "does not hold the folders train and valid: ask for MURA-v1.1"),
         (contradict, "study's name and the CSV of labels disagree"),
+        (relabelled("_positive/,1", "_positive/,nan"), r"row \d+, is .*_positive/,nan' where a study and its label"),
+        (relabelled("_positive/,1", "_positive/,"), "where a study and its label, 0 or 1, belong"),
+        (relabelled("_positive/,1", "_positive/"), "where a study and its label, 0 or 1, belong"),
+        (halve, r"train_labeled_studies.csv lacks \d+ studies .*: download it again, or remove it"),
+        (twice, "train_image_paths.csv names .* twice: download it again"),
         (lose, r"7 of the \d+ files that .*valid_image_paths.csv names are missing .*image\d.png …\)"),
         (another_folder, "names 'MURA-v1.1/test/.*which is not below valid/"),
         (lambda root: (root / "train_image_paths.csv").write_bytes(b"\xff\xfe,"), "cannot be read as CSV"),

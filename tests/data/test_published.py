@@ -327,12 +327,31 @@ def test_fashion_mnist_reads_idx(where, tmp_path, monkeypatch):
         ("t10k-labels-idx1-ubyte", lambda data: idx(np.zeros(3, np.uint8)), "for 20 images"),
         ("t10k-labels-idx1-ubyte", lambda data: idx(np.full(20, 10, np.uint8)), "label 10"),
         ("train-images-idx3-ubyte", lambda data: idx(np.zeros((40, 8, 8), np.uint8)), "28, 28"),
+        (
+            "train-images-idx3-ubyte",
+            lambda data: data + b"more",
+            "corrupt or truncated .31361 bytes or more",
+        ),
+        ("train-images-idx3-ubyte", lambda data: data[:4] + b"\xff" * 12, "says that it holds 7922"),
+        (
+            "train-labels-idx1-ubyte",
+            lambda data: idx((np.arange(40) % 9).astype("u1")),
+            "no image of 'Ankle boot', label 9",
+        ),
     ],
 )
 def test_fashion_mnist_names_a_damaged_file(name, change, message, tmp_path):
     write_fashion(tmp_path, zipped=False)
     (tmp_path / name).write_bytes(change((tmp_path / name).read_bytes()))
     with pytest.raises(InputError, match=f"{name}.*{message}"):
+        fashion_mnist.FashionMNIST(folder=str(tmp_path))
+
+
+def test_fashion_mnist_without_images_is_named(tmp_path):
+    write_fashion(tmp_path, zipped=False)
+    for name, shape in (("images-idx3", (0, 28, 28)), ("labels-idx1", (0,))):
+        (tmp_path / f"t10k-{name}-ubyte").write_bytes(idx(np.zeros(shape, np.uint8)))
+    with pytest.raises(InputError, match=r"t10k-images-idx3-ubyte and .*t10k-labels-idx1-ubyte hold no image"):
         fashion_mnist.FashionMNIST(folder=str(tmp_path))
 
 

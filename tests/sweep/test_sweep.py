@@ -177,7 +177,9 @@ def test_three_losses_and_two_seeds_train_one_teacher_and_two_baselines(six_runs
     assert is_whole(six_runs)
     page = (six_runs / "report.html").read_text(encoding="utf-8")
     assert (six_runs / "gains.png").exists()
-    assert "3 settings, 6 runs" in page and "95 % interval over 2 seeds" in page and "All runs have one teacher" in page
+    assert (
+        "3 settings, 6 runs" in page and "95 % interval over 2 seeds" in page and "All runs share one teacher" in page
+    )
 
 
 @pytest.mark.slow

@@ -6,7 +6,8 @@ import pathlib
 import sys
 
 from kd_keras import __version__, spec
-from kd_keras.errors import InputError, exit_code
+from kd_keras.errors import InputError
+from kd_keras.processes import exit_code, show
 
 _FOLDER = pathlib.Path(__file__).parent
 
@@ -22,8 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(help_text())
-        return 0 if argv else 2
+        return show(help_text()) or (0 if argv else 2)
     if argv[0] == "--version":
         print(f"kd_keras {__version__}")
         return 0

@@ -96,6 +96,15 @@ def test_the_page_has_every_part_and_the_tables_numbers(evil):
     assert "student minus baseline" in text and "Missing" not in text
 
 
+def test_files_of_models_without_a_row_are_listed(tmp_path):
+    """A student that is pretrained by features, and a teacher without classes, are measured by nobody."""
+    make(tmp_path / "run", images=20, models={"baseline": 0.6, "student": 0.7})
+    for name in ("teacher.keras", "pretrained.keras"):
+        (tmp_path / "run" / name).write_bytes(bytes(1000))
+    text = " ".join(Page(report.page([folders.Run(tmp_path / "run")])).text)
+    assert "pretrained.keras – 1" in " ".join(text.split())
+
+
 def test_an_older_run_says_what_is_missing(tmp_path):
     make(tmp_path / "run", images=20)
     for name in ("summary.json", "predictions.npz", "environment.json"):
