@@ -24,7 +24,7 @@ from kd_keras.run import commands, config
 from kd_keras.sweep import __main__ as sweep
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _FENCE = re.compile(
     r"^(?:<!-- not executed: (?P<why>[^\n]+) -->\n)?(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
@@ -110,7 +110,7 @@ COMMANDS = [(block.where, words) for block in SHELL for words in read_commands(b
 
 @pytest.fixture
 def variables(tmp_path, monkeypatch):
-    """What the guides' snippets take for granted: digits, a small pair, and a TFLite file in the current folder."""
+    """What the guides' snippets take for granted: digits, a small pair, a TFLite file, a teacher's logits in a file."""
     from kd_keras import Distiller, data, losses, models
     from kd_keras.export import metadata, tflite
 
@@ -123,9 +123,12 @@ def variables(tmp_path, monkeypatch):
     images = np.zeros((4, *splits.image_shape), "float32")
     content = metadata.attach(tflite.convert(student, "int8", images), splits.class_names)
     (tmp_path / "student_int8.tflite").write_bytes(content)
+    np.save(tmp_path / "teacher.npy", np.random.default_rng(0).normal(size=(len(splits.train), 10)))
+    images, labels = (part.numpy() for part in splits.train.read(np.arange(64)))
     return {
         **{"data": data, "losses": losses, "models": models, "Distiller": Distiller},
-        **{"splits": splits, "teacher": teacher, "student": student, "distiller": distiller, "images": images},
+        **{"splits": splits, "teacher": teacher, "student": student, "distiller": distiller},
+        **{"images": images.astype("float32"), "labels": labels},
         **{"epochs": 1, "steps_per_epoch": data.steps_per_epoch(len(splits.train), 64)},
         "train": data.batches(splits.train, 64, training=True, epochs=1),
     }
@@ -234,9 +237,30 @@ def test_the_guides_own_loss_is_one_file(tmp_path):
 
 
 def test_the_guides_teacher_cache_is_filled(variables):
-    (code,) = [block.text for block in read_blocks(ROOT / "docs" / "distiller.md") if "TeacherCache" in block.text]
+    (code,) = [block.text for block in read_blocks(ROOT / "docs" / "teacher_cache.md") if "TeacherCache" in block.text]
     exec(compile(re.sub(r"\bepochs=\d+", "epochs=1", code), "guide", "exec"), variables)
     assert len(list(pathlib.Path.cwd().glob("cache/*/view*-logits.json"))) == 4
+
+
+@pytest.mark.slow
+def test_what_the_migration_page_says_of_others_is_so(variables):
+    import keras
+
+    def run(*marks):
+        for block in read_blocks(ROOT / "docs" / "migrate.md"):
+            if block.language == "python" and any(mark in block.text for mark in marks):
+                exec(compile(re.sub(r"\bepochs=\d+", "epochs=1", block.text), block.where, "exec"), variables)
+
+    teacher = variables["teacher"]
+    start = [weight.numpy() for weight in teacher.weights]
+    variables["keras"] = keras
+    run("class OldDistiller")
+    assert any((weight.numpy() != before).any() for weight, before in zip(teacher.weights, start, strict=True))
+    run("keras.distillation.Distiller", "import Distiller, losses", "z_s, z_t")
+    np.testing.assert_allclose(variables["before"], np.mean(variables["after"]), rtol=1e-4)
+    assert not teacher.trainable
+    negative = -1 - np.abs(np.random.default_rng(0).normal(size=(2, 8, 10)))
+    assert float(keras.distillation.LogitsDistillation().compute_loss(*negative)) == 0
 
 
 @pytest.mark.slow
