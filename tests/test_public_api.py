@@ -68,6 +68,7 @@ def mypy(path, cache):
     return [line for line in result.stdout.splitlines() if ": error:" in line]
 
 
+@pytest.mark.slow
 def test_a_users_typed_script_passes_mypy_and_mistakes_are_found(tmp_path):
     assert mypy(ROOT / "tests" / "user_script.py", tmp_path) == []
     (tmp_path / "wrong.py").write_text(

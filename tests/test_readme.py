@@ -138,7 +138,7 @@ PAGES_WITH_PYTHON = [path for path in PAGES if any(block.language == "python" fo
 
 
 # The pages that most begin with; the others take longer.
-_FAST = ("README.md", "distiller.md")
+_FAST = ("README.md",)
 
 
 @pytest.mark.parametrize(
