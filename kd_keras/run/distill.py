@@ -223,9 +223,8 @@ class Result:
         elif stage.name in ("teacher", "baseline"):
             texts["export_beside"] = stage.name
         work = self._work.again(**texts)
-        found = [
-            s for s in work.plan.stages if isinstance(s, Export) and (s.model.key, s.variant) == (stage.key, variant)
-        ]
+        # By name: the file of a compressed model is made of the stage that trained it in its wrappers.
+        found = [s for s in work.plan.stages if isinstance(s, Export) and s.name == f"{stage.name}_{variant}"]
         if not found:
             raise InputError(f"no {variant} file can be made of {stage.name}: name another of {', '.join(self.names)}")
         work.run(found)

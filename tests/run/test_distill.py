@@ -89,6 +89,28 @@ def test_a_file_gives_what_the_model_gives(made, tmp_path, variant, model):
     assert np.corrcoef(seen.ravel(), want.ravel())[0, 1] > 0.98
 
 
+@pytest.mark.slow
+def test_a_compressed_model_is_exported(digits, tmp_path):
+    result = kd_keras.distill(
+        "cnn(filters=(4,), dense=())",
+        None,
+        digits,
+        loss="ce()",
+        epochs=1,
+        compress="qat()",
+        compress_epochs=1,
+        verbose=False,
+    )
+    (name,) = set(result.names) - {"student", "baseline"}
+    for variant in ("int8", "int8_io"):
+        path = result.export(variant, tmp_path / f"{variant}.tflite", name)
+        images, _ = next(iter(data.batches(result._work.splits.test, 40)))
+        want = result.model(name).predict(images, verbose=0)
+        assert np.corrcoef(interpreter.load(path).predict(images.numpy()).ravel(), want.ravel())[0, 1] > 0.9
+    with pytest.raises(InputError, match="trains for integers: add int8 or int8_io"):
+        result.export("float32", tmp_path / "a.tflite", name)
+
+
 def test_the_same_call_trains_nothing_again(made, digits):
     store = made[3]
     records = {path: path.stat().st_mtime_ns for path in store.rglob("record.json")}
