@@ -255,7 +255,17 @@ def run_shrunk(study, rows, tmp_path, *flags):
     # A teacher of two steps has features of any size, which a student must not run after at full speed.
     small += ["--learning_rate=0.0001", "--teacher_learning_rate=0.0001"]
     runs = tmp_path / "runs"
-    line = ["run_matrix", study, f"--workdir={runs}", f"--rows={','.join(rows)}", "--", *small, "--export=none", *flags]
+    line = [
+        "run_matrix",
+        study,
+        "--seeds=0",
+        f"--workdir={runs}",
+        f"--rows={','.join(rows)}",
+        "--",
+        *small,
+        "--export=none",
+        *flags,
+    ]
     assert run_matrix.main(line) == 0, "\n".join(path.read_text()[-2000:] for path in runs.glob("*.log"))
     for row in rows:
         folder = runs / f"{row}-seed0"
