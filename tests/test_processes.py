@@ -23,8 +23,20 @@ WAITS = """
 """
 
 
+def heed_signals():
+    """Takes back what the tests themselves may have been started with: in the background, under nohup."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(code, **options):
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
+    options = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "preexec_fn": heed_signals,
+        **options,
+    }
     return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], **options)
 
 
