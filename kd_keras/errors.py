@@ -1,10 +1,26 @@
 """Errors whose message is all that the user needs, the exit codes of the command line, and checks of values."""
 
+import codecs
 import contextlib
+import io
 import math
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any
+
+_ASCII = "kd_keras.ascii"
+_SIMPLER = {"×": "x", "→": "->", "·": "|", "–": "-", "±": "+-", "−": "-", "†": "*", "‡": "**"}
+
+
+def _as_ascii(error: UnicodeError) -> tuple[str, int]:
+    """What is written in place of characters that an encoding does not have."""
+    text = error.object[error.start : error.end]
+    simple = (_SIMPLER.get(c) or unicodedata.normalize("NFKD", c).encode("ascii", "ignore").decode() for c in text)
+    return "".join(c or "?" for c in simple), error.end
+
+
+codecs.register_error(_ASCII, _as_ascii)
 
 
 class InputError(ValueError):
@@ -29,9 +45,14 @@ def exit_code(work: Callable[[], int], interrupted: str) -> int:
         work: gives the exit code.
         interrupted: what to say after Ctrl-C.
 
+    Characters that the terminal's encoding does not have are written as ASCII.
+
     Returns:
         What ``work`` gives; 2 for bad input, 3 where another machine is lost, 130 after Ctrl-C.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
+            stream.reconfigure(errors=_ASCII)
     try:
         return work()
     except InputError as error:
