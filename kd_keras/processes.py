@@ -1,5 +1,6 @@
 """What a command is to the machine around it: its exit code, the signals that end it, its streams, and its children."""
 
+import codecs
 import contextlib
 import ctypes
 import os
@@ -7,11 +8,24 @@ import signal
 import subprocess
 import sys
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from kd_keras.errors import InputError, WorkerError, shortened
 
+_PLAIN = "kd_keras.plain"
+_SIMPLER = {"×": "x", "→": "->", "·": "|", "–": "-", "±": "+-", "−": "-", "†": "*", "‡": "**"}
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    """What is written in place of characters that an encoding does not have."""
+    text = error.object[error.start : error.end]
+    simple = (_SIMPLER.get(c) or unicodedata.normalize("NFKD", c).encode("ascii", "ignore").decode() for c in text)
+    return "".join(c or "?" for c in simple), error.end
+
+
+codecs.register_error(_PLAIN, _plainly)
 #: What asks a command to end. A second one ends it at once.
 _ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 _READER_GONE = 141  # as of a program that SIGPIPE has killed
@@ -35,7 +49,7 @@ def exit_code(work: Callable[[], int], interrupted: str) -> int:
     """Does a command's work; what the user has to know becomes one line on stderr.
 
     SIGINT, SIGTERM and SIGHUP end the work, which may still save what it has; the next one ends the process. Characters
-    that stdout or stderr can't show are replaced.
+    that stdout or stderr can't show are written as ASCII.
 
     Args:
         work: gives the exit code.
@@ -47,7 +61,7 @@ def exit_code(work: Callable[[], int], interrupted: str) -> int:
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors=_PLAIN)
     seen: list[int] = []
     try:
         with _stoppable(seen):

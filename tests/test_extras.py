@@ -13,7 +13,7 @@ from kd_keras.errors import InputError, needs
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted((ROOT / "kd_keras").rglob("*.py"))
 # Names of distributions by the module that is imported, where they differ.
-DISTRIBUTIONS = {"PIL": "pillow", "absl": "absl-py", "sklearn": "scikit-learn"}
+DISTRIBUTIONS = {"PIL": "pillow", "absl": "absl-py", "sklearn": "scikit-learn", "IPython": "ipython"}
 
 
 def requirements() -> dict[str, set[str]]:
@@ -63,7 +63,7 @@ def test_every_import_is_listed_and_optional_packages_are_imported_late(path):
 
 def test_every_hint_names_an_extra():
     hints = {extra for path in FILES for extra in re.findall(r'with needs\("[^"]+", "(\w+)"', path.read_text("utf-8"))}
-    assert hints == {"qat", "tfds", "augment", "hub", "search", "tables"}
+    assert hints == {"qat", "tfds", "augment", "hub", "search", "tables", "tensorboard", "wandb", "system"}
     assert hints <= requirements().keys()
 
 

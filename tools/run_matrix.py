@@ -36,8 +36,8 @@ from rich.console import Console
 from kd_keras.errors import InputError
 from kd_keras.processes import exit_code
 from kd_keras.run import config as configuration
+from kd_keras.run import tracking
 from kd_keras.run.report import figures, tables
-from kd_keras.run.tracking import mlflow as tracking
 from kd_keras.run.workdir import read_state
 from kd_keras.sweep import runs as sweep
 from kd_keras.sweep import statistics as seeds
@@ -133,7 +133,7 @@ def plan(rows: list[Row], seeds: list[str] | None, root: pathlib.Path, common: l
     Raises:
         InputError: a row's flags are refused.
     """
-    shared = [f"--tracking_uri={tracking.local_store(root)}", f"--store={root / 'store'}"]
+    shared = [*tracking.shared_flags(common, root), f"--store={root / 'store'}"]
     members = []
     for row in rows:
         of_row = seeds or [str(seed) for seed in range(row.n)]

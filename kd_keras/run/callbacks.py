@@ -1,13 +1,15 @@
-"""Keras callbacks of a run: stop where the loss is not finite, a live line, timing, tracking."""
+"""Keras callbacks of a run: stop where the loss is not finite, progress, timing, tracking."""
 
 import math
 import time
 
 import keras
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kd_keras.errors import InputError
+
+# What a bar shows of a step, and a log of an epoch.
+_SHOWN = ("loss", "accuracy", "map")
+_LOGGED = (*_SHOWN, "val_loss", "val_accuracy", "val_map")
 
 
 class StopAtNaN(keras.callbacks.Callback):
@@ -35,48 +37,37 @@ class StopAtNaN(keras.callbacks.Callback):
         )
 
 
-class LiveLine(keras.callbacks.Callback):
-    """One live line on the terminal: epoch, steps a second, loss, accuracy, time left. Silent elsewhere."""
+class ShowProgress(keras.callbacks.Callback):
+    """Tells a run's `Progress` each step and each epoch.
+
+    Args:
+        progress: what shows it.
+        epochs: of the training in all.
+    """
 
     async_safe = True
 
-    def __init__(self, title: str, epochs: int, console: Console | None = None):
+    def __init__(self, progress, epochs: int):
         super().__init__()
-        self.title, self.epochs = title, epochs
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
-            console=console or Console(stderr=True),
-            transient=True,
-        )
-        self.progress.disable = not self.progress.console.is_terminal
-
-    def on_train_begin(self, logs=None):
-        self.progress.start()
-        self.task = None
+        self.progress, self.epochs = progress, epochs
 
     def on_epoch_begin(self, epoch, logs=None):
-        steps = self.params["steps"]
-        if self.task is None:
-            total = None if steps is None else steps * self.epochs
-            self.task = self.progress.add_task(self.title, total=total, completed=(steps or 0) * epoch, figures="")
-        self.epoch, self.begun, self.steps = epoch, time.perf_counter(), 0
+        self.epoch, self.begun, self.first = epoch, time.perf_counter(), epoch * self.params["steps"]
+        self.progress.update(self.first, lambda: f"epoch {epoch + 1}/{self.epochs}")
 
     def on_train_batch_end(self, batch, logs=None):
-        # Keras' threads may tell of two steps in either order.
-        done = max(batch + 1 - self.steps, 0)
-        self.steps += done
-        rate = self.steps / (time.perf_counter() - self.begun)
-        figures = f"epoch {self.epoch + 1}/{self.epochs}  {rate:.1f} steps/s  loss {float(logs['loss']):.3f}"
-        for name, title in (("accuracy", "accuracy"), ("map", "mAP")):
-            if name in logs:
-                figures += f"  {title} {float(logs[name]):.3f}"
-        self.progress.update(self.task, advance=done, figures=figures)
+        self.progress.update(self.first + batch + 1, lambda: self._figures(batch + 1, logs))
 
-    def on_train_end(self, logs=None):
-        self.progress.stop()
+    def on_epoch_end(self, epoch, logs=None):
+        self.progress.update(self.first + self.params["steps"], lambda: self._figures(self.params["steps"], logs))
+        figures = (f"{name} {float(logs[name]):.4f}" for name in _LOGGED if name in logs)
+        seconds = time.perf_counter() - self.begun
+        self.progress.epoch(f"epoch {epoch + 1}/{self.epochs}  {'  '.join(figures)}  {seconds:.1f} s")
+
+    def _figures(self, steps, logs):
+        rate = steps / (time.perf_counter() - self.begun)
+        shown = "  ".join(f"{name} {float(logs[name]):.3f}" for name in _SHOWN if name in logs)
+        return f"epoch {self.epoch + 1}/{self.epochs}  {rate:.1f} steps/s  {shown}"
 
 
 class Laps(keras.callbacks.Callback):
@@ -105,12 +96,17 @@ class Laps(keras.callbacks.Callback):
 
 
 class Track(keras.callbacks.Callback):
-    """Logs each epoch's figures to a tracking run; epochs are counted from 1."""
+    """Tells a tracker each epoch's figures; epochs are counted from 1.
 
-    def __init__(self, writer):
+    Args:
+        tracker: a `kd_keras.run.tracking.base.NullWriter`.
+        stage: what is trained.
+    """
+
+    def __init__(self, tracker, stage: str):
         super().__init__()
-        self.writer = writer
+        self.tracker, self.stage = tracker, stage
 
     def on_epoch_end(self, epoch, logs=None):
         rate = keras.ops.convert_to_numpy(self.model.optimizer.learning_rate)
-        self.writer.metrics({**logs, "learning_rate": float(rate)}, epoch + 1)
+        self.tracker.epoch(self.stage, epoch + 1, {**logs, "learning_rate": float(rate)})

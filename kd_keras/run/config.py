@@ -391,9 +391,19 @@ class Compress(Section, prefix="compress_"):
 class Tracking(Section, prefix="tracking_"):
     """Tracking"""
 
-    tracker: Literal["mlflow", "none"] = setting("mlflow", "Where metrics and files are logged.", flag="tracking")
-    uri: str | None = setting(None, "MLflow server or store; by default an SQLite file in --workdir.")
-    experiment: str = setting("kd_keras", "MLflow experiment.", flag="experiment")
+    tracker: Literal["mlflow", "tensorboard", "wandb", "none"] = setting(
+        "mlflow", "Where settings, metrics and files are logged.", flag="tracking"
+    )
+    uri: str | None = setting(
+        None,
+        "MLflow server or store, by default an SQLite file in --workdir; TensorBoard's folder; server of Weights & "
+        "Biases.",
+    )
+    experiment: str = setting("kd_keras", "The study: MLflow's experiment, the project.", flag="experiment")
+    run_name: str | None = setting(
+        None, "Name of the run; by default of teacher, student, losses and seed.", flag="run_name"
+    )
+    system_metrics: bool = setting(False, "Log the use of processors, memory and GPUs.")
 
 
 @section
@@ -415,7 +425,9 @@ class Run(Section):
     dry_run: Literal["false", "true", "time"] = setting(
         "false", "Print the plan and train nothing; =time also times two steps of each training."
     )
-    progress: Literal["auto", "none"] = setting("auto", "Live progress; auto shows it on a terminal.")
+    progress: Literal["auto", "none"] = setting(
+        "auto", "Progress; auto shows bars on a terminal or in a notebook, and a line for each epoch in a log."
+    )
 
 
 @section

@@ -26,7 +26,6 @@ from kd_keras.run.runner import Runner, plan_of
 from kd_keras.run.session import Session
 from kd_keras.run.settings import declared, make
 from kd_keras.run.store import Store
-from kd_keras.run.tracking import mlflow
 from kd_keras.schemes.plan import Export
 
 # What only a run of the command line has.
@@ -121,7 +120,7 @@ class Work:
             self.splits = self.session.splits
             self.store = Store(self.config.run.store, self.config.cache.folder, self.session.made_by)
             self.plan = plan_of(self.config, self.session.facts)
-            self.runner = Runner(self.plan, self.session, self.store, mlflow.NullWriter().child)
+            self.runner = Runner(self.plan, self.session, self.store)
 
     def run(self, stages=None) -> None:
         """Checks the plan, then makes what is not in the store."""

@@ -3,15 +3,18 @@
 import contextlib
 
 from kd_keras._compat import distribute
+from kd_keras.run import tracking
 from kd_keras.run.config import Config
 from kd_keras.run.page import report
 from kd_keras.run.page.folders import Run
+from kd_keras.run.progress import Work
 from kd_keras.run.report import card, summary, tables
 from kd_keras.run.report.results import Results
 from kd_keras.run.runner import Runner, plan_of
 from kd_keras.run.session import Session
 from kd_keras.run.store import Store
-from kd_keras.run.tracking import environment, mlflow
+from kd_keras.run.tracking import environment
+from kd_keras.run.tracking.runs import Tracking
 from kd_keras.run.workdir import Workdir, read_json
 
 
@@ -33,8 +36,8 @@ def execute(config: Config, workdir: Workdir, start: float) -> int:
     store = Store(config.run.store, config.cache.folder, session.made_by, writes=session.is_chief)
     with distribute.watch(session.strategy):
         plan = plan_of(config, session.facts)
-        tracking = _Tracking(session, workdir)
-        runner = Runner(plan, session, store, tracking.child)
+        tracker = Tracking(session, workdir)
+        runner = Runner(plan, session, store, tracker)
         note = workdir.check_data(session.data_record()) if session.is_chief else None
         if config.run.dry_run != "false":
             from kd_keras.run.report.dry_run import DryRun
@@ -52,10 +55,10 @@ def execute(config: Config, workdir: Workdir, start: float) -> int:
         else:
             made = []
         if any(distribute.gather(session.strategy, len(made))):
-            _make(runner, tracking)
+            _make(runner, tracker)
             session.print_seconds(start)
         if session.is_chief:
-            _report(runner, workdir, tracking, bool(made))
+            _report(runner, workdir, tracker, bool(made))
         # The others wait: should the chief stop while it measures, all have to start again to go on.
         distribute.gather(session.strategy, 1)
     return 0
@@ -86,18 +89,18 @@ def _tell_data(session, note) -> None:
         session.console.print(f"data     {note}")
 
 
-def _make(runner: Runner, tracking: "_Tracking") -> None:
+def _make(runner: Runner, tracker: Tracking) -> None:
     """Runs the stages that are not finished."""
-    tracking.open()
+    tracker.open()
     try:
         with distribute.watch(runner.session.strategy):
             runner.run()
     except BaseException:
-        tracking.writer.close("FAILED")
+        tracker.close("FAILED")
         raise
 
 
-def _report(runner, workdir, tracking, is_new) -> None:
+def _report(runner, workdir, tracker, is_new) -> None:
     """Leaves the files that people read, and prints the table."""
     session, store, folder = runner.session, runner.store, workdir.path
     workdir.publish(runner.plan, store)
@@ -109,19 +112,19 @@ def _report(runner, workdir, tracking, is_new) -> None:
     if not ran_on.exists():
         tables.write_json(environment.environment(), ran_on)
     card.write(results, rows, read_json(ran_on))
+    tracker.write_history(results)
     if is_new or not (folder / "curves.png").exists():
-        with session.console.status("drawing"):
+        with session.progress.stage(Work("drawing", "draw")):
             results.draw()
     summary.write(results, rows, is_new)
     report.write([Run(folder)], folder / report.NAME)
     if is_new:
-        results.log(rows, tracking.writer, tracking.child)
-        tracking.writer.close()
+        tracker.finish(results, rows)
     tables.print_table(rows, session.console, caption="\n".join(notes))
-    _tell_places(session, folder)
+    _tell_places(session, folder, tracker)
 
 
-def _tell_places(session, folder) -> None:
+def _tell_places(session, folder, tracker) -> None:
     """Prints where things are and how to open them."""
     config = session.config
     names = ", ".join(sorted(path.name for path in folder.glob("*.keras")))
@@ -133,44 +136,7 @@ def _tell_places(session, folder) -> None:
     }
     if any(folder.glob("*.tflite")):
         lines["edge"] = f"{folder}/*.tflite"
-    if config.tracking.tracker == "mlflow":
-        uri = config.tracking.uri or mlflow.local_store(folder)
-        lines["compare"] = uri
-        if not uri.startswith("http"):
-            lines["compare"] = f"mlflow ui --backend-store-uri '{uri}', then open http://127.0.0.1:5000"
+    if config.tracking.tracker != tracking.NONE:
+        lines["compare"] = tracking.module(config.tracking.tracker).how_to_open(tracker.uri, tracker.writer)
     for name, text in lines.items():
         session.console.print(f"{name:<8} {text}")
-
-
-class _Tracking:
-    """The tracking runs of one run: a parent, and one for each stage, the same whenever the run goes on."""
-
-    def __init__(self, session, workdir):
-        self.session, self.workdir = session, workdir
-        self.writer = mlflow.NullWriter()
-
-    def open(self) -> None:
-        """Opens the parent run and logs the settings and the environment."""
-        config, folder = self.session.config, self.workdir.path
-        if not self.session.is_chief:
-            return
-        environment_ = environment.environment()
-        tables.write_json(environment_, folder / "environment.json")
-        if config.tracking.tracker == "none":
-            return
-        uri = config.tracking.uri or mlflow.local_store(folder)
-        runs = self.workdir.state.get("tracking_runs", {})
-        self.writer = mlflow.MLflowWriter(uri, config.tracking.experiment, folder.name, run_id=runs.get("parent"))
-        if runs.get("parent") != self.writer.run_id:
-            self.workdir.update(tracking_runs={"parent": self.writer.run_id})
-        self.writer.params(config.texts())
-        self.writer.tags({"git_revision": environment_["git_revision"], "python": environment_["python"]})
-        self.writer.artifact(folder / "environment.json")
-
-    def child(self, name: str):
-        """The tracking run of a stage."""
-        runs = self.workdir.state.get("tracking_runs", {})
-        child = self.writer.child(name, run_id=runs.get(name))
-        if child.run_id is not None and child.run_id != runs.get(name):
-            self.workdir.update(tracking_runs={**runs, name: child.run_id})
-        return child

@@ -146,7 +146,7 @@ class Measurer:
 
     def _layers(self, stage, folder) -> dict:
         """The error of each layer of a model's int8 file, as a table."""
-        with self.session.timed("export"), self.session.console.status("measuring each layer in int8"):
+        with self.session.timed("export"):
             images = self.session.representative(stage.data[0], int(stage.data[1]))
             errors = tflite.layer_report(self.load(stage.of), images)
         tables.write_csv(errors, folder / "layers.csv")

@@ -90,4 +90,21 @@ def check_int8(config):
             raise InputError(f"--{flag} concerns the int8 file: add int8 to --export")
 
 
-RULES = (add_data_options, drop_pretrained, allow_code, check_teacher_folders, check_models_exist, check_int8)
+def check_system_metrics(config):
+    """System metrics need a tracker that has them."""
+    from kd_keras.run import tracking
+
+    tracker = config.tracking.tracker
+    if config.tracking.system_metrics and not tracking.has_system_metrics(tracker):
+        raise InputError(f"--tracking_system_metrics: --tracking={tracker} has none: take mlflow or wandb")
+
+
+RULES = (
+    add_data_options,
+    drop_pretrained,
+    allow_code,
+    check_teacher_folders,
+    check_models_exist,
+    check_int8,
+    check_system_metrics,
+)

@@ -20,8 +20,10 @@ from kd_keras.models.saved import load as load_model
 from kd_keras.run import training
 from kd_keras.run.building import prepared
 from kd_keras.run.measure import Measurer
+from kd_keras.run.progress import Work
 from kd_keras.run.report import results
 from kd_keras.run.store import Store
+from kd_keras.run.tracking.base import NullWriter
 from kd_keras.run.trainer import Trainer, content_of, siblings_of
 from kd_keras.run.workdir import SETTINGS, changes, read_json
 from kd_keras.schemes import additions
@@ -48,13 +50,13 @@ class Runner:
         plan: the stages.
         session: the machine and the data.
         store: where finished stages are kept.
-        child: gives the tracking run of a stage by its name.
+        tracker: is told of the trainings' epochs.
     """
 
-    def __init__(self, plan: Plan, session, store: Store, child=None):
-        self.plan, self.session, self.store, self._child = plan, session, store, child
+    def __init__(self, plan: Plan, session, store: Store, tracker: NullWriter | None = None):
+        self.plan, self.session, self.store = plan, session, store
         self._lent_from = session.config.student.baseline_from
-        self.trainer = Trainer(session, store, self.load)
+        self.trainer = Trainer(session, store, self.load, tracker or NullWriter())
         self.measurer = Measurer(session, store, functools.partial(self.load, in_scope=False))
 
     def is_done(self, stage: Stage) -> bool:
@@ -81,14 +83,28 @@ class Runner:
 
     def run(self, stages: Sequence[Stage] | None = None) -> None:
         """Makes whatever is not whole of the plan's stages, or of those given."""
-        for stage in self.plan.stages if stages is None else stages:
-            if not stage.name:
-                continue
-            self._compare_keys(stage)
-            if not self.is_done(stage):
-                self._make(stage)
-                if stage.name == "baseline" and self.session.is_chief:
-                    self._compare_with_teacher(stage)
+        named = [stage for stage in (self.plan.stages if stages is None else stages) if stage.name]
+        works = {stage.key: self._work_of(stage) for stage in named if not self.is_done(stage)}
+        with self.session.progress.run(list(works.values())):
+            for stage in named:
+                self._compare_keys(stage)
+                # Another process may have made it since.
+                if not self.is_done(stage):
+                    with self.session.progress.stage(works.get(stage.key) or self._work_of(stage)):
+                        self._make(stage)
+                    if stage.name == "baseline" and self.session.is_chief:
+                        self._compare_with_teacher(stage)
+
+    def _work_of(self, stage: Stage) -> Work:
+        """A stage as progress shows it."""
+        if isinstance(stage, Train):
+            return self.trainer.work_of(stage)
+        if isinstance(stage, Cache):
+            images = stage.views[0] * len(self.session.facts.source(stage.images))
+            return Work("cache", "cache", images)
+        if isinstance(stage, Measure):
+            return Work(f"measuring {stage.of.name}", stage.what)
+        return Work(f"exporting {stage.name}" if isinstance(stage, Export) else stage.name, type(stage).__name__)
 
     def _compare_with_teacher(self, baseline) -> None:
         """Warns, before a student is trained, of a teacher that is no better than the baseline, unless on purpose."""
@@ -167,8 +183,7 @@ class Runner:
             return self.trainer.fill(stage, siblings_of(stage, self.plan.stages))
         if isinstance(stage, Export):
             return self._export(stage, folder)
-        with self.session.console.status(f"measuring {stage.of.name}"):
-            return self.measurer.measure(stage, folder)
+        return self.measurer.measure(stage, folder)
 
     # ---- models ----
 
@@ -190,16 +205,9 @@ class Runner:
         return trained
 
     def _train(self, stage, folder) -> dict:
-        child = self._child(stage.name)
         if stage.is_wrapped and self.session.is_chief:
             self._tell_left_out(stage)
-        try:
-            record = self.trainer.train(stage, folder, child)
-        except BaseException:
-            child.close("FAILED")
-            raise
-        child.close()
-        return record
+        return self.trainer.train(stage, folder)
 
     def _tell_left_out(self, stage) -> None:
         step = self.session.facts.step(stage.model.what.kwargs["step"])
@@ -235,7 +243,7 @@ class Runner:
         """Writes a TFLite file; a model that can't be converted is reported, and the run goes on."""
         session, model = self.session, stage.model
         keras_model = self.load(model)
-        with session.timed("export"), session.console.status(f"exporting {stage.name}.tflite"):
+        with session.timed("export"):
             try:
                 if isinstance(model, Train) and model.is_wrapped:
                     content = tflite.convert_quantised(keras_model.wrapped(), stage.variant)

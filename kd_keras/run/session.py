@@ -25,6 +25,7 @@ from kd_keras.evaluate import cost
 from kd_keras.run import building, hardware
 from kd_keras.run import facts as planning
 from kd_keras.run.config import Config
+from kd_keras.run.progress import Progress
 from kd_keras.run.report import tables
 from kd_keras.run.rules import DATA_OPTIONS
 from kd_keras.run.settings import Follows, declared
@@ -47,6 +48,7 @@ class Session:
         splits: the data, where they are not what ``--data`` names.
 
     Attributes:
+        progress: shows how far the run is.
         splits: the data set, before ``--train_examples``.
         precision: the dtype policy that ``auto`` stands for.
         worker: (number of this worker, number of workers): worker 0 alone writes and prints.
@@ -71,6 +73,7 @@ class Session:
         self.console = console or Console(
             soft_wrap=True, width=width, quiet=not self.is_chief, markup=False, highlight=False
         )
+        self.progress = Progress(self.console, config.run.progress if self.is_chief else "none")
         self.precision = precision or hardware.precision()
         keras.config.set_dtype_policy(self.policy(settings.precision))
         keras.config.disable_interactive_logging()

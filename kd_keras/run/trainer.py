@@ -21,7 +21,8 @@ from kd_keras.export import tflite
 from kd_keras.losses.features import stages_in
 from kd_keras.run import hardware, timings, training
 from kd_keras.run.building import architecture, prepared
-from kd_keras.run.callbacks import Laps, Track
+from kd_keras.run.callbacks import Laps, ShowProgress, Track
+from kd_keras.run.progress import Work
 from kd_keras.run.session import image_shape, shape_for
 from kd_keras.schemes.plan import Cache, Measure, Train
 
@@ -33,11 +34,12 @@ class Trainer:
         session: the machine and the data.
         store: where finished stages are.
         load: gives the model of a stage, as it is after that stage.
+        tracker: is told of every epoch.
     """
 
-    def __init__(self, session, store, load):
+    def __init__(self, session, store, load, tracker):
         self.session, self.config, self.facts = session, session.config, session.facts
-        self.store, self.load = store, load
+        self.store, self.load, self.tracker = store, load, tracker
         # Architectures that a trial has converted: the student and its controls share theirs.
         self._converted: set[str] = set()
 
@@ -118,6 +120,12 @@ class Trainer:
     def steps_per_epoch(self, stage: Train) -> int:
         """Optimizer steps in an epoch of a training."""
         return datasets.steps_per_epoch(self._length(stage.samples), stage.samples.batch_size)
+
+    def work_of(self, stage: Train) -> Work:
+        """A training as progress shows it: its steps, and the time that others of its kind took on this machine."""
+        steps = stage.recipe.epochs * self.steps_per_epoch(stage)
+        step = timings.read_timings().get(timings.likeness(self.session, stage))
+        return Work(stage.title, "train", steps, None if step is None else step * steps)
 
     def _length(self, samples) -> int:
         """Images in an epoch."""
@@ -211,13 +219,12 @@ class Trainer:
 
     # ---- what the stages do ----
 
-    def train(self, stage: Train, folder: pathlib.Path | None, child) -> dict:
+    def train(self, stage: Train, folder: pathlib.Path | None) -> dict:
         """Trains a model to its best epoch.
 
         Args:
             stage: the training.
             folder: where its files go; None on all workers but the chief.
-            child: the tracking run.
 
         Returns:
             What the record holds.
@@ -238,8 +245,8 @@ class Trainer:
         keras.utils.set_random_seed(stage.seed)
         if stage.pretraining:
             return self._pretrain(stage, distiller, cache, folder)
-        child.params(_parameters(stage, model, dtype, cache))
-        recipe, name = stage.recipe, stage.name.removesuffix("-training")
+        recipe, name = stage.recipe, stage.title
+        self.tracker.params({f"{name}.{key}": value for key, value in _parameters(stage, dtype, cache).items()})
         val = self.session.as_input(self.facts.source(stage.samples.val), distiller.student)
         history = training.fit(
             distiller,
@@ -248,10 +255,13 @@ class Trainer:
             epochs=recipe.epochs,
             steps_per_epoch=self.steps_per_epoch(stage),
             checkpoint=self.store.checkpoint(stage),
-            callbacks=[Laps(self.session.seconds), Track(child)],
+            callbacks=[
+                Laps(self.session.seconds),
+                Track(self.tracker, name),
+                ShowProgress(self.session.progress, recipe.epochs),
+            ],
             stop=None if recipe.stop is None else training.Stop(*recipe.stop),
             keep_from=recipe.keep_from,
-            progress=f"{name:<8}" if self.config.run.progress == "auto" and self.session.is_chief else None,
         )
         trained = distiller.student
         if folder is not None and stage.is_wrapped:
@@ -275,7 +285,7 @@ class Trainer:
                 self.stream(stage, distiller, cache),
                 epochs=stage.recipe.epochs,
                 steps_per_epoch=self.steps_per_epoch(stage),
-                callbacks=[training.StopAtNaN()],
+                callbacks=[training.StopAtNaN(), ShowProgress(self.session.progress, stage.recipe.epochs)],
                 shuffle=False,
                 verbose=0,
             )
@@ -314,11 +324,11 @@ class Trainer:
             f"cache    {cache.nbytes / 1e6:.1f} MB: {', '.join(cache.taps)} of {cache.views.count} views of "
             f"{len(cache.views)} images, in {cache.folder}",
         )
-        with session.timed("teacher cache"), session.console.status("running the teacher") as status:
+        with session.timed("teacher cache"):
             # A forward pass keeps a layer or two, a training step all of them.
             images = cache.fill(
                 4 * self.config.training.batch_size,
-                lambda count, total: status.update(f"running the teacher: {count} of {total} images"),
+                lambda count, total: session.progress.update(count, lambda: f"{count} of {total} images"),
             )
         text = f"the teacher ran on {images} images" if images else "the teacher's outputs are there already"
         session.console.print(f"cache    {text}")
@@ -349,10 +359,8 @@ def content_of(model: keras.Model) -> str:
     return digest.hexdigest()
 
 
-def _parameters(stage, model, dtype, cache) -> dict:
+def _parameters(stage, dtype, cache) -> dict:
     return {
-        "stage": stage.name,
-        "model": model.name,
         "losses": " + ".join(str(term.loss) for term in stage.terms),
         "taught_by": "none" if stage.teacher is None else stage.teacher.name,
         "epochs": stage.recipe.epochs,

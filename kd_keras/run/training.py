@@ -22,7 +22,7 @@ from kd_keras._compat import distribute
 from kd_keras._compat import keras as graph
 from kd_keras.distillation.distiller import Distiller
 from kd_keras.errors import InputError, is_count
-from kd_keras.run.callbacks import LiveLine, StopAtNaN
+from kd_keras.run.callbacks import StopAtNaN
 
 
 def optimizer_class(name: str) -> type[keras.optimizers.Optimizer]:
@@ -115,7 +115,6 @@ def fit(
     steps_per_epoch,
     checkpoint,
     callbacks=(),
-    progress=None,
     stop=None,
     keep_from=0,
 ):
@@ -131,7 +130,6 @@ def fit(
         steps_per_epoch: batches in an epoch.
         checkpoint: path of the checkpoint's file.
         callbacks: further Keras callbacks.
-        progress: title of the live line; None for none.
         stop: a `Stop`, or None. The weights at which it ends the training are returned: no earlier check passed.
         keep_from: first epoch (from 0) whose weights may be returned as the best.
 
@@ -156,7 +154,6 @@ def fit(
     if first_epoch < epochs and keeper.history.stop is None:
         callbacks = [_Averaged(), *callbacks]
         stopper = [] if stop is None else [_Stopper(stop, keeper.history, val, steps_per_epoch, callbacks)]
-        live = [LiveLine(progress, epochs)] if progress else []
         distiller.fit(
             train(first_epoch),
             validation_data=val,
@@ -166,7 +163,7 @@ def fit(
             verbose=0,
             shuffle=False,
             # StopAtNaN comes before the keeper: the weights of an epoch that ends in NaN are not written.
-            callbacks=[StopAtNaN(), *callbacks, *stopper, keeper, *live],
+            callbacks=[StopAtNaN(), *callbacks, *stopper, keeper],
         )
     keeper.restore_best(distiller)
     return keeper.history

@@ -185,6 +185,11 @@ class Train(Stage):
     verified: tuple["Measure", ...] = unkeyed(default=())
 
     @property
+    def title(self) -> str:
+        """What is trained, by the name that its row in the table has."""
+        return self.name.removesuffix("-training")
+
+    @property
     def is_wrapped(self) -> bool:
         """Whether the model is in the wrappers of a compression step."""
         return isinstance(self.model, Build) and self.model.what.name == "wrap"

@@ -24,10 +24,11 @@ from kd_keras import files
 from kd_keras.errors import InputError
 from kd_keras.processes import exit_code, show
 from kd_keras.run import config as configuration
+from kd_keras.run import tracking
 from kd_keras.run.page import report
 from kd_keras.run.page.folders import Run as FinishedRun
 from kd_keras.run.report import tables
-from kd_keras.run.tracking import mlflow
+from kd_keras.run.tracking import names
 from kd_keras.sweep import curve
 from kd_keras.sweep.runs import Run, folder_name, run_all, teacher_flags
 
@@ -147,7 +148,8 @@ def plan(argv: list[str]) -> tuple[pathlib.Path, list[Run], list[dict[str, str]]
             raise InputError(f"--{flag} can't be varied: the sweep sets it")
     digest = hashlib.sha256(json.dumps([common, varied, FLAGS.shared_teacher]).encode()).hexdigest()[:8]
     root = pathlib.Path(FLAGS.workdir or f"runs/sweep-{digest}").absolute()
-    shared = [f"--tracking_uri={mlflow.local_store(root)}", f"--store={root / 'store'}", *common]
+    own = [*tracking.shared_flags(common, root), f"--experiment={root.name}", f"--store={root / 'store'}"]
+    shared = [*own, *common]
     combinations = [dict(zip(varied, values, strict=True)) for values in itertools.product(*varied.values())]
     runs = []
     for combination in combinations:
@@ -157,8 +159,12 @@ def plan(argv: list[str]) -> tuple[pathlib.Path, list[Run], list[dict[str, str]]
             flags_of_teacher = _as_flags({**combinations[0], **own})
             fixed = teacher_flags(configuration.read([argv[0], *shared, *flags_of_teacher, f"--workdir={root}"]))
         title = ", ".join(f"{flag}={value}" for flag, value in combination.items())
-        runs.append(Run(title, (*shared, *fixed, *_as_flags(combination)), root / folder_name(combination)))
-        configuration.read([argv[0], *runs[-1].command()])
+        flags, folder = (*shared, *fixed, *_as_flags(combination)), root / folder_name(combination)
+        config = configuration.read([argv[0], *flags, f"--workdir={folder}"])
+        name = names.run_name(config, tuple(flag for flag in varied if len(varied[flag]) > 1))
+        if config.tracking.run_name is None and name != names.run_name(config):
+            flags += (f"--run_name={name}",)
+        runs.append(Run(title, flags, folder))
     return root, runs, combinations
 
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from kd_keras.errors import InputError
 from kd_keras.processes import end_with_parent
 from kd_keras.run import config as configuration
-from kd_keras.run.tracking import mlflow
+from kd_keras.run import tracking
 from kd_keras.sweep import space as spaces
 from kd_keras.sweep.runs import last_line, teacher_flags
 from kd_keras.sweep.study import Claim, Trials, optuna
@@ -89,7 +89,7 @@ def plan(common: list[str], options: Options) -> Search:
     digest = hashlib.sha256(json.dumps([common, *map(str, how)]).encode()).hexdigest()[:8]
     root = pathlib.Path(options.workdir or f"runs/search-{digest}").absolute()
     fixed = teacher_flags(base) if options.shared_teacher else []
-    shared = [f"--tracking_uri={mlflow.local_store(root)}", f"--store={root / 'store'}", *common, *fixed]
+    shared = [*tracking.shared_flags(common, root), f"--store={root / 'store'}", *common, *fixed]
     store = configuration.read(["kd_keras", *shared, f"--workdir={root}"]).run.store
     search = Search(root, store, tuple(shared), space, options, digest)
     _ = search.budget  # refuses a grid without values

@@ -50,16 +50,18 @@ def _run(config, tell) -> int:
     from kd_keras.run.runner import Runner, best_score, plan_of
     from kd_keras.run.session import Session
     from kd_keras.run.store import Store
-    from kd_keras.run.tracking.mlflow import NullWriter
+    from kd_keras.run.tracking.base import NullWriter
     from kd_keras.schemes.plan import Train
 
     class Reporter(NullWriter):
         """Takes what is logged of the student's training."""
 
-        def metrics(self, metrics, step):
-            tell(epoch=step, value=float(metrics["val_map" if "val_map" in metrics else "val_accuracy"]))
+        def epoch(self, stage, epoch, metrics):
+            if stage != student.title:
+                return
+            tell(epoch=epoch, value=float(metrics["val_map" if "val_map" in metrics else "val_accuracy"]))
             if sys.stdin.readline().strip() != "go":
-                raise _Ended(f"ended by the search after epoch {step}; the checkpoint is kept")
+                raise _Ended(f"ended by the search after epoch {epoch}; the checkpoint is kept")
 
     session = Session(config)
     store = Store(config.run.store, config.cache.folder, session.made_by)
@@ -71,7 +73,7 @@ def _run(config, tell) -> int:
         if not trainings or not _is_made_by(plan.models[0], trainings[-1]):
             raise InputError("--search needs a student that is trained: leave out --student_from")
         student = trainings[-1]
-        runner = Runner(plan, session, store, lambda name: Reporter() if name == student.name else NullWriter())
+        runner = Runner(plan, session, store, Reporter())
         runner.check()
         runner.run()
     record = store.record(student)

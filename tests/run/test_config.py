@@ -226,7 +226,7 @@ BAD = {
     "an unknown precision": (["--precision=float16"], "precision=float16.*mixed_float16"),
     "an unknown strategy": (["--strategy=multi"], "strategy=multi.*mirrored"),
     "an unknown dtype": (["--teacher_dtype=int8"], "teacher_dtype=int8.*bfloat16"),
-    "an unknown tracker": (["--tracking=wandb"], "tracking=wandb.*mlflow"),
+    "an unknown tracker": (["--tracking=comet"], "tracking=comet.*mlflow"),
     "no such file": (["--flagfile=no/such.flags"], "no/such.flags"),
     "an unknown data set": (["--data=digit()"], "unknown name 'digit' in data: .*digits.*did you mean 'digits'"),
     "an unknown model": (["--student=resent()"], "unknown name 'resent' in models: .*did you mean 'resnet'"),
@@ -337,6 +337,7 @@ ESSENTIAL = [
 ]
 OTHER = [
     *("--tracking=none", "--tracking_uri=http://x", "--experiment=mine", "--progress=none", "--store=/x", "--wait"),
+    *("--run_name=mine", "--tracking_system_metrics"),
     *("--export=int8", "--max_accuracy_drop=0.1", "--compress=qat()", "--nobaseline", "--dry_run"),
 ]
 

@@ -113,24 +113,75 @@ def test_the_report_says_what_the_table_says(finished):
     assert all(np.array_equal(image, made.images[i]) for i, image in zip(sorted(made.images), images, strict=True))
 
 
-def test_mlflow_has_one_parent_and_a_child_a_model(finished):
+def tracked(workdir):
+    """The client of a run's store, and the run."""
     import mlflow
 
-    client = mlflow.MlflowClient(f"sqlite:///{finished / 'mlflow.db'}")
-    runs = client.search_runs([client.get_experiment_by_name("kd_keras").experiment_id])
-    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-    children = {run.info.run_name: run for run in runs if run not in parents}
-    assert len(parents) == 1 and set(children) == {"teacher", "baseline", "student"}
-    assert all(run.info.status == "FINISHED" for run in runs)
-    assert parents[0].data.params["epochs"] == "3" and parents[0].data.params["batch_size"] == "64"
-    assert "git_revision" in parents[0].data.tags
-    student = children["student"]
+    client = mlflow.MlflowClient(f"sqlite:///{workdir / 'mlflow.db'}")
+    (found,) = client.search_runs([client.get_experiment_by_name("kd_keras").experiment_id])
+    return client, found
+
+
+def test_mlflow_has_what_a_run_is(finished):
+    client, found = tracked(finished)
+    assert found.info.status == "FINISHED"
+    assert found.info.run_name == "cnn 32,64-2 128-0.2→cnn 16,32 32 · kd T4 · s0"
+    assert {"epochs": "3", "loss.kd.temperature": "4", "teacher.dropout": "0.2"}.items() <= found.data.params.items()
+    assert {"study": "kd_keras", "scheme": "offline", "seed": "0"}.items() <= found.data.tags.items()
+    assert "git_revision" in found.data.tags and "points of test accuracy" in found.data.tags["mlflow.note.content"]
+    assert [given.dataset.name for given in found.inputs.dataset_inputs] == [
+        f"digits() {split}" for split in ("train", "val", "test")
+    ]
     for metric in ("loss", "accuracy", "val_loss", "val_accuracy", "ce", "kd", "learning_rate"):
-        series = client.get_metric_history(student.info.run_id, metric)
+        series = client.get_metric_history(found.info.run_id, f"epochs/student/{metric}")
         assert [point.step for point in series] == [1, 2, 3], metric
-    assert student.data.metrics["test_accuracy"] == pytest.approx(figures(finished)[2]["test_accuracy"])
-    files = {file.path for file in client.list_artifacts(student.info.run_id)}
-    assert {"student.keras", "student_int8.tflite", "student_confusion.png", "student_report.json"} <= files
+    rows = {row["stage"]: row for row in figures(finished)}
+    gain = rows["student"]["test_accuracy"] - rows["baseline"]["test_accuracy"]
+    assert found.data.metrics["compare/gain_over_baseline"] == pytest.approx(gain, abs=1e-4)
+    for stage in ("teacher", "student", "student_int8"):
+        assert found.data.metrics[f"models/{stage}/test_accuracy"] == pytest.approx(rows[stage]["test_accuracy"])
+    student = [name for name in sorted(found.data.metrics) if name.startswith("compare/student")]
+    assert student == ["compare/student_best_val_accuracy", "compare/student_test_accuracy"]
+    files = {
+        file.path for folder in ("", "models/student") for file in client.list_artifacts(found.info.run_id, folder)
+    }
+    assert {
+        "history.csv",
+        "curves.png",
+        "models/student/student.keras",
+        "models/student/student_confusion.png",
+    } <= files
+
+
+def test_mlflow_serves_the_student(finished, monkeypatch):
+    import mlflow
+
+    from kd_keras.data import digits
+
+    client, found = tracked(finished)
+    (model,) = client.search_logged_models([found.info.experiment_id])
+    assert model.name == "student" and model.source_run_id == found.info.run_id and model.status == "READY"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
+    served = mlflow.pyfunc.load_model(f"models:/{model.model_id}")
+    test = digits.Digits().test
+    images, _ = test.read(np.arange(20))
+    student = keras.models.load_model(finished / "student.keras")
+    images = np.asarray(images, "uint8")
+    np.testing.assert_array_equal(served.predict(images), student.predict(images, verbose=0))
+    with pytest.raises(mlflow.exceptions.MlflowException):
+        served.predict(images[:, :4])
+    assert served.metadata.metadata["classes"] == [str(digit) for digit in range(10)]
+
+
+def test_history_has_every_epoch(finished):
+    with open(finished / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    stages = ("teacher", "baseline", "student")
+    assert [(row["stage"], row["epoch"]) for row in rows] == [(s, str(epoch)) for s in stages for epoch in (1, 2, 3)]
+    assert list(rows[0])[:2] == ["epoch", "stage"]
+    for stage in stages:
+        best = max(float(row["val_accuracy"]) for row in rows if row["stage"] == stage)
+        assert best == max(record(finished, stage)["series"]["val_accuracy"])
 
 
 def test_the_same_command_again_repeats_nothing(finished, capsys):

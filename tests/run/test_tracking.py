@@ -1,3 +1,4 @@
+import base64
 import json
 import math
 import os
@@ -6,20 +7,22 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 
 import mlflow
 import pytest
 from absl import logging as absl_logging
 
 from kd_keras.errors import InputError
-from kd_keras.run.tracking import environment
+from kd_keras.run.tracking import environment, mlflow_link
 from kd_keras.run.tracking import mlflow as tracking
+from kd_keras.run.tracking.base import Dataset, NullWriter, Opening
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     """One database for the module: MLflow takes a second to make its tables."""
-    return tracking.local_store(tmp_path_factory.mktemp("work"))
+    return tracking.default_uri(tmp_path_factory.mktemp("work"))
 
 
 @pytest.fixture
@@ -34,12 +37,13 @@ def warnings(monkeypatch):
     return lines
 
 
+def writer_at(uri, name="run", **settings):
+    return tracking.Writer(Opening(uri, "study", name, pathlib.Path("unused"), **settings))
+
+
 @pytest.fixture
 def opened(store, request):
-    def open_writer(**settings):
-        return tracking.MLflowWriter(store, "study", request.node.name, **settings)
-
-    return open_writer
+    return lambda **settings: writer_at(store, request.node.name, **settings)
 
 
 def closed_port():
@@ -48,9 +52,19 @@ def closed_port():
         return server.getsockname()[1]
 
 
-def test_local_store_is_absolute(tmp_path, monkeypatch):
+def test_more_than_mlflow_takes_in_one_call(opened, client, warnings):
+    writer = opened()
+    writer.params({f"p{i}": "x" * 7000 for i in range(130)})
+    writer.metrics({f"m{i}": i for i in range(1200)})
+    run = client.get_run(writer.run_id)
+    assert len(run.data.params) == 130 and len(run.data.params["p0"]) == 6000
+    assert len(run.data.metrics) == 1200
+    assert warnings == []
+
+
+def test_the_default_store_is_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    uri = tracking.local_store("some where")
+    uri = tracking.default_uri("some where")
     assert uri == f"sqlite:///{tmp_path}/some where/mlflow.db"
     # MLflow's default would be a folder of the current folder.
     assert tracking._artifact_location(uri) == f"file://{tmp_path}/some%20where/mlartifacts"
@@ -60,9 +74,13 @@ def test_local_store_is_absolute(tmp_path, monkeypatch):
 def test_a_run_holds_what_was_written(opened, client, store, tmp_path):
     writer = opened()
     writer.params({"loss": "kd(temperature=4.0)", "epochs": 3, "seed": None})
-    writer.tags({"stage": "teacher"})
-    writer.metrics({"accuracy": 0.5, "loss": 2.0}, step=1)
-    writer.metrics({"accuracy": 0.75}, step=2)
+    writer.tags({"study": "teacher"})
+    writer.epoch("student", 1, {"accuracy": 0.5, "loss": 2.0})
+    writer.epoch("student", 2, {"accuracy": 0.75})
+    writer.epochs("teacher", [{"accuracy": 0.1}, {"accuracy": 0.2}])
+    writer.metrics({"student/test_accuracy": 0.7})
+    data = Dataset("digits() train", "training", "ab" * 32, "digits()", 100, (8, 8, 1), 10)
+    writer.datasets([data])
     (tmp_path / "results.csv").write_text("a,b\n")
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "curves.png").write_bytes(b"png")
@@ -76,41 +94,62 @@ def test_a_run_holds_what_was_written(opened, client, store, tmp_path):
     assert run.info.run_name == "test_a_run_holds_what_was_written"
     assert client.get_experiment(run.info.experiment_id).name == "study"
     assert run.data.params == {"loss": "kd(temperature=4.0)", "epochs": "3", "seed": "None"}
-    assert run.data.tags["stage"] == "teacher"
-    history = client.get_metric_history(writer.run_id, "accuracy")
-    assert [(point.step, point.value) for point in history] == [(1, 0.5), (2, 0.75)]
-    assert run.data.metrics["loss"] == 2.0
+    assert run.data.tags["study"] == "teacher" and run.data.metrics["student/test_accuracy"] == 0.7
+    for stage, values in (("student", [0.5, 0.75]), ("teacher", [0.1, 0.2])):
+        history = client.get_metric_history(writer.run_id, f"epochs/{stage}/accuracy")
+        assert [(point.step, point.value) for point in history] == list(enumerate(values, start=1))
+    (given,) = run.inputs.dataset_inputs
+    assert given.dataset.name == "digits() train" and ("ab" * 32).startswith(given.dataset.digest)
+    assert json.loads(given.dataset.profile) == {"num_rows": 100, "num_classes": 10}
+    assert [(tag.key, tag.value) for tag in given.tags] == [("mlflow.data.context", "training")]
     artifacts = pathlib.Path(store.removeprefix("sqlite:///")).parent / "mlartifacts" / writer.run_id / "artifacts"
     assert (artifacts / "results.csv").read_text() == "a,b\n"
     assert (artifacts / "plots" / "curves.png").read_bytes() == b"png"
 
 
-def test_metrics_go_in_one_call_a_step_without_what_is_not_finite(opened, client, monkeypatch):
+def test_metrics_go_in_one_call_an_epoch_without_what_is_not_finite(opened, client, monkeypatch):
     writer = opened()
     calls = []
     log_batch = mlflow.MlflowClient.log_batch
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", lambda *a, **k: (calls.append(k), log_batch(*a, **k)))
-    writer.metrics({"a": 1, "b": math.inf, "c": math.nan, "d": -math.inf, "e": None, "f@(x=1)": 2.0}, step=7)
+    writer.epoch("s", 7, {"a": 1, "b": math.inf, "c": math.nan, "d": -math.inf, "e": None, "f@(x=1)": 2.0})
     assert len(calls) == 1
-    assert client.get_run(writer.run_id).data.metrics == {"a": 1.0, "f__x_1_": 2.0}
-    writer.metrics({"a": math.nan}, step=8)
+    assert client.get_run(writer.run_id).data.metrics == {"epochs/s/a": 1.0, "epochs/s/f__x_1_": 2.0}
+    writer.epoch("s", 8, {"a": math.nan})
     assert len(calls) == 1
+    writer.epochs("t", [{"a": at} for at in range(100)])
+    assert len(calls) == 2
 
 
-def test_more_than_mlflow_takes_in_one_call(opened, client, warnings):
+def test_the_view_shows_figures_and_the_settings_in_which_runs_differ(opened, client):
+    def columns():
+        text = client.get_experiment(writer.experiment_id).tags["mlflow.sharedViewState.kd_keras"]
+        state = json.loads(zlib.decompress(base64.b64decode(text.removeprefix("deflate;"))))
+        return [column for column in state["selectedColumns"] if not column.startswith("attributes")]
+
     writer = opened()
-    writer.params({f"p{i}": "x" * 7000 for i in range(130)})
-    writer.metrics({f"m{i}": i for i in range(1200)}, step=0)
-    run = client.get_run(writer.run_id)
-    assert len(run.data.params) == 130 and len(run.data.params["p0"]) == 6000
-    assert len(run.data.metrics) == 1200
-    assert warnings == []
+    study = {"study": "view"}
+    for seed in (0, 1):
+        writer = tracking.Writer(Opening(writer.link._uri, "view", "run", pathlib.Path("unused")))
+        writer.params({"seed": seed, "loss.kd.temperature": 4, "workdir": f"/somewhere/{seed}"})
+        writer.tags(study)
+        writer.describe("# It *is*", ["student/test_accuracy"], ["loss.kd.temperature"])
+        shown = "loss.kd.temperature" if seed == 0 else "seed"
+        assert columns() == ["metrics.`student/test_accuracy`", f"params.`{shown}`"]
+    assert client.get_run(writer.run_id).data.tags["mlflow.note.content"] == "# It *is*"
+
+
+def test_a_run_goes_on_in_its_experiment(opened, client):
+    first = opened()
+    again = tracking.Writer(Opening(first.link._uri, "another", "run", pathlib.Path("unused"), run_id=first.run_id))
+    assert (again.run_id, again.experiment_id) == (first.run_id, first.experiment_id)
+    assert client.get_experiment_by_name("another") is None
 
 
 def test_going_on_in_the_same_run(opened, client, warnings):
     first = opened()
     first.params({"epochs": 3, "seed": 1})
-    first.metrics({"loss": 2.0}, step=1)
+    first.epoch("s", 1, {"loss": 2.0})
     first.close("FAILED")
     assert client.get_run(first.run_id).info.status == "FAILED"
 
@@ -118,13 +157,13 @@ def test_going_on_in_the_same_run(opened, client, warnings):
     assert again.run_id == first.run_id
     assert client.get_run(first.run_id).info.status == "RUNNING"
     again.params({"epochs": 5, "seed": 1, "new": True})
-    again.metrics({"loss": 1.0}, step=2)
+    again.epoch("s", 2, {"loss": 1.0})
     again.close()
     run = client.get_run(first.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params == {"epochs": "3", "seed": "1", "new": "True"}
     assert run.data.tags["resumed.epochs"] == "5" and "resumed.seed" not in run.data.tags
-    assert [point.value for point in client.get_metric_history(first.run_id, "loss")] == [2.0, 1.0]
+    assert [point.value for point in client.get_metric_history(first.run_id, "epochs/s/loss")] == [2.0, 1.0]
     assert warnings == []
 
 
@@ -135,20 +174,52 @@ def test_a_run_that_the_store_forgot_is_replaced(opened, client, warnings):
     assert len(warnings) == 1 and "new run" in warnings[0]
 
 
-def test_children_name_their_parent_and_are_resumed(opened, client):
-    parent = opened()
-    child = parent.child("teacher")
-    grandchild = child.child("probe")
-    child.close()
-    assert client.get_run(child.run_id).data.tags["mlflow.parentRunId"] == parent.run_id
-    assert client.get_run(grandchild.run_id).data.tags["mlflow.parentRunId"] == child.run_id
-    assert client.get_run(child.run_id).info.run_name == "teacher"
-    assert client.get_run(child.run_id).info.experiment_id == client.get_run(parent.run_id).info.experiment_id
-    assert client.get_run(parent.run_id).info.status == "RUNNING"
-    assert parent.child("teacher", run_id=child.run_id).run_id == child.run_id
-    assert client.get_run(child.run_id).info.status == "RUNNING"
-    other = opened(parent_id=parent.run_id)
-    assert client.get_run(other.run_id).data.tags["mlflow.parentRunId"] == parent.run_id
+def tell_all(writer, folder):
+    """Every method that a run calls."""
+    writer.params({"a": 1})
+    writer.epoch("student", 1, {"a": 1.0})
+    writer.epochs("student", [{"a": 1.0}])
+    writer.metrics({"a": 1.0})
+    writer.tags({"a": "b"})
+    writer.datasets([Dataset("d train", "training", "ab", "d", 1, (8, 8, 1), 10)])
+    writer.artifact(folder)
+    writer.describe("text", ["a"], ["a"])
+    writer.close()
+
+
+@pytest.mark.parametrize("error", [mlflow.exceptions.MlflowException("gone"), ConnectionError("gone")])
+def test_a_failure_in_mid_run_silences_the_writer(opened, warnings, monkeypatch, error, tmp_path):
+    writer, calls = opened(), []
+
+    def broken(*args, **kwargs):
+        calls.append(args)
+        raise error
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", broken)
+    tell_all(writer, tmp_path)
+    assert len(calls) == 1 and len(warnings) == 1 and "gone" in warnings[0] and writer.run_id is not None
+
+
+def test_what_a_server_refuses_is_left_out_and_the_rest_is_tracked(opened, warnings, monkeypatch, client, tmp_path):
+    def refused(*args, **kwargs):
+        raise mlflow.exceptions.MlflowException("no such endpoint")
+
+    writer = opened()
+    for name in ("log_inputs", "set_experiment_tag", "search_runs"):
+        monkeypatch.setattr(mlflow.MlflowClient, name, refused)
+    tell_all(writer, tmp_path)
+    assert len(warnings) == 2 and all("left out: no such endpoint" in line for line in warnings)
+    run = client.get_run(writer.run_id)
+    assert run.info.status == "FINISHED" and run.data.metrics["a"] == 1.0
+
+
+@pytest.mark.parametrize("tracker", ["mlflow", "tensorboard", "wandb"])
+def test_writers_have_the_interface_of_the_null_writer(tracker, tmp_path):
+    from kd_keras.run.tracking import module
+
+    kind = module(tracker).Writer
+    assert {name for name in vars(kind) if not name.startswith("_")} <= {*vars(NullWriter), "place"}
+    tell_all(NullWriter(), tmp_path)
 
 
 def test_close_keeps_the_first_status(opened, client):
@@ -159,43 +230,19 @@ def test_close_keeps_the_first_status(opened, client):
 
 
 def test_no_run_becomes_the_global_one(opened):
-    opened().metrics({"a": 1.0}, step=0)
+    opened().metrics({"a": 1.0})
     assert mlflow.active_run() is None
 
 
 def test_a_dead_server_costs_one_warning_and_little_time(warnings, tmp_path):
     start = time.monotonic()
     uri = f"http://user:secret@127.0.0.1:{closed_port()}"
-    writer = tracking.MLflowWriter(uri, "study", "run")
-    child = writer.child("teacher")
-    for one in (writer, child):
-        one.params({"a": 1})
-        one.metrics({"a": 1.0}, step=0)
-        one.tags({"a": "b"})
-        one.artifact(tmp_path)
-        one.close()
-        assert one.run_id is None
+    writer = writer_at(uri)
+    tell_all(writer, tmp_path)
+    assert writer.run_id is None
     assert time.monotonic() - start < 15
     assert len(warnings) == 1
     assert "nothing more is tracked" in warnings[0] and "\n" not in warnings[0] and "secret" not in warnings[0]
-
-
-@pytest.mark.parametrize("error", [mlflow.exceptions.MlflowException("gone"), ConnectionError("gone")])
-def test_a_failure_in_mid_run_silences_the_whole_family(opened, warnings, monkeypatch, error):
-    writer = opened()
-    child, calls = writer.child("teacher"), []
-
-    def broken(*args, **kwargs):
-        calls.append(args)
-        raise error
-
-    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", broken)
-    child.metrics({"a": 1.0}, step=0)
-    child.metrics({"a": 1.0}, step=1)
-    writer.metrics({"a": 1.0}, step=1)
-    assert len(calls) == 1 and len(warnings) == 1 and "gone" in warnings[0]
-    assert writer.run_id is not None and writer.child("student").run_id is None
-    writer.close()
 
 
 def test_a_mistake_of_the_program_is_not_hidden(opened, monkeypatch):
@@ -205,13 +252,13 @@ def test_a_mistake_of_the_program_is_not_hidden(opened, monkeypatch):
     writer = opened()
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", broken)
     with pytest.raises(TypeError, match="a bug"):
-        writer.metrics({"a": 1.0}, step=0)
+        writer.metrics({"a": 1.0})
 
 
 def test_an_artefact_that_is_missing_is_warned_about_and_nothing_else(opened, warnings, client, tmp_path):
     writer = opened()
     writer.artifact(tmp_path / "none.png")
-    writer.metrics({"a": 1.0}, step=0)
+    writer.metrics({"a": 1.0})
     assert len(warnings) == 1 and "none.png" in warnings[0]
     assert client.get_run(writer.run_id).data.metrics == {"a": 1.0}
 
@@ -219,15 +266,15 @@ def test_an_artefact_that_is_missing_is_warned_about_and_nothing_else(opened, wa
 def test_a_database_that_cannot_be_used_costs_one_warning(tmp_path, warnings):
     (tmp_path / "file").write_text("")
     start = time.monotonic()
-    writer = tracking.MLflowWriter(f"sqlite:///{tmp_path}/file/mlflow.db", "study", "run")
-    writer.metrics({"a": 1.0}, step=0)
+    writer = writer_at(f"sqlite:///{tmp_path}/file/mlflow.db")
+    writer.metrics({"a": 1.0})
     assert writer.run_id is None and len(warnings) == 1 and time.monotonic() - start < 15
 
 
 @pytest.mark.parametrize("uri", ["sqlit:////tmp/x.db", "./mlruns", "localhost:5000", "ftp://x"])
 def test_a_uri_of_no_known_scheme_is_refused(uri):
     with pytest.raises(InputError, match=r"sqlite:////absolute/mlflow.db or http://host:port") as caught:
-        tracking.MLflowWriter(uri, "study", "run")
+        writer_at(uri)
     assert "\n" not in str(caught.value)
 
 
@@ -242,9 +289,10 @@ def test_bounds_do_not_override_the_users(store, monkeypatch, opened):
 @pytest.mark.slow
 def test_a_new_store_prints_nothing(tmp_path):
     code = (
-        "from kd_keras.run.tracking import mlflow as tracking\n"
-        f"writer = tracking.MLflowWriter(tracking.local_store({str(tmp_path)!r}), 'study', 'run')\n"
-        "writer.metrics({'a': 1.0}, 0)\n"
+        "from kd_keras.run.tracking import base, mlflow\n"
+        f"opening = base.Opening(mlflow.default_uri({str(tmp_path)!r}), 'study', 'run', None)\n"
+        "writer = mlflow.Writer(opening)\n"
+        "writer.metrics({'a': 1.0})\n"
         "writer.close()\n"
         "assert writer.run_id\n"
     )
@@ -254,15 +302,14 @@ def test_a_new_store_prints_nothing(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mlflow.db"]
 
 
-def test_null_writer_has_the_same_interface(tmp_path):
-    def public(kind):
-        return {name for name in vars(kind) if not name.startswith("_")} - {"run_id"}
-
-    assert public(tracking.NullWriter) == public(tracking.MLflowWriter)
-    writer = tracking.NullWriter().child("teacher", run_id="x")
-    writer.params({}), writer.metrics({}, 0), writer.tags({}), writer.artifact(tmp_path, folder="x")
-    writer.close("FAILED")
-    assert writer.run_id is None
+@pytest.mark.slow
+def test_system_metrics_on_request(store, client, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    writer = writer_at(store, system_metrics=True)
+    time.sleep(3)
+    writer.close()
+    run = client.get_run(writer.run_id)
+    assert run.info.status == "FINISHED" and run.data.metrics["system/system_memory_usage_megabytes"] > 0
 
 
 def git(folder, *arguments):
@@ -294,18 +341,18 @@ def test_environment(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_database_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
-    uri = tracking.local_store(tmp_path)
+    uri = tracking.default_uri(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(tracking.os, "link", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(mlflow_link.os, "link", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            tracking.MLflowWriter(uri, "e", "killed")
+            writer_at(uri, "killed")
         assert list(tmp_path.iterdir()) == []
-    first = tracking.MLflowWriter(uri, "e", "first")
-    assert tracking.MLflowWriter(uri, "e", "again", run_id=first.run_id).run_id == first.run_id
+    first = writer_at(uri, "first")
+    assert writer_at(uri, "again", run_id=first.run_id).run_id == first.run_id
     assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
 
 
 @pytest.mark.slow
 def test_a_database_is_made_where_files_can_not_be_linked(tmp_path, monkeypatch):
-    monkeypatch.setattr(tracking.os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("no links")))
-    assert tracking.MLflowWriter(tracking.local_store(tmp_path), "e", "r").run_id
+    monkeypatch.setattr(mlflow_link.os, "link", lambda *_: (_ for _ in ()).throw(PermissionError("no links")))
+    assert writer_at(tracking.default_uri(tmp_path)).run_id

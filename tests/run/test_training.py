@@ -1,6 +1,5 @@
 """One model's training: what is kept, what goes on, what stops."""
 
-import io
 import json
 import pathlib
 import tempfile
@@ -8,7 +7,6 @@ import tempfile
 import keras
 import numpy as np
 import pytest
-from rich.console import Console
 
 from kd_keras import Distiller, data, losses, schedules, spec
 from kd_keras.errors import InputError
@@ -225,20 +223,6 @@ def test_checkpoints_that_do_not_fit_are_refused(splits, tmp_path):
     path.write_bytes(b"PK half a file")
     with pytest.raises(InputError, match="can't be read"):
         fit(make(), splits, path)
-
-
-@pytest.mark.parametrize(("terminal", "lines"), [(True, 1), (False, 0)])
-def test_the_live_line_shows_on_a_terminal_only(splits, tmp_path, terminal, lines):
-    screen = io.StringIO()
-    distiller = make()
-    line = training.LiveLine("student", EPOCHS, Console(file=screen, force_terminal=terminal, width=120))
-    fit(distiller, splits, tmp_path / "c.npz", callbacks=[line])
-    text = screen.getvalue()
-    if not terminal:
-        assert text == ""
-        return
-    for word in ("student", f"epoch {EPOCHS}/{EPOCHS}", "steps/s", "loss", "accuracy"):
-        assert word in text
 
 
 def test_optimizers_are_keras_own(tmp_path):

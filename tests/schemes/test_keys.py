@@ -157,6 +157,8 @@ OTHER = {
     "tracking": ["mlflow"],
     "tracking_uri": ["sqlite:///x.db"],
     "experiment": ["another"],
+    "run_name": ["another"],
+    "tracking_system_metrics": ["true", "--tracking=mlflow"],
     "workdir": ["elsewhere"],
     "store": ["elsewhere"],
     "allow_code_in": ["SAVED", "--student_from=SAVED"],

@@ -6,7 +6,6 @@ from kd_keras.run import config
 from kd_keras.run.runner import Runner, plan_of
 from kd_keras.run.session import Session
 from kd_keras.run.store import Store
-from kd_keras.run.tracking.mlflow import NullWriter
 
 TINY = [
     *("--data=digits()", "--train_examples=100", "--epochs=1", "--student=cnn(filters=(2,), dense=())"),
@@ -20,7 +19,7 @@ def checked(tmp_path, *flags) -> Runner:
     session = Session(settings)
     plan = dataclasses.replace(plan_of(settings, session.facts), rows=())
     store = Store(settings.run.store, settings.cache.folder, session.made_by)
-    runner = Runner(plan, session, store, lambda name: NullWriter())
+    runner = Runner(plan, session, store)
     runner.check()
     return runner
 

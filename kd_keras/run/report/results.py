@@ -5,7 +5,7 @@ import functools
 import numpy as np
 
 from kd_keras.evaluate import multilabel, quality
-from kd_keras.run.report import card, figures, tables
+from kd_keras.run.report import figures, tables
 from kd_keras.schemes.plan import Build, Export, Plan, Row, Train
 
 # A file that agrees with its model less often is not what was trained.
@@ -120,6 +120,11 @@ class Results:
                 series[stage.role] = self.store.record(trained)["series"]
         return series
 
+    def curves(self) -> dict[str, dict]:
+        """The series of each training by its stage; pretraining of losses has no validation and is left out."""
+        trained = (stage for stage in self.plan.stages if isinstance(stage, Train) and stage.name)
+        return {stage.title: self.store.record(stage)["series"] for stage in trained if not stage.pretraining}
+
     def notes(self, rows: list[dict]) -> list[str]:
         """What has to be known to read the table."""
         return [*self._gain_note(), *self.runtimes(), *self.warnings(rows)]
@@ -230,35 +235,6 @@ class Results:
             tables.write_json({"class_names": names, "matrix": matrix}, folder / f"{stage.name}_confusion.json")
             figures.class_report_figure(by_class, names, folder / f"{stage.name}_report.png", title)
             tables.write_json(by_class, folder / f"{stage.name}_report.json")
-
-    def log(self, rows: list[dict], tracker, child) -> None:
-        """Logs the table, figures and files.
-
-        Args:
-            rows: the table.
-            tracker: the run.
-            child: gives the tracking run of a stage by its name.
-        """
-        folder = self.session.config.run.workdir
-        for path in ("results.csv", "results.json", "results.txt", "curves.png", card.NAME):
-            tracker.artifact(folder / path)
-        for row in rows:
-            name, _, variant = row["stage"].rpartition("_")
-            is_file = (folder / f"{row['stage']}.tflite").exists()
-            name_of_score = f"test_{tables.score(row)[0]}"
-            tracker.metrics({f"{row['stage']}_{name_of_score}": row[name_of_score]}, 0)
-            run, prefix = (child(name), f"tflite_{variant}_") if is_file else (child(row["stage"]), "")
-            # `val_accuracy` is the name of the series over the epochs.
-            names = {"val_accuracy": "best_val_accuracy", "val_map": "best_val_map"}
-            numbers = {key: value for key, value in row.items() if isinstance(value, (int, float))}
-            run.metrics({f"{prefix}{names.get(key, key)}": value for key, value in numbers.items()}, 0)
-            paths = [folder / f"{row['stage']}.{'tflite' if is_file else 'keras'}"]
-            if not is_file:
-                run.tags({"role": row["role"], "architecture": row["architecture"]})
-                paths += sorted(folder.glob(f"{row['stage']}_*.png")) + sorted(folder.glob(f"{row['stage']}_*.json"))
-            for path in paths:
-                run.artifact(path)
-            run.close()
 
 
 def _stop_note(role: str, stop: dict) -> str:
