@@ -35,9 +35,9 @@ from kd_keras.errors import InputError, check_switch, is_count
 _CACHES = ("none", "memory", "disk")
 _NAMED = 5  # bad files that a message lists; the others are counted
 _LARGEST_SIDE = 2**14
-#: More pixels than a camera makes mean an image that is made to fill the memory, or none of a person's photographs.
+#: The limit by default. A small file can claim to hold far more, and would fill the memory when it is decoded.
 MOST_PIXELS = 100_000_000
-# What is opened, by content. Pillow would start Ghostscript for others, or a plug-in's decoder.
+# The formats that Pillow may open, whatever a file is called. For others it would start Ghostscript, or a plug-in.
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
 _ORIENTATION = 0x0112  # the EXIF tag
 # What Pillow's readers raise for damaged files.

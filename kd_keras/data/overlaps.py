@@ -1,4 +1,4 @@
-"""What makes a data set's figures doubtful: images in two splits, equal images with other labels, one class twice."""
+"""Looks for what makes results doubtful: images in two splits, equal images with other labels, one class twice."""
 
 import unicodedata
 
@@ -30,7 +30,7 @@ def doubts(splits: Splits) -> list[str]:
                 which = _listed(sources[held_out], shared)
                 sentences.append(
                     f"{len(shared)} of the {len(sources[held_out])} {held_out} images are in {name} too ({which}): "
-                    f"figures of the {held_out} split are too good by them; remove them from one of the two"
+                    f"figures of the {held_out} split are too good; remove these images from one of the two"
                 )
     return [*sentences, *_conflicts(sources, digests), *_twins(splits.class_names)]
 
@@ -61,7 +61,7 @@ def _conflicts(sources, digests) -> list[str]:
 
 
 def _twins(names) -> list[str]:
-    """Names that a reader takes for one."""
+    """A sentence on names that look the same to a reader."""
     first = {}
     pairs = []
     for name in names:
