@@ -1,4 +1,4 @@
-"""What a command is to the machine around it: its exit code, the signals that end it, its streams, and its children."""
+"""Exit codes, signals, output streams and child processes of the commands."""
 
 import codecs
 import contextlib
@@ -137,7 +137,7 @@ def run_child(command: Sequence[str], **options: Any) -> int:
 
 
 def end_with_parent() -> Callable[[], None] | None:
-    """What a child does before its program starts, so that it gets SIGTERM when its parent dies; Linux alone has it."""
+    """A ``preexec_fn`` for `subprocess.Popen`: the child gets SIGTERM when its parent dies. None outside of Linux."""
     if not sys.platform.startswith("linux"):
         return None
     prctl = ctypes.CDLL(None).prctl

@@ -88,8 +88,8 @@ def parse_many(text: str) -> list[Spec]:
         return []
     if len(text) > _MOST_CHARACTERS:
         raise InputError(f"it has {len(text)} characters: give at most {_MOST_CHARACTERS}")
-    if _depth(text) > _DEEPEST:
-        raise InputError(f"it is nested {_depth(text)} deep: give at most {_DEEPEST} brackets in each other")
+    if (depth := _depth(text)) > _DEEPEST:
+        raise InputError(f"it is nested {depth} deep: give at most {_DEEPEST} brackets in each other")
     encoded = _FOREIGN.sub(lambda match: match[1] or match[2].translate(_ENCODE), text.strip())
     try:
         # In brackets, so that a long sum may go over several lines.

@@ -406,7 +406,7 @@ def main(argv: list[str]) -> int:
         argv: as `sys.argv`.
 
     Returns:
-        The exit code: 0 finished, 1 where a run failed, 2 bad input, 130 interrupted.
+        The exit code: 0 finished, 1 where a run failed, and those of `kd_keras.processes.exit_code`.
     """
     at = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

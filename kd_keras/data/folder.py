@@ -29,9 +29,9 @@ def Folder(
     seed: int = 0,
     cache: str = "none",
     skip_bad_images: bool = False,
-    max_image_pixels: int | None = None,
     unlabelled: str | None = None,
     labels: str | None = None,
+    max_image_pixels: int | None = None,
 ) -> Splits:
     """Images in folders named for their classes, or with several labels for each in a table.
 
@@ -51,11 +51,11 @@ def Folder(
             or ``'disk'`` (N · H · W · C bytes, written once to Keras' cache, ``$KERAS_HOME/datasets``, and mapped from
             there by later runs; a warning says how many bytes).
         skip_bad_images: leave out files that cannot be decoded, with a warning, instead of stopping.
-        max_image_pixels: files whose headers say more are refused before they are decoded; by default 100 million.
         unlabelled: folder, in ``path`` or elsewhere, of further images for training that have no label, at any depth.
         labels: a CSV file in ``path``, for images with several labels: the first column is the image's file, below
             ``path``, the others are 0 or 1 (−1: not known), and the header names them. Files below ``train``, ``val``
             or ``test`` are those splits. Images that the table does not name are left out.
+        max_image_pixels: files whose headers say more are refused before they are decoded; by default 100 million.
 
     Raises:
         InputError: the folder does not exist, has fewer than two classes, an empty class, different classes in its

@@ -35,9 +35,9 @@ from kd_keras.errors import InputError, check_switch, is_count
 _CACHES = ("none", "memory", "disk")
 _NAMED = 5  # bad files that a message lists; the others are counted
 _LARGEST_SIDE = 2**14
-#: More pixels than a camera makes mean an image that is made to fill the memory, or none of a person's photographs.
+#: The limit by default. A small file can claim to hold far more, and would fill the memory when it is decoded.
 MOST_PIXELS = 100_000_000
-# What is opened, by content. Pillow would start Ghostscript for others, or a plug-in's decoder.
+# The formats that Pillow may open, whatever a file is called. For others it would start Ghostscript, or a plug-in.
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
 _ORIENTATION = 0x0112  # the EXIF tag
 # What Pillow's readers raise for damaged files.
@@ -103,7 +103,7 @@ class ImageReader:
         keys = fingerprints.keys(files, salt=_DECODER)
         verdicts = _check(files, keys, self.image_size is None, self.max_image_pixels or MOST_PIXELS)
         findings = verdicts["finding"]
-        usable = np.flatnonzero((findings == _GOOD) | (findings == _FOREIGN))
+        usable = np.flatnonzero(_is_usable(findings))
         _report(files, findings, verdicts["size"], self.skip_bad_images)
         shape = (*(self.image_size or map(int, verdicts["size"][usable[0]])), self.channels)
         foreign = findings == _FOREIGN
@@ -159,7 +159,7 @@ def _check(files: list[str], keys: np.ndarray, one_size: bool, most_pixels: int)
     sizes, findings = verdicts["size"], verdicts["finding"]
     good = np.flatnonzero(findings != _BROKEN)
     findings[good[sizes[good].astype(np.int64).prod(axis=1) > most_pixels]] = _LARGE
-    good = np.flatnonzero((findings != _BROKEN) & (findings != _LARGE))
+    good = np.flatnonzero(_is_usable(findings))
     if one_size:
         _refuse_several_sizes(files, sizes, good)
     new = np.flatnonzero(~is_known)
@@ -174,12 +174,16 @@ def _check(files: list[str], keys: np.ndarray, one_size: bool, most_pixels: int)
             good = np.concatenate([good[:1], places])
             _refuse_several_sizes(files, sizes, good)
     # Others are checked again next time: they may have been temporarily unreadable.
-    content = np.sort(verdicts[(findings == _GOOD) | (findings == _FOREIGN)], order="key").tobytes()
+    content = np.sort(verdicts[_is_usable(findings)], order="key").tobytes()
     try:
         whole_files.write(path, hashlib.sha256(content).digest() + content)
     except OSError as error:
         logging.warning("%s cannot be written (%s): the images are checked again next time", path, error.strerror)
     return verdicts
+
+
+def _is_usable(findings: np.ndarray) -> np.ndarray:
+    return (findings == _GOOD) | (findings == _FOREIGN)
 
 
 def _read_verdicts(path: pathlib.Path) -> np.ndarray:

@@ -158,7 +158,7 @@ def _source(archive, file, split, image_size, channels, cache):
     labels = _labels(archive, file, split, given[0] if given else 0)
     if len(given) == 3:
         given = (*given, 1)
-    if len(given) != 4 or given[-1] not in (1, 3) or dtype != np.uint8 or given[0] != len(labels):
+    if len(given) != 4 or given[-1] not in (1, 3) or dtype != np.uint8:
         belongs = f"uint8 ({len(labels)}, H, W) or ({len(labels)}, H, W, 3) belongs"
         raise InputError(f"{file}: {split}_images is {dtype} {given} where {belongs}: {_ADVICE}")
     shape = (*(checked_size(image_size) or given[1:3]), channels or given[-1])

@@ -1,4 +1,4 @@
-"""What makes a data set's figures doubtful: images in two splits, equal images with other labels, one class twice."""
+"""Looks for what makes results doubtful: images in two splits, equal images with other labels, one class twice."""
 
 import unicodedata
 
@@ -30,7 +30,7 @@ def doubts(splits: Splits) -> list[str]:
                 which = _listed(sources[held_out], shared)
                 sentences.append(
                     f"{len(shared)} of the {len(sources[held_out])} {held_out} images are in {name} too ({which}): "
-                    f"figures of the {held_out} split are too good by them; remove them from one of the two"
+                    f"figures of the {held_out} split are too good; remove these images from one of the two"
                 )
     return [*sentences, *_conflicts(sources, digests), *_twins(splits.class_names)]
 
@@ -40,22 +40,28 @@ def _conflicts(sources, digests) -> list[str]:
     labelled = [name for name in sources if name != "unlabelled"]
     every = np.concatenate([digests[name] for name in labelled])
     labels = np.concatenate([sources[name].labels for name in labelled])
-    places = [(name, row) for name in labelled for row in range(len(digests[name]))]
     order = np.argsort(every, kind="stable")
-    equal = every[order][1:] == every[order][:-1]
+    ordered = every[order]
+    equal = ordered[1:] == ordered[:-1]
     rows = labels.reshape(len(labels), -1)[order]
     known = (rows[1:] >= 0) & (rows[:-1] >= 0)
     differing = np.flatnonzero(equal & np.any(known & (rows[1:] != rows[:-1]), axis=1))
     if not len(differing):
         return []
-    pairs = [[places[order[at + step]] for step in (0, 1)] for at in differing[:_NAMED]]
-    told = ", ".join(" and ".join(f"{sources[name].name_of(row)} in {name}" for name, row in pair) for pair in pairs)
+    ends = np.cumsum([len(digests[name]) for name in labelled])
+
+    def called(row):
+        at = int(np.searchsorted(ends, row, side="right"))
+        name = labelled[at]
+        return f"{sources[name].name_of(int(row - ends[at] + len(digests[name])))} in {name}"
+
+    told = ", ".join(f"{called(order[at])} and {called(order[at + 1])}" for at in differing[:_NAMED])
     more = f" and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
     return [f"{len(differing)} pairs of equal images have different labels ({told}{more}): correct the labels"]
 
 
 def _twins(names) -> list[str]:
-    """Names that a reader takes for one."""
+    """A sentence on names that look the same to a reader."""
     first = {}
     pairs = []
     for name in names:

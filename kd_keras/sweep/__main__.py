@@ -196,7 +196,7 @@ def main(argv: list[str]) -> int:
         argv: as `sys.argv`.
 
     Returns:
-        The exit code: 0 finished, 1 where a run failed, 2 bad input, 130 interrupted.
+        The exit code: 0 finished, 1 where a run failed, and those of `kd_keras.processes.exit_code`.
     """
     if {"--help", "-h"} & set(argv[1:]):
         return show(f"{__doc__}\n{FLAGS.get_help()}\nEvery other flag goes to each run: python -m kd_keras.run --help")

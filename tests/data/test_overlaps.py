@@ -51,6 +51,12 @@ def test_equal_images_with_different_labels_are_named():
     assert sentence.startswith(told)
 
 
+def test_equal_images_with_different_labels_are_named_in_whichever_split():
+    made = splits()
+    made["val"][0][0] = made["train"][0][1]
+    assert "(number 1 in train and number 0 in val)" in found(made)[1]
+
+
 def test_a_label_that_is_not_known_contradicts_none():
     made = splits(train=[[0, 1], [1, -1], [0, 0], [1, 1], [-1, 1], [0, 1]], val=np.ones((4, 2)), test=np.ones((4, 2)))
     made["train"][0][4] = made["train"][0][1]

@@ -108,11 +108,10 @@ def _compare_tables(old: list[dict], new: list[dict], result: Comparison) -> Non
     if len(old) != len(new):
         result.differences.append(f"results.json has {len(old)} and {len(new)} rows")
     sizes_count = {"tflite": not any("metadata" in note for note in result.notes), "keras": bool(result.differences)}
+    if added := sorted(set().union(*new) - set().union(*old) - set(_TEXTS)):
+        result.notes.append(f"results.json has new columns: {', '.join(added)}")
     for number, (first, second) in enumerate(zip(old, new, strict=False), start=1):
         result.rows += 1
-        added = sorted(second.keys() - first.keys() - set(_TEXTS))
-        if added and number == 1:
-            result.notes.append(f"results.json has new columns: {', '.join(added)}")
         for column in sorted(first.keys() - set(_TEXTS)):
             values = [row.get(column, "no such column") for row in (first, second)]
             if column.startswith(_MEASURED) or _equal(*values):
