@@ -54,11 +54,14 @@ def execute(config: Config, workdir: Workdir, start: float) -> int:
             made = runner.open_stages
         else:
             made = []
-        if any(distribute.gather(session.strategy, len(made))):
-            _make(runner, tracker)
-            session.print_seconds(start)
-        if session.is_chief:
-            _report(runner, workdir, tracker, bool(made))
+        is_open = any(distribute.gather(session.strategy, len(made)))
+        with tracker.tracked() if is_open else contextlib.nullcontext():
+            if is_open:
+                with distribute.watch(session.strategy):
+                    runner.run()
+                session.print_seconds(start)
+            if session.is_chief:
+                _report(runner, workdir, tracker, bool(made))
         # The others wait: should the chief stop while it measures, all have to start again to go on.
         distribute.gather(session.strategy, 1)
     return 0
@@ -87,17 +90,6 @@ def _tell_data(session, note) -> None:
     )
     if note:
         session.console.print(f"data     {note}")
-
-
-def _make(runner: Runner, tracker: Tracking) -> None:
-    """Runs the stages that are not finished."""
-    tracker.open()
-    try:
-        with distribute.watch(runner.session.strategy):
-            runner.run()
-    except BaseException:
-        tracker.close("FAILED")
-        raise
 
 
 def _report(runner, workdir, tracker, is_new) -> None:

@@ -112,4 +112,4 @@ class NullWriter:
         """
 
     def close(self, status: str = "FINISHED") -> None:
-        """Ends the run, as ``FINISHED`` or ``FAILED``; a second call changes nothing."""
+        """Ends the run, as ``FINISHED``, ``FAILED`` or ``KILLED``; a second call changes nothing."""

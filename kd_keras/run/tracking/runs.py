@@ -1,5 +1,8 @@
 """The tracking of one run of the command line, the same whenever the run goes on; and ``history.csv``."""
 
+import contextlib
+from collections.abc import Iterator
+
 from kd_keras.run import tracking
 from kd_keras.run.report import card, tables
 from kd_keras.run.tracking import environment, history, names
@@ -29,7 +32,21 @@ class Tracking(NullWriter):
         self.session, self.config, self._workdir = session, session.config, workdir
         self.writer, self._history = NullWriter(), None
 
-    def open(self) -> None:
+    @contextlib.contextmanager
+    def tracked(self) -> Iterator[None]:
+        """Opens the tracker's run and ends it: as ``FINISHED``, after a signal as ``KILLED``, else as ``FAILED``."""
+        status = "FAILED"
+        try:
+            self._open()
+            yield
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            self.close(status)
+
+    def _open(self) -> None:
         """Opens the tracker's run, and tells it the settings, the data and the machine; only the chief does."""
         config, folder = self.config, self._workdir.path
         if not self.session.is_chief:
@@ -144,7 +161,6 @@ class Tracking(NullWriter):
         changed = names.changed(self.config)
         text = self._description(results, rows, changed)
         self.writer.describe(text, [name for name in compared if name in figures], list(changed))
-        self.close()
 
     def _catch_up(self, curves) -> None:
         """Logs the epochs that were trained by another run, or before this one was tracked."""
