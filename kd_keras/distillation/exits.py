@@ -91,17 +91,3 @@ def _separable(x, channels, strides, name):
         x = keras.layers.Conv2D(filters, 1, use_bias=False, name=f"{name}{part}_point")(x)
         x = layers.relu(layers.batch_norm(x, name=f"{name}{part}_bn"), name=f"{name}{part}_relu")
     return x
-
-
-def with_frozen_body(model: keras.Model) -> keras.Model:
-    """The model, of which only the last layer with weights is trained: a linear probe of its features.
-
-    Raises:
-        InputError: no layer has weights.
-    """
-    weighted = [layer for layer in graph.all_layers(model) if layer.variables and not isinstance(layer, keras.Model)]
-    if not weighted:
-        raise InputError(f"{model.name} has no layer with weights, and so no classifier that could be trained")
-    for layer in weighted[:-1]:
-        layer.trainable = False
-    return model

@@ -10,7 +10,7 @@ import keras
 from kd_keras import files, spec
 from kd_keras import losses as loss_terms
 from kd_keras.compress import imitate, prepare
-from kd_keras.distillation import ensemble, exits
+from kd_keras.distillation import ensemble, exits, freezing
 from kd_keras.distillation.teacher_inputs import scaled
 from kd_keras.run import foreign
 from kd_keras.schemes.plan import Build, Model, Train
@@ -49,7 +49,9 @@ def make(build: Build, models: list[keras.Model], splits, trial: bool = False) -
     if name == "strip":
         return models[1]
     if name == "freeze":
-        return exits.with_frozen_body(models[0])
+        return freezing.frozen_body(models[0])
+    if name == "freeze_layers":
+        return freezing.frozen(models[0], given["names"])
     if name == "scale":
         return scaled(models[0], given["scaling"])
     shape = build.image_shape or splits.image_shape

@@ -113,6 +113,9 @@ class Teacher(Section, prefix="teacher_"):
     )
     optimizer: Spec = setting(follows("optimizer"), "Optimizer.", parts="optimizers", affects=("teacher",))
     learning_rate: Schedule = setting(follows("learning_rate"), "Learning rate.", affects=("teacher",))
+    patience: int | None = setting(
+        follows("patience"), "Epochs without a better one that end the training.", minimum=1, affects=("teacher",)
+    )
     batch_size: int = setting(follows("batch_size"), "Global batch size.", minimum=1, affects=("teacher",))
     augment: tuple[Spec, ...] = setting(follows("augment"), "Augmentation.", parts="data.augment", affects=("teacher",))
     seed: int = setting(follows("seed"), "Seed.", minimum=0, maximum=_LARGEST_SEED, affects=("teacher",))
@@ -190,6 +193,11 @@ class Student(Section):
         flag="student_from",
         affects=_TAUGHT,
     )
+    freeze: tuple[str, ...] = setting(
+        "none",
+        "Layers of student and baseline that are not trained, by name; * stands for any letters: stem*,stage1*.",
+        affects=_STUDENTS,
+    )
     loss: tuple[Spec, ...] = setting(
         "ce(weight=0.1) + kd(weight=0.9, temperature=4.0)",
         "Losses of the student, joined by +.",
@@ -229,12 +237,25 @@ class Training(Section):
 
     scheme: Spec = setting("offline()", "Which models are trained, in which order.", parts="schemes", affects=_TAUGHT)
     epochs: int = setting(10, "Epochs.", minimum=1, affects=_STUDENTS, search="x0.5..x2")
+    patience: int | None = setting(
+        None,
+        "Epochs without a better one, on validation data, that end a training; by default none does.",
+        minimum=1,
+        affects=_STUDENTS,
+    )
     batch_size: int = setting(64, "Global batch size, whatever the number of replicas.", minimum=1, affects=_STUDENTS)
     optimizer: Spec = setting(
         "adam()",
         "A Keras optimizer: sgd(momentum=0.9, nesterov=True, weight_decay=5e-4).",
         parts="optimizers",
         affects=_STUDENTS,
+    )
+    # Written into the optimizers of all trainings (rule add_clipnorm).
+    clipnorm: float | None = setting(
+        None,
+        "Largest norm of each weight's gradient, in all trainings; --optimizer='adam(global_clipnorm=1.0)' is that of "
+        "all weights together.",
+        affects=("teacher", *_STUDENTS),
     )
     learning_rate: Schedule = setting(
         "0.001",

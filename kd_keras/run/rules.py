@@ -21,6 +21,24 @@ def add_data_options(config):
     return {"data": dataclasses.replace(source, kwargs={**source.kwargs, **given})}
 
 
+def add_clipnorm(config):
+    """Writes ``--clipnorm`` into the optimizer of every training."""
+    norm = config.training.clipnorm
+    if norm is None:
+        return {}
+    if norm <= 0:
+        raise InputError(f"--clipnorm={norm:g}: give a number above 0")
+
+    def clipped(flag):
+        given = config[flag]
+        if clips := [key for key in ("clipnorm", "global_clipnorm", "clipvalue") if key in given.kwargs]:
+            if given.kwargs[clips[0]] != norm or clips[0] != "clipnorm":
+                raise InputError(f"--clipnorm={norm:g} but --{flag}={given} has {clips[0]}: leave one of them out")
+        return dataclasses.replace(given, kwargs={**given.kwargs, "clipnorm": norm})
+
+    return {flag: clipped(flag) for flag in ("optimizer", "teacher_optimizer", "compress_optimizer")}
+
+
 def drop_pretrained(config):
     """Drops the key ``pretrained`` from every model's spec, and from those inside a spec."""
 
@@ -83,6 +101,15 @@ def check_models_exist(config):
             raise InputError(f"--{flag}=baseline but --nobaseline: leave one of them out")
 
 
+def check_frozen(config):
+    """Layers are frozen in a student that is built."""
+    if config.student.freeze and config.student.file is not None:
+        raise InputError(
+            "--freeze is for a student that is trained, and --student_from takes one as it is: set trainable=False on "
+            "its layers before it is saved"
+        )
+
+
 def check_int8(config):
     """What concerns the int8 file needs one."""
     for flag in ("keep_float", "layer_report"):
@@ -101,10 +128,12 @@ def check_system_metrics(config):
 
 RULES = (
     add_data_options,
+    add_clipnorm,
     drop_pretrained,
     allow_code,
     check_teacher_folders,
     check_models_exist,
+    check_frozen,
     check_int8,
     check_system_metrics,
 )

@@ -262,6 +262,7 @@ class Trainer:
             ],
             stop=None if recipe.stop is None else training.Stop(*recipe.stop),
             keep_from=recipe.keep_from,
+            patience=recipe.patience,
         )
         trained = distiller.student
         if folder is not None and stage.is_wrapped:
@@ -269,11 +270,16 @@ class Trainer:
         elif folder is not None:
             trained.save(folder / "model.keras")
         record = {"series": history.series, "best_epoch": history.best_epoch, "seconds": round(history.seconds, 1)}
-        steps = recipe.epochs * self.steps_per_epoch(stage)
+        steps = history.epochs * self.steps_per_epoch(stage)
         record["updates"] = steps if history.stop is None else int(history.stop["step"])
         # Of a short training, most of the time is tracing.
         if folder is not None and history.stop is None and steps >= 100:
             timings.keep_timing(self.session, stage, history.seconds / steps)
+        if history.has_waited(recipe.patience):
+            self.session.console.print(
+                f"{name}: ended after {history.epochs} of {recipe.epochs} epochs, {recipe.patience} of them without a "
+                f"better one than epoch {history.best_epoch + 1}"
+            )
         if recipe.stop is not None:
             record["stop"] = self._stop_record(stage, history)
         return {**record, "content": content_of(trained)}

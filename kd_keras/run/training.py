@@ -79,6 +79,10 @@ class History:
     def epochs(self) -> int:
         return len(self.series.get("loss", ()))
 
+    def has_waited(self, patience: int | None) -> bool:
+        """Whether the last ``patience`` epochs were none better than the best."""
+        return patience is not None and self.best_epoch is not None and self.epochs > self.best_epoch + patience
+
     def add(self, logs: dict[str, float], may_be_best: bool = True) -> bool:
         """Adds an epoch; returns whether it is the best so far by validation accuracy, then by validation loss.
 
@@ -117,6 +121,7 @@ def fit(
     callbacks=(),
     stop=None,
     keep_from=0,
+    patience=None,
 ):
     """Trains to the end, from the checkpoint if there is one, and leaves the best epoch's weights in the student.
 
@@ -132,6 +137,7 @@ def fit(
         callbacks: further Keras callbacks.
         stop: a `Stop`, or None. The weights at which it ends the training are returned: no earlier check passed.
         keep_from: first epoch (from 0) whose weights may be returned as the best.
+        patience: epochs without a better one that end the training, or None.
 
     Returns:
         The `History`.
@@ -142,7 +148,7 @@ def fit(
     strategy = distiller.distribute_strategy
     with strategy.scope():
         distiller.optimizer.build(distiller.trainable_variables)
-    keeper = _Keeper(pathlib.Path(checkpoint), keep_from, writes=distribute.worker(strategy)[0] == 0)
+    keeper = _Keeper(pathlib.Path(checkpoint), keep_from, patience, writes=distribute.worker(strategy)[0] == 0)
     keeper.restore(distiller)
     first_epoch = keeper.history.epochs
     epochs_seen = distribute.gather(strategy, first_epoch)
@@ -151,7 +157,7 @@ def fit(
             f"the workers see checkpoints of {', '.join(map(str, epochs_seen))} epochs at {checkpoint}: "
             "put --workdir where all machines share it"
         )
-    if first_epoch < epochs and keeper.history.stop is None:
+    if first_epoch < epochs and keeper.history.stop is None and not keeper.history.has_waited(patience):
         callbacks = [_Averaged(), *callbacks]
         stopper = [] if stop is None else [_Stopper(stop, keeper.history, val, steps_per_epoch, callbacks)]
         distiller.fit(
@@ -170,11 +176,11 @@ def fit(
 
 
 class _Keeper(keras.callbacks.Callback):
-    """Writes the checkpoint at the end of each epoch."""
+    """Writes the checkpoint at the end of each epoch, and ends a training that no longer gets better."""
 
-    def __init__(self, path, keep_from, writes=True):
+    def __init__(self, path, keep_from, patience=None, writes=True):
         super().__init__()
-        self.path, self.keep_from, self.writes = path, keep_from, writes
+        self.path, self.keep_from, self.patience, self.writes = path, keep_from, patience, writes
         self.start = time.perf_counter()
         self.history, self.best_weights = History(), None
 
@@ -204,6 +210,8 @@ class _Keeper(keras.callbacks.Callback):
         if self.history.add({**logs, "learning_rate": rate}, may_be_best=epoch >= self.keep_from):
             averages = {id(variable): average for variable, average in graph.averages(self.model.optimizer)}
             self.best_weights = _values(averages.get(id(weight), weight) for weight in self.model.student.weights)
+        if self.history.has_waited(self.patience):
+            self.model.stop_training = True
         now = time.perf_counter()
         self.history.seconds, self.start = self.history.seconds + now - self.start, now
         state, best = _values(self._variables(self.model)), self.best_weights or []

@@ -11,7 +11,12 @@ BASELINE, STUDENT = "baseline (no teacher)", "student distilled"
 
 def new(config, facts, spec: Spec, variant: int = 0) -> Build:
     """A model of a family, not trained. Models of one spec and different variants start from different weights."""
-    return _new(facts, spec, config.training.seed + variant, config.hardware.precision)
+    model = _new(facts, spec, config.training.seed + variant, config.hardware.precision)
+    layers = config.student.freeze
+    if not layers:
+        return model
+    what = Part("freeze_layers", {"names": layers})
+    return Build(architecture=model.architecture, what=what, of=(model,), precision=model.precision)
 
 
 def _new(facts, spec, seed, precision, image_shape=None, **labels) -> Build:
@@ -100,7 +105,11 @@ def _teacher(config, facts, name, spec, variant) -> Model:
         model=model,
         terms=losses,
         recipe=recipe(
-            facts, settings, epochs, stop=None if accuracy is None else (accuracy, settings.stop_check_steps)
+            facts,
+            settings,
+            epochs,
+            stop=None if accuracy is None else (accuracy, settings.stop_check_steps),
+            patience=settings.patience,
         ),
         samples=_samples(facts, data, losses, settings.batch_size, settings.augment),
         seed=settings.seed,
@@ -186,7 +195,12 @@ def train(config, facts, name, role, model, terms, teacher=None, *, architecture
     if epochs and pretrained:
         first = Train(name=f"{name}-pretraining", recipe=recipe(facts, settings, epochs), pretraining=True, **fields)
     labels = {"name": name, "role": role, "architecture": architecture}
-    return Train(**labels, recipe=recipe(facts, settings, settings.epochs), after=first, **fields)
+    return Train(
+        **labels,
+        recipe=recipe(facts, settings, settings.epochs, patience=settings.patience),
+        after=first,
+        **fields,
+    )
 
 
 def taught_fields(config, facts, model, terms, teacher) -> dict:

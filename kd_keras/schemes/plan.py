@@ -125,6 +125,7 @@ class Recipe:
     Attributes:
         stop: (validation accuracy, steps between checks) at which training ends early.
         keep_from: the first epoch (from 0) whose weights may be kept as the best.
+        patience: epochs without a better one after which training ends early.
     """
 
     epochs: int
@@ -132,6 +133,7 @@ class Recipe:
     learning_rate: Schedule
     stop: tuple[float, int] | None = None
     keep_from: int = 0
+    patience: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

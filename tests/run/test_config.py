@@ -282,6 +282,13 @@ BAD = {
     ),
     "a teacher's file without a teacher": (["--export_beside=teacher"], "=teacher but --teacher=none"),
     "a float layer of no int8 file": (["--export=float32", "--keep_float=logits"], "add int8 to --export"),
+    "a norm of nothing": (["--clipnorm=0"], "--clipnorm=0: give a number above 0"),
+    "gradients clipped twice": (
+        ["--clipnorm=1", "--teacher_optimizer=adam(global_clipnorm=2.0)", "--teacher=cnn()"],
+        "--clipnorm=1 but --teacher_optimizer=adam.global_clipnorm=2.0. has global_clipnorm",
+    ),
+    "no patience": (["--patience=0"], "--patience=0"),
+    "layers frozen in a model that is not trained": (["--freeze=stem*", "--student_from=s.keras"], "--freeze is for a"),
     "taps of no cache": (["--cache_taps=pooled"], "--cache_taps=pooled has no effect without --cache_views"),
 }
 
@@ -329,11 +336,20 @@ def test_a_flagfile_with_an_unknown_flag(flagfile):
         read(f"--flagfile={flagfile}")
 
 
+def test_gradients_are_clipped_in_all_trainings():
+    made = read("--clipnorm=0.5", "--optimizer=sgd(momentum=0.9)", "--teacher=cnn()", "--compress=qat()")
+    clipped = Spec("sgd", {"momentum": 0.9, "clipnorm": 0.5})
+    assert made.training.optimizer == made.teacher.optimizer == made.compress.optimizer == clipped
+    own = read("--clipnorm=0.5", "--teacher=cnn()", "--teacher_optimizer=adam()")
+    assert own.teacher.optimizer == Spec("adam", {"clipnorm": 0.5})
+
+
 # What changes the trained models, against what does not.
 ESSENTIAL = [
     *("--epochs=11", "--loss=ce()", "--student=cnn(filters=(4,))", "--seed=1", "--learning_rate=0.002"),
     *("--batch_size=32", "--val_fraction=0.2", "--precision=mixed_bfloat16", "--teacher_seed=5"),
     *("--augment=flip()", "--optimizer=sgd()", "--teacher=cnn()", "--train_examples=50", "--data=fashion_mnist()"),
+    *("--patience=3", "--clipnorm=1", "--freeze=stage1*"),
 ]
 OTHER = [
     *("--tracking=none", "--tracking_uri=http://x", "--experiment=mine", "--progress=none", "--store=/x", "--wait"),

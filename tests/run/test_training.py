@@ -76,6 +76,25 @@ def test_the_best_epoch_is_kept_and_is_what_validation_says(splits, tmp_path):
     assert seen["accuracy"] == pytest.approx(accuracy[history.best_epoch])
 
 
+def test_a_training_ends_where_it_has_not_got_better(splits, tmp_path):
+    """The rate explodes in the third epoch; the second is the best, and is what is left."""
+
+    def forgetful():
+        return make(keras.optimizers.SGD(schedule()))
+
+    whole = fit(forgetful(), splits, tmp_path / "whole.npz")
+    assert whole.best_epoch == 1 and whole.epochs == EPOCHS == 4
+    patient = forgetful()
+    history = fit(patient, splits, tmp_path / "c.npz", patience=1)
+    assert history.epochs == 3 and history.best_epoch == 1
+    assert history.series["val_loss"] == whole.series["val_loss"][:3]
+    seen = patient.evaluate(data.batches(splits[1], 64), return_dict=True, verbose=0)
+    assert seen["accuracy"] == pytest.approx(history.series["val_accuracy"][1])
+    # Begun again, it is over; with more patience it goes on.
+    assert fit(forgetful(), splits, tmp_path / "c.npz", patience=1).epochs == 3
+    assert fit(forgetful(), splits, tmp_path / "c.npz", patience=2).series["val_loss"] == whole.series["val_loss"]
+
+
 def averaging():
     return make(keras.optimizers.SGD(0.05, momentum=0.9, use_ema=True, ema_momentum=0.8))
 
