@@ -31,9 +31,9 @@ def add_clipnorm(config):
 
     def clipped(flag):
         given = config[flag]
-        if clips := [key for key in ("clipnorm", "global_clipnorm", "clipvalue") if key in given.kwargs]:
-            if given.kwargs[clips[0]] != norm or clips[0] != "clipnorm":
-                raise InputError(f"--clipnorm={norm:g} but --{flag}={given} has {clips[0]}: leave one of them out")
+        clips = {key: given.kwargs[key] for key in ("clipnorm", "global_clipnorm", "clipvalue") if key in given.kwargs}
+        if clips not in ({}, {"clipnorm": norm}):
+            raise InputError(f"--clipnorm={norm:g} but --{flag}={given} has {', '.join(clips)}: leave one of them out")
         return dataclasses.replace(given, kwargs={**given.kwargs, "clipnorm": norm})
 
     return {flag: clipped(flag) for flag in ("optimizer", "teacher_optimizer", "compress_optimizer")}
