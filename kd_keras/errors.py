@@ -26,6 +26,12 @@ def shortened(message: str, most: int = 1500) -> str:
     return message if len(message) <= most else f"{message[: most * 2 // 3]} … {message[-most // 4 :]}"
 
 
+def one_line(value: object) -> str:
+    """A value's text, shortened, with line breaks and control characters escaped."""
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
+    return text if len(text) <= 200 else f"{text[:197]}…"
+
+
 @contextlib.contextmanager
 def naming(given: str, only: str = "") -> Iterator[None]:
     """Puts what the user gave, such as ``--loss=kd(weight=-1)``, in front of an InputError that names no flag.

@@ -269,7 +269,7 @@ def bind(function: Callable, spec: Spec, given: tuple[str, ...] = ()) -> dict[st
     values = dict(zip(known, spec.args, strict=False))
     for key, value in spec.kwargs.items():
         if key not in known:
-            raise InputError(f"{spec.name} has no key {key!r}: known keys are {keys}{_closest(key, known)}")
+            raise InputError(f"{spec.name} has no key {key!r}: known keys are {keys}{closest(key, known)}")
         if key in values:
             raise InputError(f"{spec} gives {key!r} twice: once without its key, once with it")
         values[key] = value
@@ -308,9 +308,10 @@ def check_kind(given: Spec, made: Any, *kinds: type) -> Any:
 
 def unknown(name: str, kind: str, known: list[str]) -> str:
     """What to say of a name that is not among the known ones of its kind."""
-    return f"unknown name {name!r} in {kind}: known are {', '.join(known)}{_closest(name, known)}"
+    return f"unknown name {name!r} in {kind}: known are {', '.join(known)}{closest(name, known)}"
 
 
-def _closest(word: str, known: list[str]) -> str:
+def closest(word: str, known: list[str]) -> str:
+    """The known name that is most like a word, as a question in brackets; nothing where none is."""
     close = difflib.get_close_matches(word, known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -34,7 +34,7 @@ FLAGFILES = sorted((ROOT / "experiments").glob("*.flags"))
 ALONE = {"digits", "multilabel_digits", "cifar_resnet", "fashion_mnist", "edge_cifar10", "edge_fashion_mnist"}
 LARGE = {"s1_ensemble_seresnet50_seresnet101_resnet50_resnet18", "s0_pneumoniamnist_densenet121_mobilenetv2_scratch"}
 STUDIES = ("s0", "s1", "s2", "s3", "s4", "ensemble", "assistant", "born_again", "mutual", "self_distillation")
-STUDIES += ("zoo", "unlabelled", "pretrain", "mcu", "when")
+STUDIES += ("zoo", "unlabelled", "pretrain", "mcu", "when", "imagenet")
 #: What each data set gives, so that its models can be built where it can't be downloaded.
 SHAPES = {
     "digits": (10, (8, 8, 1)),
@@ -45,6 +45,8 @@ SHAPES = {
     "medmnist": (2, (28, 28, 1)),
     "chest_xray": (2, (224, 224, 3)),
     "mura": (7, (224, 224, 3)),
+    # ImageNet's, of 1 000 classes in truth.
+    "folder": (7, (224, 224, 3)),
 }
 
 

@@ -23,7 +23,7 @@ from absl import logging
 from kd_keras import spec
 from kd_keras.errors import InputError, needs
 
-__all__ = ["colour", "cutmix", "cutout", "flip", "keras_cv", "mixup", "pad_crop"]
+__all__ = ["colour", "cutmix", "cutout", "flip", "keras_cv", "mixup", "pad_crop", "resized_crop"]
 
 
 class SampleOp:
@@ -203,6 +203,50 @@ def _inside(index, size):
 
 def _reflect(index, size):
     return size - 1 - tf.abs(size - 1 - tf.abs(index))
+
+
+def resized_crop(area: float = 0.08, ratio: float = 4 / 3) -> SampleOp:
+    """Cuts a random rectangle out of each image and enlarges it, bilinearly, to the image's size.
+
+    A side that would be longer than the image's is as long: such a rectangle is smaller than drawn.
+
+    Args:
+        area: smallest share of the image's area; shares are drawn uniformly from this to 1.
+        ratio: largest ratio of a side's share of the image's width to its share of the height, or the reverse; drawn
+            uniformly in its logarithm.
+
+    Raises:
+        InputError: a value is out of range.
+
+    Reference: Szegedy et al., "Going Deeper with Convolutions", arXiv:1409.4842, section 6. The rectangle's ratio is
+        that of an image which was resized to ``--image_size``, not of the file's.
+    """
+    _number("resized_crop", "area", area, 0.001, 1)
+    _number("resized_crop", "ratio", ratio, 1, 100)
+    return _ResizedCrop(float(area), float(ratio))
+
+
+@dataclasses.dataclass(frozen=True)
+class _ResizedCrop(SampleOp):
+    area: float
+    ratio: float
+
+    columns = 4
+
+    def __call__(self, images, noise):
+        batch, height, width, _ = _shape(images)
+        share = self.area + (1 - self.area) * noise[:, 0]
+        bias = tf.pow(tf.constant(self.ratio, tf.float32), noise[:, 1] - 0.5)  # √(width / height)
+        sides = tf.minimum(tf.sqrt(share)[:, None] * tf.stack([1 / bias, bias], axis=1), 1)
+        first = noise[:, 2:] * (1 - sides)
+        # From centre to centre of the outermost pixels, as a share of the distance between those of the image.
+        pixels = tf.cast([height, width], tf.float32)
+        start = tf.maximum((first + sides / (2 * pixels)) * pixels - 0.5, 0) / (pixels - 1)
+        end = tf.minimum((first + sides - sides / (2 * pixels)) * pixels - 0.5, pixels - 1) / (pixels - 1)
+        cut = tf.image.crop_and_resize(images, tf.concat([start, end], axis=1), tf.range(batch), (height, width))
+        if images.dtype == tf.uint8:
+            cut = tf.cast(tf.round(cut), tf.uint8)
+        return tf.ensure_shape(cut, images.shape)
 
 
 def flip() -> SampleOp:

@@ -482,7 +482,7 @@ def read(argv: list[str]) -> Config:
     _quote_folder(texts)
     config = make(Config, texts)
     if config.run.workdir is None:
-        name = pathlib.Path(flagfile).stem if flagfile else "run"
+        name = flagfile.stem if flagfile else "run"
         config = make(Config, {**texts, "workdir": f"runs/{name}-{digest(config)}"})
     return config
 

@@ -29,7 +29,8 @@ from typing import Any, ClassVar
 
 from absl import flags
 
-from kd_keras.errors import InputError
+from kd_keras import flagfiles
+from kd_keras.errors import InputError, one_line
 from kd_keras.run.kinds import Kind, Switch, kind_of
 
 # Names that absl reads itself, and `--help`.
@@ -88,7 +89,7 @@ class Setting:
             parsed = self.kind.parse(value) if isinstance(value, str) else value
             self.kind.check(parsed)
         except InputError as error:
-            raise InputError(f"--{self.flag}={_one_line(value)}: {error}") from error
+            raise InputError(f"--{self.flag}={one_line(value)}: {error}") from error
         return parsed
 
 
@@ -148,7 +149,7 @@ class Settings:
         self._set({flag: self.default(flag) for flag in declared(type(self)) if isinstance(self[flag], Follows)})
         for flag, declaration in declared(type(self)).items():
             if declaration.needs and not self[declaration.needs] and self[flag] != self.default(flag):
-                given = f"--{flag}={_one_line(declaration.kind.text(self[flag]))}"
+                given = f"--{flag}={one_line(declaration.kind.text(self[flag]))}"
                 raise InputError(f"{given} has no effect without --{declaration.needs}: give both, or neither")
         for rule in self.rules:
             self._set(rule(self) or {})
@@ -213,7 +214,7 @@ def _section_settings(name: str, section_class: type) -> tuple[Setting, ...]:
     return tuple(settings)
 
 
-def read_flags(settings_class: type, argv: list[str]) -> tuple[dict[str, str], str | None]:
+def read_flags(settings_class: type, argv: list[str]) -> tuple[dict[str, str], pathlib.Path | None]:
     """Reads a command line: absl's syntax, in which a later flag replaces an earlier one.
 
     Args:
@@ -233,47 +234,15 @@ def read_flags(settings_class: type, argv: list[str]) -> tuple[dict[str, str], s
         parser, is_switch = flags.ArgumentParser(), declaration.kind.is_switch
         flag = flags.Flag(parser, None, declaration.flag, None, declaration.help, boolean=is_switch)
         flags.DEFINE_flag(flag, values)
-    arguments, flagfiles = expand_flagfiles(argv[1:])
+    arguments, files = flagfiles.expand(argv[1:])
     try:
         rest = values([argv[0], *arguments])
     except (flags.Error, ValueError) as error:  # absl has a plain ValueError for --noswitch=value
-        raise InputError(_one_line(str(error))) from error
+        raise InputError(one_line(str(error))) from error
     if len(rest) > 1:
         raise InputError(f"unexpected argument {rest[1]!r}: every setting is a flag, --name=value")
     given = {name: text for name, text in values.flag_values_dict().items() if text is not None}
-    return given, flagfiles[-1] if flagfiles else None
-
-
-def expand_flagfiles(arguments: list[str], outer: tuple[str, ...] = ()) -> tuple[list[str], list[str]]:
-    """Puts the lines of each ``--flagfile=FILE`` in its place, as absl does, but reads UTF-8 whatever the locale.
-
-    Args:
-        arguments: of the command line or of a flagfile. Lines that start with # or // are comments.
-        outer: the files that led to this one.
-
-    Returns:
-        The arguments, and the files that they name.
-    """
-    expanded, files, rest = [], [], iter(arguments)
-    for argument in rest:
-        name, equals, file = argument.partition("=")
-        if name not in ("--flagfile", "-flagfile"):
-            expanded.append(argument)
-            continue
-        file = file if equals else next(rest, "")
-        if not file:
-            raise InputError("--flagfile=: give the name of a file")
-        if file in outer:  # A file that includes itself; absl reads it once too.
-            continue
-        try:
-            lines = pathlib.Path(file).expanduser().read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise InputError(f"--flagfile={_one_line(file)} can't be read: {reason}") from error
-        lines = [line.strip() for line in lines]
-        expanded += expand_flagfiles([s for s in lines if s and not s.startswith(("#", "//"))], (*outer, file))[0]
-        files.append(file)
-    return expanded, files
+    return given, files[-1] if files else None
 
 
 def make(settings_class: type, texts: dict[str, str]) -> Any:
@@ -298,9 +267,3 @@ def help_text(settings_class: type) -> str:
             lines.append(f"  {name}" if default is None else f"  {name}  [{default}]")
             lines += textwrap.wrap(member.help, 108, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(lines[1:])
-
-
-def _one_line(value: Any) -> str:
-    """Returns a value's text, shortened, with line breaks and control characters escaped."""
-    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(value))
-    return text if len(text) <= 200 else f"{text[:197]}…"

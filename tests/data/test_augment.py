@@ -65,6 +65,37 @@ def test_pad_crop_uses_every_shift_and_refuses_too_many_pixels():
         _augment.pad_crop(pixels=9)(tf.constant(IMAGES), tf.constant(drawn))
 
 
+def bilinear(image, top, left, height, width):
+    """A rectangle, in shares of the image, in the image's size: pixel centres, edges repeated."""
+    image, sizes = np.asarray(image, float), np.array(image.shape[:2])
+    for axis, (first, side) in enumerate([(top, height), (left, width)]):
+        n = sizes[axis]
+        at = np.clip((first + side * (np.arange(n) + 0.5) / n) * n - 0.5, 0, n - 1)
+        low = np.minimum(at.astype(int), n - 2)
+        shape = [-1 if a == axis else 1 for a in range(3)]
+        right = (at - low).reshape(shape)
+        image = image.take(low, axis) * (1 - right) + image.take(low + 1, axis) * right
+    return image
+
+
+def test_resized_crop_is_a_rectangle_in_the_images_size(run):
+    """Half of the area, once square in shares, once twice as wide as high."""
+    images = IMAGES.astype(np.float32)
+    # share = 0.25 + 0.75 n, ratio = 4 ** (2 n - 1), the place of the upper left corner as a share of what is free.
+    drawn = noise(*[(1 / 3, 0.5, 0.5, 0.5), (1 / 3, 0.75, 0.5, 0.5), (1 / 3, 0.75, 0.3, 0.9), (0.9999, 0.5, 0, 0)])
+    got = run(_augment.resized_crop(area=0.25, ratio=4.0), images[:4], drawn)
+    half = 0.5**0.5
+    wide = (0.5 / 2) ** 0.5, 1.0
+    boxes = [((1 - half) / 2, (1 - half) / 2, half, half), ((1 - wide[0]) / 2, 0, *wide), (0.3 * (1 - wide[0]), 0, *wide)]
+    for image, box, cut in zip(images, boxes, got, strict=False):
+        np.testing.assert_allclose(cut, bilinear(image, *box), atol=0.05)
+    np.testing.assert_allclose(got[3], images[3], atol=0.2)
+    assert run(_augment.resized_crop(), IMAGES, np.zeros((6, 4), np.float32)).dtype == np.uint8
+    # A rectangle at the edge, where pixels outside would be black.
+    corner = run(_augment.resized_crop(area=0.25, ratio=1.0), images[:1], noise((0, 0.5, 0, 0)))
+    assert np.abs(corner[0] - bilinear(images[0], 0, 0, 0.5, 0.5)).mean() < 25 and corner.min() > 0
+
+
 def test_flip_follows_its_noise(run):
     got = run(_augment.flip(), IMAGES, noise([0.0], [0.99], [0.49], [0.5], [0.0], [0.99]))
     flipped = IMAGES[:, :, ::-1]
@@ -152,6 +183,7 @@ def test_mixing_is_a_function_of_the_seed(run, op):
 @pytest.mark.parametrize(
     "text",
     ["pad_crop(pixels=-1)", "pad_crop(pixels=1.5)", "pad_crop(mode='edge')", "colour(contrast=2)", "cutout(size=0)",
+     "resized_crop(area=0)", "resized_crop(ratio=0.5)",
      "mixup(alpha=0)", "cutmix(alpha=-1)", "mixup(alpha='x')", "keras_cv(layer='NoSuch')", "keras_cv(layer='MixUp')",
      "keras_cv(layer=RandAugment(nonsense=1))", "keras_cv(layer=3)"],
 )  # fmt: skip

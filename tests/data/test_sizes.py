@@ -30,6 +30,7 @@ def both(*operations, epochs=2, **options):
         (_augment.flip(), 3),
         (_augment.pad_crop(pixels=3), 4),
         (_augment.pad_crop(pixels=3, mode="zero"), 4),
+        (_augment.resized_crop(area=0.3), 4),
         (_augment.cutout(size=4), 3),
         (_augment.colour(), 3),
         (_augment.mixup(alpha=0.5), 3),
