@@ -22,6 +22,7 @@ __getattr__, __dir__, __all__ = _lazy.exports(
         "hinton": "losses.building",
         "losses": "losses",
         "models": "models",
+        "recipes": "recipes",
         "schedules": "schedules",
         "teacher_outputs": "distillation.precomputed",
         "testing": "testing",

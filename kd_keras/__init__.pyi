@@ -3,6 +3,7 @@ from kd_keras import compress as compress
 from kd_keras import data as data
 from kd_keras import losses as losses
 from kd_keras import models as models
+from kd_keras import recipes as recipes
 from kd_keras import schedules as schedules
 from kd_keras import testing as testing
 from kd_keras.distillation.batch import unpack_batch as unpack_batch

@@ -7,7 +7,11 @@ import re
 import sys
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+import kd_keras
 from kd_keras.errors import InputError, needs
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -139,3 +143,22 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch, missing, extra, 
         if before is not None:
             sys.modules["kd_keras.data.tfds"] = before
     assert str(caught.value).endswith(f": pip install 'kd_keras[{extra}]'") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tools" / "constraints").glob("*.txt")), ids=lambda path: path.stem)
+def test_constraints_are_of_packages_that_are_accepted(path):
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    pinned = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
+    for text in (parser["options"]["install_requires"], *parser["options.extras_require"].values()):
+        for line in filter(None, text.split("\n")):
+            if line.startswith(("#", "kd_keras[")):
+                continue
+            wanted = Requirement(line)
+            assert wanted.specifier.contains(pinned[canonicalize_name(wanted.name)]), line
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == kd_keras.__version__ and {"authors", "title", "message"} <= set(citation)

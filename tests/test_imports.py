@@ -10,7 +10,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "kd_keras"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the first room to the last: each may import those before it.
-BASE = {"errors", "files", "spec", "schedules", "signatures", "processes", "_lazy"}
+BASE = {"errors", "files", "flagfiles", "recipes", "spec", "schedules", "signatures", "processes", "_lazy"}
 LEAVES = {"losses", "models", "data", "compress"}
 OBJECTS = {"distillation", "export", "evaluate"}
 BEFORE = BASE | {"_compat"}

@@ -18,6 +18,7 @@ from kd_keras import (
     hinton,
     losses,
     models,
+    recipes,
     schedules,
     teacher_outputs,
     testing,
@@ -145,6 +146,7 @@ def train(splits: data.Splits) -> None:
     schedules.complement(schedules.exponential_decay(start=1.0, rate=0.9))
     schedules.constant(1.0)(epoch=0, step=0)
     result = distill(student, teacher, (np.zeros((9, 8, 8, 1), np.uint8), np.zeros(9, int)), epochs=2)
+    assert_type(recipes.settings("few_labels", epochs=3), dict[str, Any])
     path: pathlib.Path = result.export("int8", "student.tflite")
     result.student.summary(), result.table[0], path
 

@@ -205,7 +205,7 @@ def _reflect(index, size):
     return size - 1 - tf.abs(size - 1 - tf.abs(index))
 
 
-def resized_crop(area: float = 0.08, ratio: float = 4 / 3) -> SampleOp:
+def resized_crop(area: float = 0.08, ratio: float = 1.333) -> SampleOp:
     """Cuts a random rectangle out of each image and enlarges it, bilinearly, to the image's size.
 
     A side that would be longer than the image's is as long: such a rectangle is smaller than drawn.

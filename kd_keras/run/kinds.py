@@ -15,7 +15,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from kd_keras import schedules, spec
+from kd_keras import schedules, signatures, spec
 from kd_keras.errors import InputError
 from kd_keras.schedules import Schedule
 from kd_keras.spec import Spec
@@ -50,6 +50,10 @@ class Kind:
         """The specs in a value that name files of ``kd_keras``, each with its package."""
         del value
         yield from ()
+
+    def beginnings(self) -> list[str]:
+        """How texts may begin, for completion in a shell: the words of a choice, names of parts with a bracket."""
+        return []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +160,9 @@ class Choice(Kind):
     def accepts(self):
         return "|".join(self.words)
 
+    def beginnings(self):
+        return list(self.words)
+
 
 @dataclasses.dataclass(frozen=True)
 class OrNone(Kind):
@@ -178,6 +185,9 @@ class OrNone(Kind):
     @property
     def accepts(self):
         return self.inner.accepts
+
+    def beginnings(self):
+        return [*self.inner.beginnings(), NONE]
 
 
 # An item of a list: in double quotes, with "" for a quote inside; or plain, without quotes and commas.
@@ -226,6 +236,9 @@ class Items(Kind):
     def accepts(self):
         return f"{self.item.accepts},…"
 
+    def beginnings(self):
+        return self.item.beginnings()
+
 
 # Parts whose names Keras or TensorFlow know: they are looked up when the run begins, since `--help` imports neither.
 _LOOKED_UP_LATER = ("optimizers", "data.augment")
@@ -251,6 +264,11 @@ class Part(Kind):
     def parts(self, value):
         if self.package:
             yield f"kd_keras.{self.package}", value
+
+    def beginnings(self):
+        kinds = {package: kind for kind, package in signatures.KINDS.items()}
+        package = f"kd_keras.{self.package}"
+        return [f"{name}(" for name in signatures.names(kinds[package])] if package in kinds else []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,6 +297,9 @@ class Sum(Kind):
     def parts(self, value):
         for part_spec in value:
             yield from self.part.parts(part_spec)
+
+    def beginnings(self):
+        return self.part.beginnings()
 
 
 # Pieces of a text that ; does not divide: literals in quotes, and everything up to the next quote or ;.
@@ -318,6 +339,9 @@ class Alternatives(Kind):
     def parts(self, value):
         for specs in value:
             yield from self.sum.parts(specs)
+
+    def beginnings(self):
+        return self.sum.beginnings()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -86,7 +86,11 @@ def test_resized_crop_is_a_rectangle_in_the_images_size(run):
     got = run(_augment.resized_crop(area=0.25, ratio=4.0), images[:4], drawn)
     half = 0.5**0.5
     wide = (0.5 / 2) ** 0.5, 1.0
-    boxes = [((1 - half) / 2, (1 - half) / 2, half, half), ((1 - wide[0]) / 2, 0, *wide), (0.3 * (1 - wide[0]), 0, *wide)]
+    boxes = [
+        ((1 - half) / 2, (1 - half) / 2, half, half),
+        ((1 - wide[0]) / 2, 0, *wide),
+        (0.3 * (1 - wide[0]), 0, *wide),
+    ]
     for image, box, cut in zip(images, boxes, got, strict=False):
         np.testing.assert_allclose(cut, bilinear(image, *box), atol=0.05)
     np.testing.assert_allclose(got[3], images[3], atol=0.2)

@@ -68,12 +68,12 @@ def test_a_name_that_several_kinds_have_is_shown_for_each(monkeypatch, capsys):
         (
             ["list", "loss"],
             "kd_keras: unknown name 'loss' in kinds of parts: known are losses, models, data, schemes, compress, "
-            "augmentations, schedules (did you mean 'losses'?)",
+            "augmentations, schedules, experiments (did you mean 'losses'?)",
         ),
         (
             ["lst"],
-            "kd_keras: unknown name 'lst' in commands: known are compare, describe, evaluate, export, list, report, "
-            "run, sweep (did you mean 'list'?)",
+            "kd_keras: unknown name 'lst' in commands: known are compare, completion, describe, evaluate, export, list, "
+            "report, run, sweep (did you mean 'list'?)",
         ),
     ],
 )
