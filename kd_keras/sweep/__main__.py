@@ -20,7 +20,7 @@ from absl import flags
 from rich.console import Console
 from rich.table import Table
 
-from kd_keras import files
+from kd_keras import files, flagfiles
 from kd_keras.errors import InputError
 from kd_keras.processes import exit_code, show
 from kd_keras.run import config as configuration
@@ -95,8 +95,9 @@ def read(argv: list[str]) -> list[str]:
         InputError: a flag's value is not accepted.
     """
     FLAGS.unparse_flags()
+    arguments, _ = flagfiles.expand(argv[1:])
     try:
-        common = FLAGS(argv, known_only=True)[1:]
+        common = FLAGS([argv[0], *arguments], known_only=True)[1:]
     except flags.Error as error:
         raise InputError(" ".join(str(error).split())) from error
     given = [f"--{name}" for name in _OF_SEARCH if FLAGS[name].present]
