@@ -46,6 +46,11 @@ def execute(config: Config, workdir: Workdir, start: float) -> int:
             DryRun(runner).print(timed=config.run.dry_run == "time")
             return 0
         runner.check()
+    is_archive = session.is_chief and workdir.is_read_only and not runner.open_stages
+    if any(distribute.gather(session.strategy, int(is_archive))):
+        if is_archive:
+            _show(Results(plan, session, store), session, workdir.path, tracker)
+        return 0
     with _owned(workdir, session):
         if session.is_chief:
             note = workdir.begin(session.data_record())
@@ -112,7 +117,13 @@ def _report(runner, workdir, tracker, is_new) -> None:
     report.write([Run(folder)], folder / report.NAME)
     if is_new:
         tracker.finish(results, rows)
-    tables.print_table(rows, session.console, caption="\n".join(notes))
+    _show(results, session, folder, tracker)
+
+
+def _show(results, session, folder, tracker) -> None:
+    """Prints the table, and where everything is."""
+    rows = results.rows()
+    tables.print_table(rows, session.console, caption="\n".join(results.notes(rows)))
     _tell_places(session, folder, tracker)
 
 

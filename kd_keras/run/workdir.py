@@ -1,6 +1,7 @@
 """The folder of one run: whose it is, what it was begun with, and the files in it that people read."""
 
 import json
+import os
 import pathlib
 
 from kd_keras import files
@@ -54,6 +55,11 @@ class Workdir:
             raise InputError(
                 f"--workdir={self.path} holds another experiment ({'; '.join(changed)}): name another --workdir"
             )
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether the folder is there and nothing can be written into it."""
+        return self.path.is_dir() and not os.access(self.path, os.W_OK)
 
     def claim(self) -> None:
         """Makes the folder this process' own, until `release`.

@@ -16,9 +16,8 @@ import time
 from absl import logging
 
 from kd_keras.errors import InputError, needs
-from kd_keras.run.tracking import mlflow_view
+from kd_keras.run.tracking import mlflow_link, mlflow_view
 from kd_keras.run.tracking.base import Dataset, NullWriter, Opening, Served
-from kd_keras.run.tracking.mlflow_link import Link
 
 _PARAMS_PER_CALL, _METRICS_PER_CALL, _VALUE_LENGTH = 100, 1000, 6000
 # What lists have room for; MLflow takes up to 36.
@@ -31,7 +30,7 @@ def default_uri(folder) -> str:
     Args:
         folder: need not exist.
     """
-    return f"sqlite:///{pathlib.Path(folder).resolve() / 'mlflow.db'}"
+    return mlflow_link.sqlite_uri(pathlib.Path(folder).resolve() / "mlflow.db")
 
 
 def how_to_open(uri: str, writer: NullWriter) -> str:
@@ -44,9 +43,8 @@ def how_to_open(uri: str, writer: NullWriter) -> str:
 
 def _artifact_location(uri):
     """Where the artefacts of a store's experiments go: next to an sqlite file; None leaves it to the server."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    return (pathlib.Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
+    path = mlflow_link.sqlite_path(uri)
+    return None if path is None else (path.absolute().parent / "mlartifacts").as_uri()
 
 
 class Writer(NullWriter):
@@ -71,7 +69,7 @@ class Writer(NullWriter):
     def __init__(self, opening: Opening):
         self.run_id = self.experiment_id = self._monitor = None
         self._closed = False
-        self.link = Link(opening.uri)
+        self.link = mlflow_link.Link(opening.uri)
         if opening.run_id is None or not self.link.call(self._resume, opening.run_id):
             self.link.call(self._create, opening)
         self._params = dict(self.link.call(self._logged_params) or {})

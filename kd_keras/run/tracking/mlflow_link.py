@@ -7,6 +7,7 @@ import logging as python_logging
 import os
 import pathlib
 import re
+import urllib.parse
 
 from absl import logging
 
@@ -91,6 +92,25 @@ class Link:
         logging.warning("MLflow at %s failed, nothing more is tracked in this run: %s", uri, _reason(error))
 
 
+_SQLITE, _SQLITE_QUOTED = "sqlite:///", "sqlite+pysqlite:///"
+
+
+def sqlite_uri(path: pathlib.Path) -> str:
+    """The URI of an sqlite file, whatever its name."""
+    quoted = urllib.parse.quote(str(path))
+    # Of the short scheme MLflow makes the parent folder first, by the name as it is quoted.
+    return f"{_SQLITE if quoted == str(path) else _SQLITE_QUOTED}{quoted}"
+
+
+def sqlite_path(uri: str) -> pathlib.Path | None:
+    """The file of an sqlite URI; None of another one, and of a database in memory."""
+    for scheme in (_SQLITE, _SQLITE_QUOTED):
+        name = urllib.parse.unquote(uri.removeprefix(scheme))
+        if uri.startswith(scheme) and name not in ("", ":memory:") and "?" not in uri:
+            return pathlib.Path(name)
+    return None
+
+
 def _reason(error: Exception) -> str:
     # MLflow quotes the address in its messages, password and all.
     return _public((str(error).strip() or type(error).__name__).splitlines()[0])[:200]
@@ -104,10 +124,9 @@ def _open_sqlite(uri):
     """
     import mlflow
 
-    name = uri.removeprefix("sqlite:///")
-    if name == uri or not name or "?" in name:
+    path = sqlite_path(uri)
+    if path is None:
         return
-    path = pathlib.Path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab") as file:
         if file.tell():
@@ -115,7 +134,7 @@ def _open_sqlite(uri):
     path.unlink()
     partial = files.partial(path)
     try:
-        mlflow.MlflowClient(tracking_uri=f"sqlite:///{partial}").search_experiments(max_results=1)
+        mlflow.MlflowClient(tracking_uri=sqlite_uri(partial)).search_experiments(max_results=1)
         try:
             # A link, not a move: a database that another run has just made is not replaced.
             os.link(partial, path)
