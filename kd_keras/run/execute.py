@@ -1,6 +1,7 @@
 """One run from its settings to its table: data, plan, checks, stages, results."""
 
 import contextlib
+import shlex
 
 from kd_keras._compat import distribute
 from kd_keras.run import tracking
@@ -60,13 +61,14 @@ def execute(config: Config, workdir: Workdir, start: float) -> int:
         else:
             made = []
         is_open = any(distribute.gather(session.strategy, len(made)))
-        with tracker.tracked() if is_open else contextlib.nullcontext():
+        is_due = is_open or tracker.is_due
+        with tracker.tracked(is_open) if is_due else contextlib.nullcontext():
             if is_open:
                 with distribute.watch(session.strategy):
                     runner.run()
                 session.print_seconds(start)
             if session.is_chief:
-                _report(runner, workdir, tracker, bool(made))
+                _report(runner, workdir, tracker, bool(made), is_due)
         # The others wait: should the chief stop while it measures, all have to start again to go on.
         distribute.gather(session.strategy, 1)
     return 0
@@ -97,7 +99,7 @@ def _tell_data(session, note) -> None:
         session.console.print(f"data     {note}")
 
 
-def _report(runner, workdir, tracker, is_new) -> None:
+def _report(runner, workdir, tracker, is_new, is_tracked) -> None:
     """Leaves the files that people read, and prints the table."""
     session, store, folder = runner.session, runner.store, workdir.path
     workdir.publish(runner.plan, store)
@@ -115,7 +117,7 @@ def _report(runner, workdir, tracker, is_new) -> None:
             results.draw()
     summary.write(results, rows, is_new)
     report.write([Run(folder)], folder / report.NAME)
-    if is_new:
+    if is_tracked:
         tracker.finish(results, rows)
     _show(results, session, folder, tracker)
 
@@ -141,5 +143,7 @@ def _tell_places(session, folder, tracker) -> None:
         lines["edge"] = f"{folder}/*.tflite"
     if config.tracking.tracker != tracking.NONE:
         lines["compare"] = tracking.module(config.tracking.tracker).how_to_open(tracker.uri, tracker.writer)
+    if not tracker.writer.is_complete:
+        lines["tracking"] = f"not all was taken; later: kd-keras track {shlex.quote(str(folder))} --to=URI"
     for name, text in lines.items():
         session.console.print(f"{name:<8} {text}")

@@ -61,8 +61,8 @@ def test_a_program_ends_while_an_array_is_read():
     code = """
 import numpy as np
 from kd_keras.data import batches
-from kd_keras.arrays import aligned
-from kd_keras.data._sources import NumpySource
+from kd_keras.data.arrays import aligned
+from kd_keras.data.sources import NumpySource
 source = NumpySource(aligned((512, 64, 64, 3)), np.zeros(512))
 iterators = [iter(batches(source, 64, training=True, epochs=10**6)) for _ in range(3)]
 print([next(iterator)[0].shape[0] for iterator in iterators])

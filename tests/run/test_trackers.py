@@ -220,7 +220,8 @@ def test_a_run_that_was_stopped_goes_on_in_its_curves(tmp_path, monkeypatch):
     assert (tmp_path / "first" / "history.csv").read_text().splitlines()[-1].startswith("2,student")
     assert main([*flags, f"--workdir={tmp_path / 'first'}"]) == 0
     # The stages are in the store: only what is measured is made again, and the curves are copied.
-    old = {"parent": client.create_run("1", run_name="old").info.run_id, "student": "0" * 32}
+    place = {key: state["tracking_runs"][key] for key in ("tracker", "uri")}
+    old = {**place, "parent": client.create_run("1", run_name="old").info.run_id}
     (tmp_path / "old").mkdir()
     for name in ("config.json", "workdir.json"):
         (tmp_path / "old" / name).write_text((tmp_path / "first" / name).read_text())
@@ -231,3 +232,29 @@ def test_a_run_that_was_stopped_goes_on_in_its_curves(tmp_path, monkeypatch):
         points = client.get_metric_history(identity, "epochs/student/val_accuracy")
         # The run was stopped before the second epoch's checkpoint: that epoch was trained again, to the same value.
         assert sorted(step for step, _ in {(point.step, point.value) for point in points}) == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_a_run_whose_server_was_down_is_sent_later(tmp_path, capsys):
+    import mlflow
+
+    from kd_keras.run import commands
+    from kd_keras.run.__main__ import main
+
+    folder = tmp_path / "run"
+    flags = [*QUICK, "--teacher=none", "--loss=ce()", "--nobaseline", "--tracking_uri=http://127.0.0.1:9"]
+    assert main(["kd_keras", *flags, f"--workdir={folder}"]) == 0
+    assert f"not all was taken; later: kd-keras track {folder} --to=URI" in " ".join(capsys.readouterr().out.split())
+    made_by = (folder / "environment.json").read_bytes()
+    moved = folder.rename(tmp_path / "moved")
+    uri = f"sqlite:///{tmp_path / 'later.db'}"
+    for _ in range(2):  # the second time there is nothing left to send
+        assert commands.main(["track", str(moved), f"--to={uri}"]) == 0
+        assert "not all was taken" not in capsys.readouterr().out
+    client = mlflow.MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("kd_keras").experiment_id])
+    assert run.info.status == "FINISHED" and "models/student/test_accuracy" in run.data.metrics
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "epochs/student/val_loss")] == [1, 2]
+    assert (moved / "environment.json").read_bytes() == made_by
+    assert commands.main(["track", str(tmp_path), f"--to={uri}"]) == 2
+    assert "holds no finished run" in capsys.readouterr().err

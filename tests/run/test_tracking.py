@@ -1,4 +1,6 @@
 import base64
+import contextlib
+import http.server
 import json
 import math
 import os
@@ -6,6 +8,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zlib
 
@@ -69,6 +72,16 @@ def test_the_default_store_is_absolute(tmp_path, monkeypatch):
     # MLflow's default would be a folder of the current folder.
     assert tracking._artifact_location(uri) == f"file://{tmp_path}/some%20where/mlartifacts"
     assert tracking._artifact_location("http://127.0.0.1:5000") is None
+
+
+@pytest.mark.parametrize("name", ["plain", "some where", "100%20done", "what?x=1", "a#b;c"])
+def test_a_store_lies_in_a_folder_of_any_name(name, tmp_path):
+    uri = tracking.default_uri(tmp_path / name)
+    assert mlflow_link.sqlite_path(uri) == tmp_path / name / "mlflow.db"
+    if name in ("100%20done", "what?x=1"):
+        writer_at(uri).close()
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+        assert (tmp_path / name / "mlflow.db").stat().st_size > 100_000
 
 
 def test_a_run_holds_what_was_written(opened, client, store, tmp_path):
@@ -253,6 +266,78 @@ def test_a_mistake_of_the_program_is_not_hidden(opened, monkeypatch):
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", broken)
     with pytest.raises(TypeError, match="a bug"):
         writer.metrics({"a": 1.0})
+
+
+@contextlib.contextmanager
+def serving(answer):
+    """The address of a server on this machine; ``answer(request)`` answers what it is asked."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            answer(self)
+
+        do_GET = do_POST
+
+        def log_message(self, *args):
+            """Says nothing."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def drips(request):
+    request.send_response(200)
+    request.send_header("Content-Length", "1000")
+    request.end_headers()
+    with contextlib.suppress(OSError):
+        for _ in range(1000):
+            request.wfile.write(b" ")
+            time.sleep(0.05)
+
+
+def asks_for_an_hour(request):
+    request.send_response(503)
+    request.send_header("Retry-After", "3600")
+    request.send_header("Content-Length", "0")
+    request.end_headers()
+
+
+def answers_something_else(request):
+    request.send_response(200)
+    request.send_header("Content-Length", "4")
+    request.end_headers()
+    request.wfile.write(b"null")
+
+
+@pytest.mark.parametrize("answer", [drips, asks_for_an_hour, answers_something_else])
+def test_a_server_that_is_slow_or_none_of_mlflows_holds_nobody_up(answer, warnings, tmp_path, monkeypatch):
+    monkeypatch.setattr(mlflow_link, "_ANSWER", 3.0)
+    with serving(answer) as uri:
+        start = time.monotonic()
+        writer = writer_at(uri)
+        tell_all(writer, tmp_path)
+        assert time.monotonic() - start < 10
+    assert len(warnings) == 1 and "nothing more is tracked" in warnings[0] and not writer.is_complete
+
+
+def test_a_training_does_not_wait_for_a_server(monkeypatch):
+    link, calls = mlflow_link.Link("http://127.0.0.1:1"), []
+    start = time.monotonic()
+    for number in range(5):
+        link.tell(lambda number=number: (time.sleep(0.2), calls.append(number)))
+    assert time.monotonic() - start < 0.2 and not calls
+    link.finish()
+    assert calls == [0, 1, 2, 3, 4] and link.alive
+
+    def broken():
+        raise TypeError("a bug")
+
+    link.tell(broken)
+    with pytest.raises(TypeError, match="a bug"):
+        link.finish()
 
 
 def test_an_artefact_that_is_missing_is_warned_about_and_nothing_else(opened, warnings, client, tmp_path):

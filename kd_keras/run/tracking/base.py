@@ -76,6 +76,11 @@ class NullWriter:
     has_system_metrics: ClassVar[bool] = False
     run_id: str | None = None
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the tracker has taken all that it was told."""
+        return True
+
     def params(self, params: dict) -> None:
         """Logs settings: by name, anything that has a string."""
 

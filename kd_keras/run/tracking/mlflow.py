@@ -66,13 +66,18 @@ class Writer(NullWriter):
 
     has_system_metrics = True
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the store has taken all."""
+        return self.link.alive
+
     def __init__(self, opening: Opening):
         self.run_id = self.experiment_id = self._monitor = None
         self._closed = False
         self.link = mlflow_link.Link(opening.uri)
-        if opening.run_id is None or not self.link.call(self._resume, opening.run_id):
-            self.link.call(self._create, opening)
-        self._params = dict(self.link.call(self._logged_params) or {})
+        if opening.run_id is None or not self.link.ask(self._resume, opening.run_id):
+            self.link.ask(self._create, opening)
+        self._params = dict(self.link.ask(self._logged_params) or {})
         if opening.system_metrics and self.run_id is not None:
             self._measure_system(opening.uri)
 
@@ -156,11 +161,11 @@ class Writer(NullWriter):
         now = int(1000 * time.time())
         for part in _parts(metrics, _METRICS_PER_CALL):
             batch = [Metric(name, value, now, step) for name, value, step in part]
-            self.link.call(self.link.client.log_batch, self.run_id, metrics=batch)
+            self.link.tell(self.link.client.log_batch, self.run_id, metrics=batch)
         for part in _parts(params, _PARAMS_PER_CALL):
-            self.link.call(self.link.client.log_batch, self.run_id, params=[Param(*item) for item in part])
+            self.link.tell(self.link.client.log_batch, self.run_id, params=[Param(*item) for item in part])
         for part in _parts(tags, _PARAMS_PER_CALL):
-            self.link.call(self.link.client.log_batch, self.run_id, tags=[RunTag(*item) for item in part])
+            self.link.tell(self.link.client.log_batch, self.run_id, tags=[RunTag(*item) for item in part])
 
     @property
     def _writes(self) -> bool:
@@ -181,7 +186,7 @@ class Writer(NullWriter):
             logging.warning("MLflow artefact %s does not exist and is left out", path)
             return
         upload = self.link.client.log_artifacts if path.is_dir() else self.link.client.log_artifact
-        self.link.call(upload, self.run_id, str(path), folder)
+        self.link.tell(upload, self.run_id, str(path), folder)
 
     def model(self, model):
         """Logs a model that ``mlflow.pyfunc.load_model`` and ``mlflow models serve`` load."""
@@ -232,7 +237,8 @@ class Writer(NullWriter):
         if self.run_id is not None and not self._closed:
             if self._monitor is not None:
                 self._monitor.finish()
-            self.link.call(self.link.client.set_terminated, self.run_id, status)
+            self.link.tell(self.link.client.set_terminated, self.run_id, status)
+            self.link.finish()
         self._closed = True
 
 

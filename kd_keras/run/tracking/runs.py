@@ -1,6 +1,7 @@
 """The tracking of one run of the command line, the same whenever the run goes on; and ``history.csv``."""
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 
 from kd_keras.run import tracking
@@ -33,11 +34,15 @@ class Tracking(NullWriter):
         self.writer, self._history = NullWriter(), None
 
     @contextlib.contextmanager
-    def tracked(self) -> Iterator[None]:
-        """Opens the tracker's run and ends it: as ``FINISHED``, after a signal as ``KILLED``, else as ``FAILED``."""
+    def tracked(self, trains: bool) -> Iterator[None]:
+        """Opens the tracker's run and ends it: as ``FINISHED``, after a signal as ``KILLED``, else as ``FAILED``.
+
+        Args:
+            trains: whether models are trained here and now.
+        """
         status = "FAILED"
         try:
-            self._open()
+            self._open(trains)
             yield
             status = "FINISHED"
         except KeyboardInterrupt:
@@ -45,15 +50,18 @@ class Tracking(NullWriter):
             raise
         finally:
             self.close(status)
+        if self.writer.run_id is not None:
+            self._keep(is_finished=self.writer.is_complete)
 
-    def _open(self) -> None:
+    def _open(self, trains) -> None:
         """Opens the tracker's run, and tells it the settings, the data and the machine; only the chief does."""
         config, folder = self.config, self._workdir.path
         if not self.session.is_chief:
             return
         machine = environment.environment()
-        tables.write_json(machine, folder / "environment.json")
-        self._history = history.HistoryFile(folder / history.NAME)
+        if trains:
+            tables.write_json(machine, folder / "environment.json")
+            self._history = history.HistoryFile(folder / history.NAME)
         if config.tracking.tracker == tracking.NONE:
             return
         state = self._state
@@ -69,7 +77,7 @@ class Tracking(NullWriter):
         )
         is_new = state.get("parent") != self.writer.run_id or "first_epochs" not in state
         if is_new and self.writer.run_id is not None:
-            self._keep(parent=self.writer.run_id, first_epochs={})
+            self._keep(parent=self.writer.run_id, first_epochs={}, is_finished=False)
         self.writer.params(names.parameters(config))
         self.writer.tags({name: value for name, value in self._tags(machine).items() if value is not None})
         self.writer.datasets(self._datasets())
@@ -81,12 +89,25 @@ class Tracking(NullWriter):
 
     @property
     def _state(self) -> dict:
-        """The run as it was begun; of a run of another tracker nothing."""
+        """The run as it was begun; of one that is tracked elsewhere nothing."""
         state = self._workdir.state.get("tracking_runs", {})
-        return state if state.get("tracker", "mlflow") == self.config.tracking.tracker else {}
+        return state if all(state.get(key) == value for key, value in self._place.items()) else {}
+
+    @property
+    def _place(self) -> dict:
+        """Which tracker, and where: an address may hold a password."""
+        config = self.config.tracking
+        uri = "default" if config.uri is None else hashlib.sha256(config.uri.encode()).hexdigest()[:16]
+        return {"tracker": config.tracker, "uri": uri}
 
     def _keep(self, **values) -> None:
-        self._workdir.update(tracking_runs={"tracker": self.config.tracking.tracker, **self._state, **values})
+        self._workdir.update(tracking_runs={**self._place, **self._state, **values})
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the tracker has still to be told of the results."""
+        is_tracked = self.session.is_chief and self.config.tracking.tracker != tracking.NONE
+        return is_tracked and not self._state.get("is_finished", False)
 
     def _tags(self, machine) -> dict:
         config = self.config
@@ -161,6 +182,7 @@ class Tracking(NullWriter):
         changed = names.changed(self.config)
         text = self._description(results, rows, changed)
         self.writer.describe(text, [name for name in compared if name in figures], list(changed))
+        self.close()
 
     def _catch_up(self, curves) -> None:
         """Logs the epochs that were trained by another run, or before this one was tracked."""

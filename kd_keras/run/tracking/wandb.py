@@ -35,7 +35,7 @@ class Writer(NullWriter):
     def __init__(self, opening: Opening):
         with needs("Weights & Biases", "wandb", "--tracking=wandb"):
             import wandb
-        self._wandb, self._stages, self._closed = wandb, set(), False
+        self._wandb, self._stages, self._closed, self._has_failed = wandb, set(), False, False
         # The console is the run's own, and a run that failed is not to wait for a network.
         settings = {"silent": True, "console": "off", "x_disable_stats": not opening.system_metrics}
         if opening.uri is not None:
@@ -58,6 +58,11 @@ class Writer(NullWriter):
         self.run_id = self._run.id
 
     @property
+    def is_complete(self) -> bool:
+        """Whether nothing has failed."""
+        return not self._has_failed
+
+    @property
     def place(self) -> str:
         """Where the run is seen, or how it is uploaded."""
         return self._run.url or f"wandb sync '{pathlib.Path(self._run.dir).parent}'"
@@ -69,7 +74,7 @@ class Writer(NullWriter):
         try:
             function(*args, **kwargs)
         except (self._wandb.Error, OSError) as error:
-            self._closed = True
+            self._closed = self._has_failed = True
             reason = " ".join(str(error).split())[:200]
             logging.warning("Weights & Biases failed, nothing more is tracked in this run: %s", reason)
 
