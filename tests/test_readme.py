@@ -191,7 +191,7 @@ def test_a_command_of_a_page_is_read(where, words, monkeypatch):
         config.read(["kd_keras.run", *(word for word in arguments if word.startswith("-"))])
     elif name == "sweep":
         sweep.check(["kd_keras.sweep", *arguments])
-    elif name in ("report", "compare"):
+    elif name in ("report", "compare", "track"):
         importlib.import_module(f"kd_keras.run.commands.{name}").parser().parse_args(arguments)
     else:
         assert commands.main([name, *arguments]) == 0

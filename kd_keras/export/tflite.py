@@ -25,6 +25,9 @@ from kd_keras.export import layer_report as layers
 from kd_keras.export.interpreter import Interpreter, load  # noqa: F401
 from kd_keras.export.variants import CALIBRATED, QUANTISED, VARIANTS
 
+# Calibration images that are looked at, and the largest output of a model that can have been trained.
+_SEEN, _MOST = 32, 1e9
+
 
 def convert(model, variant, representative=None, keep_float=(), output=None):
     """Converts a Keras model to a TFLite flatbuffer.
@@ -73,6 +76,8 @@ def convert(model, variant, representative=None, keep_float=(), output=None):
     if keep_float and variant != "int8":
         raise InputError(f"keep_float is for int8, not {variant}")
     model = _with_logits(model, representative, output)
+    if variant in CALIBRATED:
+        _check_outputs(model, variant, representative)
 
     def finish(converter):
         if not keep_float:
@@ -140,6 +145,16 @@ def _with_logits(model, images, output):
     taps = Taps(graph.in_float32(model), "model", output)
     taps.decide(images)
     return taps.logits_model()
+
+
+def _check_outputs(model, variant, images):
+    """Raises InputError of a model that has diverged: converting it to integers can end the process."""
+    largest = float(np.abs(model.predict(images[:_SEEN], verbose=0)).max())
+    if not largest < _MOST:
+        raise InputError(
+            f"TFLite {variant} of {model.name}: its output reaches {largest:.1g} on the calibration images, so its "
+            "training has diverged: lower the learning rate or clip gradients"
+        )
 
 
 def _output(model) -> str | None:

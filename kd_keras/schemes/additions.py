@@ -159,6 +159,8 @@ class _Adding:
         settled = max(1, math.ceil(asked.settled(epochs * per_epoch) / per_epoch))
         options = {} if learning_rate is None else {"learning_rate": learning_rate}
         recipe = common.recipe(facts, config.compress, epochs, keep_from=min(settled, epochs) - 1, **options)
+        # What can't be compressed at all, or not here, is no fault of the losses.
+        facts.taps(wrapped)
         try:
             terms = common.terms(losses, facts, wrapped, teacher, voices=self.plan.voices or common.WHOLE, flag=flag)
         except InputError as error:

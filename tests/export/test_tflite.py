@@ -238,3 +238,12 @@ def test_what_is_no_tflite_file_is_refused(tmp_path):
         tflite.load(tmp_path / "x.tflite")
     with pytest.raises(InputError, match="cannot read"):
         tflite.load(tmp_path / "missing.tflite")
+
+
+def test_a_model_that_has_diverged_is_refused_before_it_is_converted():
+    """Its conversion to integers can end the process: "double free or corruption"."""
+    model = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(3)], name="m")
+    model.layers[-1].kernel.assign(np.full((16, 3), 1e20))
+    images = np.full((12, 4, 4, 1), 100, np.float32) + np.arange(12, dtype=np.float32)[:, None, None, None]
+    with pytest.raises(InputError, match=r"TFLite int8 of m: its output reaches .* has diverged"):
+        tflite.convert(model, "int8", images)
