@@ -18,7 +18,13 @@ from kd_keras.errors import InputError, needs
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted((ROOT / "kd_keras").rglob("*.py"))
 # Names of distributions by the module that is imported, where they differ.
-DISTRIBUTIONS = {"PIL": "pillow", "absl": "absl-py", "sklearn": "scikit-learn", "IPython": "ipython"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "absl": "absl-py",
+    "sklearn": "scikit-learn",
+    "IPython": "ipython",
+    "google": "protobuf",
+}
 
 
 def requirements() -> dict[str, set[str]]:

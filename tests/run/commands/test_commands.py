@@ -73,7 +73,7 @@ def test_a_name_that_several_kinds_have_is_shown_for_each(monkeypatch, capsys):
         (
             ["lst"],
             "kd_keras: unknown name 'lst' in commands: known are compare, completion, describe, evaluate, export, "
-            "list, report, run, sweep (did you mean 'list'?)",
+            "list, report, run, sweep, track (did you mean 'list'?)",
         ),
     ],
 )
