@@ -1,7 +1,13 @@
-"""TensorBoard and Weights & Biases, each with its own package where that is installed."""
+"""Whole runs in MLflow, TensorBoard and Weights & Biases, each with its own package where that is installed."""
 
+import contextlib
 import json
+import os
+import signal
+import socket
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -258,3 +264,50 @@ def test_a_run_whose_server_was_down_is_sent_later(tmp_path, capsys):
     assert (moved / "environment.json").read_bytes() == made_by
     assert commands.main(["track", str(tmp_path), f"--to={uri}"]) == 2
     assert "holds no finished run" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_run_on_an_mlflow_server_with_postgresql(postgresql, tmp_path, capsys):
+    """As docs/tracking.md starts it: the run, its curves, its files and its student are on the server."""
+    import mlflow
+    import numpy as np
+    import requests
+
+    from kd_keras.run.__main__ import main
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    uri = f"http://127.0.0.1:{port}"
+    line = [sys.executable, "-m", "mlflow", "server", f"--backend-store-uri={postgresql}", "--host=127.0.0.1"]
+    line += [f"--port={port}", "--workers=1", f"--artifacts-destination={tmp_path / 'artefacts'}"]
+    with open(tmp_path / "server.log", "wb") as log:
+        server = subprocess.Popen(line, stdout=log, stderr=log, start_new_session=True)
+    try:
+        until = time.monotonic() + 180
+        while True:
+            with contextlib.suppress(requests.ConnectionError):
+                requests.get(f"{uri}/health", timeout=5).raise_for_status()
+                break
+            assert server.poll() is None and time.monotonic() < until, (tmp_path / "server.log").read_text()[-2000:]
+            time.sleep(0.5)
+        flags = [*QUICK, "--teacher=none", "--loss=ce()", "--nobaseline", f"--tracking_uri={uri}"]
+        assert main(["kd_keras", *flags, f"--workdir={tmp_path / 'run'}"]) == 0
+        assert f"{uri}/#/experiments/" in capsys.readouterr().out
+        client = mlflow.MlflowClient(uri)
+        (run,) = client.search_runs([client.get_experiment_by_name("kd_keras").experiment_id])
+        assert run.info.status == "FINISHED" and run.data.metrics["models/student/test_accuracy"] > 0
+        points = client.get_metric_history(run.info.run_id, "epochs/student/val_loss")
+        assert [point.step for point in points] == [1, 2]
+        assert "results.json" in [file.path for file in client.list_artifacts(run.info.run_id)]
+        mlflow.set_tracking_uri(uri)
+        (model,) = mlflow.search_logged_models(
+            [run.info.experiment_id], filter_string=f"source_run_id = '{run.info.run_id}'", output_format="list"
+        )
+        student = mlflow.pyfunc.load_model(model.model_uri)
+        assert np.isfinite(student.predict(np.zeros((2, 8, 8, 1), np.uint8))).all()
+    finally:
+        mlflow.set_tracking_uri(None)
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(60)

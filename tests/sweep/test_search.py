@@ -5,11 +5,9 @@ import json
 import math
 import os
 import pathlib
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import types
 
@@ -442,29 +440,6 @@ def test_minutes_end_a_search_and_the_same_command_goes_on(tmp_path, capsys):
     assert "stopped, as --minutes are over" in capsys.readouterr().out
     assert sweep.main(command(root, "--trials=2")) == 0
     assert summary_of(root)["trials"]["complete"] == 2
-
-
-@pytest.fixture
-def postgresql():
-    """The URL of a database on a real server."""
-    pytest.importorskip("psycopg", reason="no driver: pip install 'psycopg[binary]'")
-    if shutil.which("initdb") is None or shutil.which("pg_ctl") is None:
-        pytest.skip("no PostgreSQL server on the PATH")
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="kd_keras_pg_"))
-    # It refuses to be run as root.
-    who = {"user": "nobody"} if os.geteuid() == 0 else {}
-    if who:
-        shutil.chown(folder, "nobody")
-
-    def run(*words):
-        subprocess.run(words, check=True, cwd=folder, stdout=subprocess.DEVNULL, **who)
-
-    data = str(folder / "data")
-    run("initdb", "-D", data, "-A", "trust", "-U", "kd")
-    run("pg_ctl", "-D", data, "-w", "-l", str(folder / "log"), "-o", f"-c listen_addresses='' -k {folder}", "start")
-    yield f"postgresql+psycopg://kd:secret@/postgres?host={folder}"
-    run("pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
-    shutil.rmtree(folder)
 
 
 @pytest.mark.slow
