@@ -21,6 +21,7 @@ import pytest
 
 from kd_keras.errors import InputError
 from kd_keras.run import commands, config
+from kd_keras.run.commands import check_data
 from kd_keras.sweep import __main__ as sweep
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -193,6 +194,8 @@ def test_a_command_of_a_page_is_read(where, words, monkeypatch):
         sweep.check(["kd_keras.sweep", *arguments])
     elif name in ("report", "compare", "track"):
         importlib.import_module(f"kd_keras.run.commands.{name}").parser().parse_args(arguments)
+    elif name == "check-data":
+        config.read(["kd_keras.run", *check_data.parser().parse_known_args(arguments)[1]])
     else:
         assert commands.main([name, *arguments]) == 0
 

@@ -108,6 +108,7 @@ def every_data_set() -> list[data.Splits]:
     data.Views(memory, 2)
     assert_type(data.Digits().num_classes, int)
     assert_type(data.doubts(data.Digits()), list[str])
+    assert_type(data.lookalikes(data.Digits()), list[str])
     return [
         data.CIFAR10(),
         data.CIFAR100(coarse=True),

@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = _lazy.exports(
         "augmentations": "augment",
         "batches": "pipeline",
         "doubts": "overlaps",
+        "lookalikes": "likeness",
         "join": "missing_labels",
         "keep_labels": "missing_labels",
         "labelled": "missing_labels",

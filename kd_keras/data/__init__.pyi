@@ -8,6 +8,7 @@ from kd_keras.data.digit_pairs import DigitPairs as DigitPairs
 from kd_keras.data.digits import Digits as Digits
 from kd_keras.data.fashion_mnist import FashionMNIST as FashionMNIST
 from kd_keras.data.folder import Folder as Folder
+from kd_keras.data.likeness import lookalikes as lookalikes
 from kd_keras.data.medmnist import MedMNIST as MedMNIST
 from kd_keras.data.missing_labels import join as join
 from kd_keras.data.missing_labels import keep_labels as keep_labels

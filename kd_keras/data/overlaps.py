@@ -14,12 +14,12 @@ def doubts(splits: Splits) -> list[str]:
     that differ in case, in spaces or in the form of their Unicode only.
 
     Images are equal where their digests are: the bytes of their files, or their pixels where they come from no file of
-    their own. Near duplicates are not looked for.
+    their own. Near duplicates: `likeness`.
     """
     sources = {name: getattr(splits, name) for name in ("train", "val", "test")}
     if splits.unlabelled is not None:
         sources["unlabelled"] = splits.unlabelled
-    digests = {name: _sortable(source.digests) for name, source in sources.items()}
+    digests = {name: sortable(source.digests) for name, source in sources.items()}
     sentences = []
     for held_out in ("test", "val"):
         for name in ("train", "unlabelled", "val"):
@@ -27,7 +27,7 @@ def doubts(splits: Splits) -> list[str]:
                 continue
             shared = np.flatnonzero(np.isin(digests[held_out], digests[name]))
             if len(shared):
-                which = _listed(sources[held_out], shared)
+                which = listed(sources[held_out], shared)
                 sentences.append(
                     f"{len(shared)} of the {len(sources[held_out])} {held_out} images are in {name} too ({which}): "
                     f"figures of the {held_out} split are too good; remove these images from one of the two"
@@ -74,11 +74,12 @@ def _twins(names) -> list[str]:
     return [f"the classes {told} differ in case, spaces or Unicode form only: merge them if they are one"]
 
 
-def _sortable(digests: np.ndarray) -> np.ndarray:
+def sortable(digests: np.ndarray) -> np.ndarray:
     """Digests (N, 16) uint8 as (N,) values that can be sorted."""
     return np.ascontiguousarray(digests).view("V16").ravel()
 
 
-def _listed(source, rows) -> str:
+def listed(source, rows) -> str:
+    """Names of the first of a source's rows, and how many there are more."""
     names = ", ".join(source.name_of(int(row)) for row in rows[:_NAMED])
     return names + (f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else "")

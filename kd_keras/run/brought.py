@@ -20,8 +20,8 @@ from kd_keras.run.session import Session
 from kd_keras.run.settings import make, read_flags
 from kd_keras.schemes.plan import Export
 
-# A run of this kind trains nothing.
-_NO_TRAINING = {"teacher": "none", "loss": "ce()", "baseline": "false", "tracking": "none"}
+#: Settings of a run that trains nothing.
+NO_TRAINING = {"teacher": "none", "loss": "ce()", "baseline": "false", "tracking": "none"}
 
 
 def evaluate(argv: Sequence[str]) -> None:
@@ -92,9 +92,9 @@ def _paths(argv, command, endings):
 
 def _texts(path, flags, folder) -> dict[str, str]:
     own = {"student_from": str(path), "workdir": folder, "export": "none"}
-    if clash := sorted({*_NO_TRAINING, "student_from", "workdir"} & set(flags)):
+    if clash := sorted({*NO_TRAINING, "student_from", "workdir"} & set(flags)):
         raise InputError(f"--{clash[0]} has no meaning for a model that is not trained: leave it out")
-    return {**_NO_TRAINING, **own, **flags}
+    return {**NO_TRAINING, **own, **flags}
 
 
 def _of_model(path, flags, folder) -> tuple[dict, str]:
@@ -109,7 +109,7 @@ def _of_model(path, flags, folder) -> tuple[dict, str]:
 
 def _of_file(path, flags, folder) -> tuple[dict, str]:
     """The row of a ``.tflite`` file, of this package or of another."""
-    session = Session(make(Config, {**_NO_TRAINING, **flags, "workdir": folder}))
+    session = Session(make(Config, {**NO_TRAINING, **flags, "workdir": folder}))
     splits, file = session.splits, tflite.load(path)
     outputs = {}
     for name, source in (("val", splits.val), ("test", splits.test)):

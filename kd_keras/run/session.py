@@ -46,6 +46,7 @@ class Session:
         console: where progress is printed.
         precision: what ``auto`` was resolved to when the run was begun, or None.
         splits: the data, where they are not what ``--data`` names.
+        tells_doubts: whether what is doubtful in the data is warned of.
 
     Attributes:
         progress: shows how far the run is.
@@ -57,7 +58,14 @@ class Session:
         InputError: the data or the machine can't be used as asked.
     """
 
-    def __init__(self, config: Config, console: Console | None = None, precision: str | None = None, splits=None):
+    def __init__(
+        self,
+        config: Config,
+        console: Console | None = None,
+        precision: str | None = None,
+        splits=None,
+        tells_doubts=True,
+    ):
         self.config = config
         settings = config.hardware
         if settings.threads is not None:
@@ -82,7 +90,7 @@ class Session:
             tf.config.experimental.enable_op_determinism()
         _check_parts(config)
         self.splits = splits or _read_data(config)
-        for sentence in datasets.doubts(self.splits):
+        for sentence in datasets.doubts(self.splits) if tells_doubts else ():
             logging.warning("%s", sentence)
         #: Seconds of this process by what they went into.
         self.seconds = collections.Counter()

@@ -32,19 +32,19 @@ def main(argv: list[str] | None = None) -> int:
 
 def names() -> list[str]:
     """Names of all commands, sorted."""
-    return sorted(path.stem for path in _FOLDER.glob("*.py") if not path.stem.startswith("_"))
+    return sorted(path.stem.replace("_", "-") for path in _FOLDER.glob("*.py") if not path.stem.startswith("_"))
 
 
 def help_text() -> str:
     """What ``kd-keras --help`` prints: the commands and what each does."""
     lines = ["Knowledge distillation for Keras.", "", "  kd-keras COMMAND [ARGUMENTS …]", "  kd-keras --version", ""]
     for name in names():
-        docstring = ast.get_docstring(ast.parse((_FOLDER / f"{name}.py").read_text(encoding="utf-8")))
-        lines.append(f"  {name:<10}{docstring.splitlines()[0]}")
+        docstring = ast.get_docstring(ast.parse((_FOLDER / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")))
+        lines.append(f"  {name:<11}{docstring.splitlines()[0]}")
     return "\n".join([*lines, "", "kd-keras run --help and kd-keras sweep --help print their flags."])
 
 
 def _load(name: str):
     if name not in names():
         raise InputError(spec.unknown(name, "commands", names()))
-    return importlib.import_module(f"{__name__}.{name}")
+    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")

@@ -72,8 +72,8 @@ def test_a_name_that_several_kinds_have_is_shown_for_each(monkeypatch, capsys):
         ),
         (
             ["lst"],
-            "kd_keras: unknown name 'lst' in commands: known are compare, completion, describe, evaluate, export, "
-            "list, report, run, sweep, track (did you mean 'list'?)",
+            "kd_keras: unknown name 'lst' in commands: known are check-data, "
+            "compare, completion, describe, evaluate, export, list, report, run, sweep, track (did you mean 'list'?)",
         ),
     ],
 )
