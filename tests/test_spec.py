@@ -151,7 +151,7 @@ def test_never_evaluates(text, tmp_path):
         (
             "data",
             {"arrays", "augment", "carving", "cifar_files", "decoding", "downloads", "fingerprints", "image_files"}
-            | {"label_tables", "missing_labels", "order", "overlaps", "pipeline", "sources"},
+            | {"label_tables", "likeness", "missing_labels", "order", "overlaps", "pipeline", "sources"},
         ),
         ("compress", {"base", "bridge", "copied_layers", "learned_ranges", "wrapped"}),
     ],
